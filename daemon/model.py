@@ -1,0 +1,123 @@
+"""Plain values that everything else passes around. No I/O.
+
+NamedTuples rather than dataclasses: ``dataclasses`` imports ``inspect``, which costs every attempt
+some milliseconds of its start.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
+
+
+class Outcome(StrEnum):
+    """What an attempt came to."""
+
+    SUCCESS = "success"
+    REJECTED = "rejected"
+    ERROR = "error"
+    THROTTLED = "throttled"
+    BLOCKED = "blocked"
+    RELEASED = "released"
+    LOST = "lost"
+
+
+class Result(NamedTuple):
+    """An outcome and what came with it; made by the executor and the attempt, read by settle.
+
+    ``status`` is the status the agent asks for (a claim, checked by lifecycle), ``retry_after``
+    seconds, ``add_tasks`` new tasks in the queue's own form, ``changes`` further keys of the task
+    to write (``branch``).
+    """
+
+    outcome: Outcome
+    note: str = ""
+    status: str | None = None
+    retry_after: float | None = None
+    add_tasks: tuple[dict[str, Any], ...] = ()
+    artifacts: tuple[str, ...] = ()
+    usage: Mapping[str, float] | None = None
+    changes: Mapping[str, Any] | None = None
+
+
+class Lease(NamedTuple):
+    """The exclusive, expiring, fenced right to make an attempt: DESIGN's fields, in file order.
+
+    Times are RFC 3339 in UTC. ``heartbeat_boottime`` is CLOCK_BOOTTIME in seconds, which a stepped
+    wall clock does not move; it counts where ``boot_id`` is the reader's own. ``unit`` is the
+    transient systemd unit of the attempt ("" where there is none), ``sessions`` the session ids
+    that its tree was seen in.
+    """
+
+    task_id: str
+    role: str
+    owner: str
+    started_at: str
+    ttl_seconds: float
+    heartbeat_at: str
+    token: int = 0
+    attempt: int = 1
+    host: str = ""
+    machine_id: str = ""
+    boot_id: str = ""
+    pid_namespace: str = ""
+    pid: int = 0
+    pid_started: int = 0
+    heartbeat_boottime: float = 0.0
+    unit: str = ""
+    sessions: tuple[int, ...] = ()
+
+
+class Move(NamedTuple):
+    """One state change, as events and logs tell it. ``seconds``: how long the attempt took."""
+
+    task_id: str
+    role: str
+    source: str
+    target: str
+    why: str
+    outcome: str = ""
+    attempt: int = 0
+    token: int = 0
+    seconds: float | None = None
+
+
+class Claim(NamedTuple):
+    """A task that was won: its lease, its document as it stood then, where its files go."""
+
+    lease: Lease
+    task: dict[str, Any]
+    run_dir: str
+    moves: tuple[Move, ...]
+
+
+def format_time(seconds: float) -> str:
+    """Seconds since the epoch as RFC 3339 in UTC, to the millisecond."""
+    text = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+    return text.removesuffix("+00:00") + "Z"
+
+
+def parse_time(text: object) -> float | None:
+    """Seconds since the epoch, or None for what is no time. A time without a zone is UTC."""
+    if not isinstance(text, str):
+        return None
+    try:
+        time = datetime.fromisoformat(text)
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def is_task_id(value: object) -> bool:
+    """Whether it matches the pattern of ids and forms a valid git ref (git-check-ref-format)."""
+    return (
+        isinstance(value, str)
+        and ID_PATTERN.fullmatch(value) is not None
+        and ".." not in value
+        and not value.endswith((".", ".lock"))
+    )
