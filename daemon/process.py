@@ -47,6 +47,15 @@ def every() -> list[Stat]:
     return [found for pid in pids if (found := stat(pid))]
 
 
+def has_children() -> bool:
+    """Whether this process has any child, ended ones included; cheaper than looking for them."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
 def is_alive(pid: int, started: int) -> bool:
     """Whether exactly this process still runs. A zombie has ended."""
     found = stat(pid) if pid > 0 else None

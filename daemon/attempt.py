@@ -1,0 +1,339 @@
+"""One attempt, a process of its own: it owns its lease from start to settle.
+
+``python -m daemon.attempt`` reads its brief (one JSON object) from standard input; only a worker
+starts it. Its exit status tells the worker how it ended: 0, or 1 for an error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+import time
+from typing import Any, NamedTuple
+
+from daemon import environment, evidence, executor, process, prompt
+from daemon.config import Config, Role, from_json
+from daemon.errors import ConfigError, LeaseLost, QueueUnreadable, RolecallError
+from daemon.launch import DEFERRED, marker
+from daemon.log import Log
+from daemon.model import Lease, Outcome, Result
+from daemon.queue.file import FileQueue
+from daemon.wake import Signals, wait
+
+EXIT_THROTTLED, EXIT_MISCONFIGURED = 75, 78  # EX_TEMPFAIL, EX_CONFIG of sysexits.h
+RETRY = 1.0  # seconds between tries of a renewal or a settling write that failed
+MARGIN = 0.2  # of the ttl: an attempt that could not renew ends its tree this early
+PLACEHOLDER = re.compile(
+    r"\{(task_id|role|attempt|prompt|prompt_file|result_file|worktree|workspace)\}"
+)
+
+
+class Brief(NamedTuple):
+    """What the worker hands over."""
+
+    config: Config
+    lease: Lease
+    task: dict[str, Any]
+    run_dir: str
+    env: dict[str, str]
+    unit: str
+    unit_log: str
+
+    @property
+    def role(self) -> Role:
+        """The role that the attempt is made in."""
+        return self.config.roles[self.lease.role]
+
+
+def read_brief(text: str) -> Brief:
+    """The brief, out of the JSON that launch wrote."""
+    facts = json.loads(text)
+    lease = facts.pop("lease")
+    return Brief(
+        config=from_json(facts.pop("config")),
+        lease=Lease(**{**lease, "sessions": tuple(lease["sessions"])}),
+        **facts,
+    )
+
+
+class Stop:
+    """The wish of the worker, the supervisor or a person that the attempt should end."""
+
+    def __init__(self, signals: Signals) -> None:
+        self.fd = signals.fd
+        self._signals = signals
+        self._asked = False
+
+    def asked(self) -> bool:
+        """Whether somebody asked; stays true."""
+        self._asked = self._asked or bool(self._signals.taken())
+        return self._asked
+
+
+class Attempt:
+    """The steps of one attempt, in the order of ``work``."""
+
+    def __init__(self, brief: Brief, queue: FileQueue, log: Log, stop: Stop) -> None:
+        self.brief, self.queue, self.log, self.stop = brief, queue, log, stop
+        self.role, self.config, self.lease = brief.role, brief.config, brief.lease
+        self.deadline = time.monotonic() + self.role.timeout
+        self.renewed = time.monotonic()
+        self.marker = marker(brief.run_dir)
+        self.cwd = self.config.workspace
+        self.changes: dict[str, Any] = {}
+
+    def run(self) -> Outcome:
+        """Take the lease over, do the work, settle; returns what it came to."""
+        try:
+            me = process.identity()
+            self.lease = self.queue.take_over(self.lease, me, self.brief.unit)
+            self.renewed = time.monotonic()
+            try:
+                result = self.work()
+            except LeaseLost:
+                raise
+            except (ConfigError, prompt.PromptError) as error:
+                result = Result(Outcome.BLOCKED, "; ".join(p.what for p in error.problems))
+            except (RolecallError, OSError) as error:
+                result = Result(Outcome.ERROR, str(error).removeprefix("error: "))
+            return self.settle(result)
+        except LeaseLost as lost:
+            name = f"{self.lease.task_id} (token {self.lease.token})"
+            self.log.say(f"{name}: lost, nothing was written: {lost.problems[0].what}", "warning")
+            return Outcome.LOST
+
+    def work(self) -> Result:
+        """Prompt, worktree, agent, result, evidence, gates."""
+        if not self.role.agent:
+            return Result(Outcome.BLOCKED, f"role {self.role.name} has no agent")
+        self.prepare_worktree()
+        prompt_text = self.write_prompt()
+        before = self.look() if self.role.evidence else None
+        result = self.run_agent(prompt_text)
+        if result.outcome is Outcome.SUCCESS and before is not None and self.look() == before:
+            result = result._replace(
+                outcome=Outcome.ERROR, note="no evidence: the agent changed nothing"
+            )
+        if result.outcome is Outcome.SUCCESS:
+            result = self.run_gates(result)
+        return result._replace(changes=self.changes)
+
+    def prepare_worktree(self) -> None:
+        """The task's own worktree, where the role wants one."""
+        if self.role.worktree:
+            from daemon import worktree  # noqa: PLC0415  # only roles with a worktree pay for it
+
+            path = os.path.join(self.config.paths.worktrees, self.lease.task_id)
+            self.changes["branch"] = worktree.prepare(
+                self.config.workspace, path, self.lease.task_id
+            )
+            self.cwd = path
+
+    def look(self) -> object:
+        """What the working directory holds, for evidence."""
+        from daemon import worktree  # noqa: PLC0415  # only roles with evidence pay for it
+
+        return worktree.state(self.cwd, evidence.own_paths(self.config))
+
+    def write_prompt(self) -> str:
+        """Render the prompt and put it, and the task, into the run's folder."""
+        task_json = json.dumps(self.brief.task, indent=2, ensure_ascii=False)
+        path = self.role.prompt or prompt.default_path(self.config.paths.prompts, self.role.name)
+        template = prompt.read(path, required=self.role.prompt is not None)
+        values = {
+            "task": self.brief.task,
+            "task_json": task_json,
+            "role": self.role.name,
+            "attempt": self.lease.attempt,
+            "workspace": self.config.workspace,
+            "worktree": self.cwd,
+            "result_file": self.file("result.json"),
+            "task_file": self.file("task.json"),
+        }
+        text = prompt.render(template, values, path)
+        evidence.write_new(self.brief.run_dir, "task.json", task_json + "\n")
+        evidence.write_new(self.brief.run_dir, "prompt.md", text)
+        return text
+
+    def file(self, name: str) -> str:
+        """A file of the run's folder."""
+        return os.path.join(self.brief.run_dir, name)
+
+    def run_agent(self, prompt_text: str) -> Result:
+        """Run the agent's program and weigh its exit status and its result file."""
+        role = self.role
+        extra = environment.read_env_file(role.env_file) if role.env_file else {}
+        passed = {key: self.brief.env[key] for key in role.pass_env if key in self.brief.env}
+        env = {**self.environment(), **passed, **extra, **role.env, **self.rolecall()}
+        ended = self.execute(
+            self.arguments(prompt_text),
+            env,
+            prompt_text.encode() if role.prompt_via == "stdin" else b"",
+            ("stdout.log", "stderr.log"),
+            environment.secrets(passed, extra),
+        )
+        if ended.why == "not started":
+            return Result(Outcome.BLOCKED, f"the agent cannot be started: {ended.note}")
+        if ended.why != "exited":
+            return self.cut_short(ended, "the agent")
+        try:
+            said = evidence.read_result(self.brief.run_dir)
+        except RolecallError as error:
+            return Result(Outcome.ERROR, f"result file: {error.problems[0].what}")
+        return judge(ended.status or 0, said)
+
+    def environment(self) -> dict[str, str]:
+        """What the agent and the gates have in common."""
+        base = environment.base(self.brief.env)
+        if self.role.worktree:
+            from daemon import worktree  # noqa: PLC0415  # only roles with a worktree pay for it
+
+            base |= worktree.identity(self.cwd)
+        return base
+
+    def rolecall(self) -> dict[str, str]:
+        """The variables of ours."""
+        return {
+            "ROLECALL_TASK_ID": self.lease.task_id,
+            "ROLECALL_ROLE": self.role.name,
+            "ROLECALL_ATTEMPT": str(self.lease.attempt),
+            "ROLECALL_TOKEN": str(self.lease.token),
+            "ROLECALL_TASK_FILE": self.file("task.json"),
+            "ROLECALL_RESULT_FILE": self.file("result.json"),
+            "ROLECALL_QUEUE": self.config.queue,
+            "ROLECALL_WORKSPACE": self.config.workspace,
+        }
+
+    def arguments(self, prompt_text: str) -> tuple[str, ...]:
+        """The agent's argument list: each ``{name}`` is filled in, no shell is involved."""
+        values = {
+            "task_id": self.lease.task_id,
+            "role": self.role.name,
+            "attempt": str(self.lease.attempt),
+            "prompt": prompt_text,
+            "prompt_file": self.file("prompt.md"),
+            "result_file": self.file("result.json"),
+            "worktree": self.cwd,
+            "workspace": self.config.workspace,
+        }
+        template = (*self.role.command, *self.role.args)
+        given = [PLACEHOLDER.sub(lambda match: values[match[1]], each) for each in template]
+        name = {"argument": "prompt", "file": "prompt_file"}.get(self.role.prompt_via, "")
+        if name and not any(f"{{{name}}}" in each for each in template):
+            given.append(values[name])
+        return tuple(given)
+
+    def run_gates(self, result: Result) -> Result:
+        """Each gate must pass. They run code that an agent wrote, and so get no credentials."""
+        env = {**self.environment(), **self.role.env, **self.rolecall()}
+        for number, gate in enumerate(self.role.gates, 1):
+            log = f"gate-{number}.log"
+            ended = self.execute(gate, env, b"", (log, log), ())
+            name = " ".join(gate)
+            if ended.why == "not started":
+                return Result(Outcome.BLOCKED, f"gate {name!r} cannot be started: {ended.note}")
+            if ended.why != "exited":
+                return self.cut_short(ended, f"gate {name!r}")
+            if ended.status:
+                note = f"gate {name!r} failed with exit status {ended.status}: {self.file(log)}"
+                return Result(Outcome.REJECTED, note, usage=result.usage)
+        return result
+
+    def cut_short(self, ended: executor.Ended, what: str) -> Result:
+        """What a run that did not end by itself comes to."""
+        if ended.why == "stopped":
+            return Result(Outcome.RELEASED, "stopped")
+        return Result(Outcome.ERROR, f"{what} timed out after {self.role.timeout:g} s")
+
+    def execute(
+        self,
+        argv: tuple[str, ...],
+        env: dict[str, str],
+        stdin: bytes,
+        logs: tuple[str, str],
+        secrets: tuple[str, ...],
+    ) -> executor.Ended:
+        """Run one program of the attempt; its whole tree is dead when this returns."""
+        run = executor.Run(
+            argv=argv,
+            env=env,
+            cwd=self.cwd,
+            stdin=stdin,
+            stdout=self.file(logs[0]),
+            stderr=self.file(logs[1]),
+            secrets=secrets,
+            deadline=self.deadline,
+            kill_grace=self.role.kill_grace,
+            marker=self.marker,
+        )
+        return executor.execute(run, self.tick, self.stop)
+
+    def tick(self) -> float:
+        """Renew the lease; returns the seconds until it is due again. Raises LeaseLost."""
+        try:
+            self.lease = self.queue.renew(self.lease, executor.sessions())
+            self.renewed = time.monotonic()
+        except LeaseLost:
+            raise
+        except (OSError, RolecallError) as error:
+            left = self.renewed + self.role.lease_ttl * (1 - MARGIN) - time.monotonic()
+            self.log.once("renew", f"{self.lease.task_id}: cannot renew the lease: {error}")
+            if left <= 0:
+                raise LeaseLost("the lease could not be renewed before it ran out") from error
+            return min(RETRY, left)
+        self.log.once("renew", "")
+        return self.role.heartbeat
+
+    def settle(self, result: Result) -> Outcome:
+        """Write what it came to. A queue that cannot be written now is waited for."""
+        due = 0.0
+        while True:
+            try:
+                for move in self.queue.settle(self.lease, result):
+                    self.log.move(move)
+                return result.outcome
+            except LeaseLost:
+                raise
+            except (OSError, RolecallError) as error:
+                unreadable = isinstance(error, QueueUnreadable)
+                level = "warning" if unreadable else "error"
+                self.log.once("settle", f"{self.lease.task_id}: cannot settle yet: {error}", level)
+            if time.monotonic() >= due:
+                due = time.monotonic() + self.tick()
+            wait((), RETRY)
+
+
+def judge(status: int, said: Result | None) -> Result:
+    """An exit status and what the agent says of itself, together: the worse one counts."""
+    result = said or Result(Outcome.SUCCESS)
+    if status == 0 or result.outcome in {Outcome.BLOCKED, Outcome.REJECTED, Outcome.THROTTLED}:
+        return result
+    known = {EXIT_THROTTLED: Outcome.THROTTLED, EXIT_MISCONFIGURED: Outcome.BLOCKED}
+    told = f"the agent ended with exit status {status}" if status > 0 else (
+        f"the agent was ended by signal {-status}"
+    )
+    note = f"{told}: {result.note}" if result.note else told
+    return result._replace(outcome=known.get(status, Outcome.ERROR), note=note, add_tasks=())
+
+
+def main() -> int:
+    """Wire one attempt and run it."""
+    signals = Signals(*DEFERRED)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, DEFERRED)
+    with open(0, encoding="utf-8") as stdin:
+        brief = read_brief(stdin.read())
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    executor.become_subreaper()
+    log = Log(
+        brief.config.paths.logs, brief.lease.role, brief.lease.owner, unit=brief.unit_log
+    )
+    attempt = Attempt(brief, FileQueue(brief.config), log, Stop(signals))
+    return 1 if attempt.run() is Outcome.ERROR else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

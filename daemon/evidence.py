@@ -1,0 +1,113 @@
+"""What an attempt leaves behind that can be looked at: its run's folder, its result file."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from typing import Any
+
+from daemon.config import Config
+from daemon.errors import RolecallError
+from daemon.model import Outcome, Result
+
+RESULT_BYTES = 1024 * 1024
+YEAR = 366 * 86400.0  # no provider's reset is further away, and times stay representable
+# What an agent may say of itself; lost and released are not its to say.
+SAYABLE = {
+    each.value: each
+    for each in (
+        Outcome.SUCCESS,
+        Outcome.REJECTED,
+        Outcome.ERROR,
+        Outcome.THROTTLED,
+        Outcome.BLOCKED,
+    )
+}
+KEYS = {"outcome", "status", "note", "artifacts", "add_tasks", "retry_after", "usage"}
+
+
+def write_new(folder: str, name: str, text: str) -> None:
+    """Write a file of the run's folder that must not be there yet; links are not followed."""
+    where = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(name, flags, 0o600, dir_fd=where), "w", encoding="utf-8") as file:
+            file.write(text)
+    finally:
+        os.close(where)
+
+
+def read_result(folder: str) -> Result | None:
+    """What the agent says of itself; None where it says nothing.
+
+    Raises RolecallError for what is no regular file, is too large, or has not the form of one.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(os.path.join(folder, "result.json"), flags)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RolecallError(f"it cannot be opened: {error.strerror}") from error
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise RolecallError("it is no regular file")
+        data = file.read(RESULT_BYTES + 1)
+    if len(data) > RESULT_BYTES:
+        raise RolecallError("it is larger than 1 MiB")
+    try:
+        said = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise RolecallError(f"it is not JSON: {error}") from error
+    return parse_result(said)
+
+
+def parse_result(said: Any) -> Result:
+    """The result that a JSON value stands for. Raises RolecallError."""
+    if not isinstance(said, dict):
+        raise RolecallError("it is no JSON object")
+    unknown = sorted(set(said) - KEYS)
+    if unknown:
+        raise RolecallError(f"unknown key {unknown[0]!r}")
+    outcome, status = said.get("outcome", "success"), said.get("status")
+    if outcome not in SAYABLE:
+        raise RolecallError(f"outcome is none of {', '.join(SAYABLE)}")
+    note, retry_after = said.get("note") or "", said.get("retry_after")
+    artifacts, add_tasks = said.get("artifacts") or [], said.get("add_tasks") or []
+    usage = said.get("usage") or {}
+    checks = (
+        ("status", status is None or isinstance(status, str), "a string"),
+        ("note", isinstance(note, str), "a string"),
+        ("retry_after", retry_after is None or _is_amount(retry_after, YEAR), "seconds, 0 to a year"),
+        ("artifacts", _is_list_of(artifacts, str), "a list of strings"),
+        ("add_tasks", _is_list_of(add_tasks, dict), "a list of tasks"),
+        ("usage", isinstance(usage, dict) and all(map(_is_amount, usage.values())), "numbers"),
+    )
+    for key, holds, wanted in checks:
+        if not holds:
+            raise RolecallError(f"{key} wants {wanted}")
+    return Result(
+        SAYABLE[outcome],
+        note=note[:2000],
+        status=status,
+        retry_after=retry_after,
+        add_tasks=tuple(add_tasks),
+        artifacts=tuple(artifacts),
+        usage=usage or None,
+    )
+
+
+def _is_amount(value: object, most: float = float("inf")) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
+
+
+def _is_list_of(value: object, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(each, kind) for each in value)
+
+
+def own_paths(config: Config) -> tuple[str, ...]:
+    """Our own paths below the workspace: they are never evidence."""
+    ours = (*config.paths, config.queue_file)
+    relative = (os.path.relpath(path, config.workspace) for path in ours)
+    return tuple(path for path in relative if not path.startswith(".."))

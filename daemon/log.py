@@ -1,0 +1,130 @@
+"""State changes, each told once: a line for a person, a JSON object for a program.
+
+Under a journal the line goes to it (its own fields carry the rest); elsewhere to
+``<role>.log`` and ``events.jsonl`` in the logs' folder. A full disk stops no worker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+from daemon.model import Move, format_time
+
+ROTATE_BYTES = 5 * 1024 * 1024  # one older file is kept beside the present one
+JOURNAL = "/run/systemd/journal/socket"
+PRIORITIES = {"error": 3, "warning": 4, "info": 6}
+
+
+def escape(text: str) -> str:
+    """Control characters made visible: titles and remote output must not drive a terminal."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def _append(path: str, line: str) -> None:
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(path, flags, 0o600)
+        try:
+            # One write a line: several processes append to one file.
+            os.write(descriptor, line.encode(errors="backslashreplace"))
+            if os.fstat(descriptor).st_size > ROTATE_BYTES:
+                os.rename(path, path + ".1")
+                if os.path.samestat(os.fstat(descriptor), os.fstat(2)):
+                    fresh = os.open(path, flags, 0o600)
+                    os.dup2(fresh, 2)
+                    os.close(fresh)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return
+
+
+class Log:
+    """Where one worker or attempt tells what happens. ``form``: text or json, on stderr."""
+
+    def __init__(
+        self, folder: str, role: str, owner: str, *, form: str = "text", unit: str = ""
+    ) -> None:
+        self._file = os.path.join(folder, f"{role}.log")
+        self._events = os.path.join(folder, "events.jsonl")
+        self._owner, self._form, self._unit = owner, form, unit
+        self._said: dict[str, str] = {}
+        stream = os.environ.get("JOURNAL_STREAM", "").partition(":")
+        try:
+            found = os.fstat(2)
+            self._journal = (str(found.st_dev), str(found.st_ino)) == (stream[0], stream[2])
+            self._stderr_is_file = os.path.exists(self._file) and os.path.samestat(
+                found, os.stat(self._file)
+            )
+        except OSError:
+            self._journal = self._stderr_is_file = False
+
+    def move(self, move: Move) -> None:
+        """Tell one state change of one task."""
+        facts = {key: value for key, value in move._asdict().items() if value not in ("", None, 0)}
+        for ours, public in (("task_id", "task"), ("source", "from"), ("target", "to")):
+            if ours in facts:
+                facts[public] = facts.pop(ours)
+        text = f"{move.task_id}: {move.source} -> {move.target}"
+        details = [move.outcome and f"{move.outcome}", f"attempt {move.attempt}" * bool(move.attempt)]
+        details += [f"token {move.token}" * bool(move.token)]
+        if move.seconds is not None:
+            details.append(f"{move.seconds:.1f} s")
+        told = ", ".join(detail for detail in details if detail)
+        text += f" ({told})" * bool(told) + f": {move.why}" * bool(move.why)
+        self.say(text, **facts)
+
+    def say(self, text: str, level: str = "info", **facts: Any) -> None:
+        """Tell something else that changed: started, stopping, a queue that cannot be read."""
+        now = format_time(time.time())
+        role = os.path.basename(self._file)[:-4]
+        event = {"time": now, "level": level, "owner": self._owner, "role": role, **facts}
+        as_json = json.dumps({**event, "message": text}, ensure_ascii=False) + "\n"
+        plain = f"{now} {role} {escape(text)}\n"
+        if self._unit and self._to_journal(text, level, event):
+            return
+        line = as_json if self._form == "json" else plain
+        if self._journal:
+            line = f"<{PRIORITIES[level]}>" + (as_json if self._form == "json" else escape(text) + "\n")
+        try:
+            sys.stderr.write(line)
+            sys.stderr.flush()
+        except OSError:
+            pass
+        if not self._journal:
+            if not self._stderr_is_file:
+                _append(self._file, plain)
+            _append(self._events, as_json)
+
+    def once(self, topic: str, text: str, level: str = "warning") -> None:
+        """Tell it unless it was the last thing told of that topic; "" ends the topic."""
+        if self._said.get(topic, "") != text:
+            self._said[topic] = text
+            if text:
+                self.say(text, level)
+
+    def _to_journal(self, text: str, level: str, event: dict[str, Any]) -> bool:
+        """Send to the journal as the worker's unit, so that its journal tells the whole story."""
+        import socket  # noqa: PLC0415  # only attempts under systemd need it
+
+        fields = {
+            "MESSAGE": escape(text),
+            "PRIORITY": str(PRIORITIES[level]),
+            "SYSLOG_IDENTIFIER": "rolecall",
+            "USER_UNIT": self._unit,
+            **{f"ROLECALL_{key.upper()}": escape(str(value)) for key, value in event.items()},
+        }
+        payload = "".join(f"{key}={value}\n" for key, value in fields.items()).encode()
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+                channel.sendto(payload, JOURNAL)
+        except OSError:
+            return False
+        return True

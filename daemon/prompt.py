@@ -1,0 +1,73 @@
+"""The prompt of an attempt: a role's template, rendered over the task."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from daemon.errors import RolecallError
+
+PLAIN = re.compile(r"\{\{\s*([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\s*\}\}")
+DEFAULT = """\
+You are the {{ role }} of this repository. Your task is {{ task.id }}.
+
+The task, as JSON, stands in the file that ROLECALL_TASK_FILE names:
+
+{{ task_json }}
+"""
+
+
+class PromptError(RolecallError):
+    """A prompt that is missing or cannot be rendered: the attempt is blocked."""
+
+
+def read(path: str, *, required: bool) -> str:
+    """The template's text; where it is missing and nobody named it, the built-in one."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except FileNotFoundError:
+        if not required:
+            return DEFAULT
+        raise PromptError("the prompt is missing", where=path, hint="invoke init") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"the prompt cannot be read: {error}", where=path) from error
+
+
+def render(template: str, values: Mapping[str, Any], path: str = "") -> str:
+    """Fill in the template. Task text is data: it is never itself a template.
+
+    A template of plain ``{{ a.b }}`` alone, the usual case, is filled in here: importing jinja2
+    would cost the attempt several times the start of its interpreter.
+    """
+    left = PLAIN.sub("", template)
+    if not any(mark in left for mark in ("{{", "{%", "{#")):
+        return PLAIN.sub(lambda match: _look_up(match[1], values, path), template)
+    import jinja2  # noqa: PLC0415  # expensive, and seldom needed
+    import jinja2.sandbox  # noqa: PLC0415
+
+    environment = jinja2.sandbox.SandboxedEnvironment(
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    )
+    try:
+        return environment.from_string(template).render(values)
+    except Exception as error:  # noqa: BLE001  # a template can raise anything
+        line = getattr(error, "lineno", None)
+        where = f"{path}:{line}" if line else path
+        raise PromptError(f"the prompt cannot be rendered: {error}", where=where) from error
+
+
+def _look_up(name: str, values: Mapping[str, Any], path: str) -> str:
+    value: Any = values
+    for part in name.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            raise PromptError(f"the prompt cannot be rendered: {name} is undefined", where=path)
+        value = value[part]
+    return str(value)
+
+
+def default_path(folder: str, role: str) -> str:
+    """Where a role's prompt stands unless the role names another file."""
+    return os.path.join(folder, f"{role}.md")
