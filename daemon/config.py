@@ -1,0 +1,227 @@
+"""What one host runs, as frozen values. Made from YAML by ``load``; travels as JSON.
+
+This module knows no YAML: workers and attempts hold a Config for as long as they live, and what
+reads YAML (``daemon.reading``, ``daemon.schema``) is loaded only where a file is read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from daemon.errors import EXIT_CONFIG, ConfigError, Problem, RolecallError
+from daemon.lifecycle import Machine, Rules
+
+FILE = "file:"
+
+
+class Backoff(NamedTuple):
+    """Seconds: the wait after a first error at the most, and the longest there ever is."""
+
+    base: float = 30.0
+    cap: float = 3600.0
+
+
+class Limits(NamedTuple):
+    """What one attempt may use, in systemd's own notation; None where it is not limited."""
+
+    memory_max: str | None = None
+    cpu_quota: str | None = None
+    tasks_max: int | None = None
+
+
+class Role(NamedTuple):
+    """One role, all defaults applied. Times are seconds, paths absolute.
+
+    ``slots`` is None where the WIP limit counts, ``agent`` None where the role has none (its
+    attempts end blocked), ``prompt`` None where the default path is to be looked at.
+    """
+
+    name: str
+    claims: tuple[str, ...]
+    holds: str
+    on_success: str
+    on_rejected: str
+    on_exhausted: str
+    wip_limit: int = 1
+    slots: int | None = None
+    agent: str | None = None
+    command: tuple[str, ...] = ()
+    model: str | None = None
+    args: tuple[str, ...] = ()
+    prompt: str | None = None
+    prompt_via: str = "stdin"
+    gates: tuple[tuple[str, ...], ...] = ()
+    worktree: bool = False
+    evidence: bool = False
+    interval: float = 60.0
+    lease_ttl: float = 180.0
+    heartbeat: float = 60.0
+    timeout: float = 3600.0
+    stop_budget: float = 60.0
+    kill_grace: float = 10.0
+    max_attempts: int = 3
+    backoff: Backoff = Backoff()
+    env: Mapping[str, str] = MappingProxyType({})
+    pass_env: tuple[str, ...] = ()
+    env_file: str | None = None
+    write_paths: tuple[str, ...] = ()
+    limits: Limits = Limits()
+
+    @property
+    def rules(self) -> Rules:
+        """What the state machine needs to know of it."""
+        return Rules(
+            self.name,
+            self.claims,
+            self.holds,
+            self.on_success,
+            self.on_rejected,
+            self.on_exhausted,
+            self.wip_limit,
+            self.max_attempts,
+            self.backoff.base,
+            self.backoff.cap,
+        )
+
+
+class Paths(NamedTuple):
+    """Where our files are, absolute."""
+
+    leases: str
+    locks: str
+    prompts: str
+    logs: str
+    pids: str
+    runs: str
+    worktrees: str
+
+
+class Config(NamedTuple):
+    """Everything one host needs to know. ``run`` names the roles that it runs."""
+
+    workspace: str
+    queue: str
+    supervisor: str
+    unit_prefix: str
+    run: tuple[str, ...]
+    roles: dict[str, Role]
+    paths: Paths
+    max_adaptations: int = 3
+    unblock: bool = True
+    close_stories: bool = True
+
+    @property
+    def machine(self) -> Machine:
+        """The state machine of every role, those of other hosts too."""
+        return Machine(
+            {name: role.rules for name, role in self.roles.items()},
+            self.max_adaptations,
+            self.unblock,
+            self.close_stories,
+        )
+
+    @property
+    def queue_file(self) -> str:
+        """The queue's absolute path."""
+        return self.queue.removeprefix(FILE)
+
+
+def to_json(config: Config, *, indent: int | None = None) -> str:
+    """The config in the form of a role config file: ``load`` reads it as well as ``from_json``."""
+    roles = {}
+    for name, role in config.roles.items():
+        document = {
+            **role._asdict(),
+            "backoff": role.backoff._asdict(),
+            "env": dict(role.env),
+            "limits": role.limits._asdict(),
+        }
+        del document["name"]
+        roles[name] = document
+    whole = {**config._asdict(), "paths": config.paths._asdict(), "roles": roles}
+    return json.dumps(whole, indent=indent, ensure_ascii=False)
+
+
+def from_json(text: str | bytes) -> Config:
+    """The config that ``to_json`` wrote. What it holds was validated then."""
+    whole: dict[str, Any] = json.loads(text)
+    roles = {name: role_from(name, document) for name, document in whole.pop("roles").items()}
+    paths, run = Paths(**whole.pop("paths")), tuple(whole.pop("run"))
+    return Config(**whole, run=run, roles=roles, paths=paths)
+
+
+def role_from(name: str, document: Mapping[str, Any]) -> Role:
+    """A role out of plain values of the right types: lists become tuples."""
+    values = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in document.items()
+    }
+    for key, kind in (("backoff", Backoff), ("limits", Limits)):
+        if key in values:
+            values[key] = kind(**values[key])
+    values["gates"] = tuple(tuple(gate) for gate in values.get("gates", ()))
+    return Role(name, **values)
+
+
+def load(
+    path: str | None = None, *, workspace: str | None = None, queue: str | None = None
+) -> Config:
+    """The config of one YAML file, or where None is named what the inventory says of this host.
+
+    ``workspace`` and ``queue`` are the command line's, and win. Raises ConfigError with every
+    problem of it.
+    """
+    if path is None:
+        from daemon.inventory import local_config
+
+        return local_config(workspace=workspace, queue=queue)
+    from daemon.reading import read_config
+
+    return read_config(path, workspace=workspace, queue=queue)
+
+
+def load_apart(
+    path: str | None = None, *, workspace: str | None = None, queue: str | None = None
+) -> Config:
+    """What ``load`` gives, read in a short-lived child: a YAML parser would stay in our memory.
+
+    Raises what ``load`` raises.
+    """
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.close(ours)
+            with os.fdopen(theirs, "w", encoding="utf-8") as pipe:
+                pipe.write(_answer(path, workspace, queue))
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(theirs)
+    try:
+        with os.fdopen(ours, encoding="utf-8") as pipe:
+            text = pipe.read()
+    finally:
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status != 0:
+        raise RolecallError(f"the process that reads the config ended with status {status}")
+    kind, found = json.loads(text)
+    if kind == "config":
+        return from_json(found)
+    problems = [Problem(*problem) for problem in found]
+    if kind == EXIT_CONFIG:
+        raise ConfigError.of(problems)
+    raise RolecallError(problems[0].what, where=problems[0].where, hint=problems[0].hint)
+
+
+def _answer(path: str | None, workspace: str | None, queue: str | None) -> str:
+    try:
+        return json.dumps(["config", to_json(load(path, workspace=workspace, queue=queue))])
+    except RolecallError as error:
+        return json.dumps([error.exit_code, error.problems])
+    except Exception as error:
+        return json.dumps([1, [("", f"{type(error).__name__}: {error}", "")]])
