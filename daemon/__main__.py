@@ -66,9 +66,7 @@ def load(args: argparse.Namespace) -> Config:
             hint=f"invoke init --workspace {config.workspace}",
         )
     if args.interval is not None:
-        roles = {
-            name: role._replace(interval=args.interval) for name, role in config.roles.items()
-        }
+        roles = {name: role._replace(interval=args.interval) for name, role in config.roles.items()}
         config = config._replace(roles=roles)
     for name in [args.role] if args.role else list(config.roles):
         env_file = config.roles[name].env_file

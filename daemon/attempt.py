@@ -312,8 +312,10 @@ def judge(status: int, said: Result | None) -> Result:
     if status == 0 or result.outcome in {Outcome.BLOCKED, Outcome.REJECTED, Outcome.THROTTLED}:
         return result
     known = {EXIT_THROTTLED: Outcome.THROTTLED, EXIT_MISCONFIGURED: Outcome.BLOCKED}
-    told = f"the agent ended with exit status {status}" if status > 0 else (
-        f"the agent was ended by signal {-status}"
+    told = (
+        f"the agent ended with exit status {status}"
+        if status > 0
+        else (f"the agent was ended by signal {-status}")
     )
     note = f"{told}: {result.note}" if result.note else told
     return result._replace(outcome=known.get(status, Outcome.ERROR), note=note, add_tasks=())
@@ -328,9 +330,7 @@ def main() -> int:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     executor.become_subreaper()
-    log = Log(
-        brief.config.paths.logs, brief.lease.role, brief.lease.owner, unit=brief.unit_log
-    )
+    log = Log(brief.config.paths.logs, brief.lease.role, brief.lease.owner, unit=brief.unit_log)
     attempt = Attempt(brief, FileQueue(brief.config), log, Stop(signals))
     return 1 if attempt.run() is Outcome.ERROR else 0
 

@@ -14,9 +14,7 @@ SHORTEST_SECRET = 6  # a shorter value would mask ordinary words of the output
 
 def base(environ: Mapping[str, str]) -> dict[str, str]:
     """The worker's own variables that every program of an attempt gets."""
-    found = {
-        key: value for key, value in environ.items() if key in PASSED or key.startswith("LC_")
-    }
+    found = {key: value for key, value in environ.items() if key in PASSED or key.startswith("LC_")}
     return {**found, "TERM": "dumb"}
 
 
@@ -47,7 +45,9 @@ def read_env_file(path: str) -> dict[str, str]:
             continue
         key, equals, value = text.partition("=")
         if not equals or not key.strip().isidentifier():
-            raise ConfigError("env_file wants lines of the form KEY=value", where=f"{path}:{number}")
+            raise ConfigError(
+                "env_file wants lines of the form KEY=value", where=f"{path}:{number}"
+            )
         found[key.strip()] = _unquoted(value.strip())
     return found
 

@@ -79,7 +79,11 @@ def parse_result(said: Any) -> Result:
     checks = (
         ("status", status is None or isinstance(status, str), "a string"),
         ("note", isinstance(note, str), "a string"),
-        ("retry_after", retry_after is None or _is_amount(retry_after, YEAR), "seconds, 0 to a year"),
+        (
+            "retry_after",
+            retry_after is None or _is_amount(retry_after, YEAR),
+            "seconds, 0 to a year",
+        ),
         ("artifacts", _is_list_of(artifacts, str), "a list of strings"),
         ("add_tasks", _is_list_of(add_tasks, dict), "a list of tasks"),
         ("usage", isinstance(usage, dict) and all(map(_is_amount, usage.values())), "numbers"),

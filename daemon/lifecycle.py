@@ -100,7 +100,9 @@ class Tasks:
             if not is_task_id(identifier):
                 self.problems.append(f"task {entry.index + 1} has no valid id: {identifier!r:.80}")
             elif identifier in self.by_id:
-                self.problems.append(f"task {entry.index + 1} has an id that is taken: {identifier}")
+                self.problems.append(
+                    f"task {entry.index + 1} has an id that is taken: {identifier}"
+                )
             else:
                 self.by_id[identifier] = entry
                 self.entries.append(entry)
@@ -167,9 +169,7 @@ def waits_for(task: dict[str, Any], tasks: Tasks) -> Iterator[tuple[str, str]]:
             yield str(needed), str(status)
 
 
-def why_not(
-    entry: Entry, tasks: Tasks, rules: Rules, now: float, live: Collection[str]
-) -> str:
+def why_not(entry: Entry, tasks: Tasks, rules: Rules, now: float, live: Collection[str]) -> str:
     """Why the role cannot claim the task now, WIP aside; "" where it can."""
     task = entry.task
     if task.get("status") not in rules.claims:
@@ -185,9 +185,7 @@ def why_not(
     return f"not before {task['not_before']}" if later is not None and later > now else ""
 
 
-def claimable(
-    tasks: Tasks, rules: Rules, now: float, live: Collection[str]
-) -> list[Entry]:
+def claimable(tasks: Tasks, rules: Rules, now: float, live: Collection[str]) -> list[Entry]:
     """What the role could claim, in the order of claiming; WIP limits are not looked at."""
     ready = [entry for entry in tasks.entries if not why_not(entry, tasks, rules, now, live)]
     return sorted(ready, key=_order)

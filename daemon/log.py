@@ -73,7 +73,10 @@ class Log:
             if ours in facts:
                 facts[public] = facts.pop(ours)
         text = f"{move.task_id}: {move.source} -> {move.target}"
-        details = [move.outcome and f"{move.outcome}", f"attempt {move.attempt}" * bool(move.attempt)]
+        details = [
+            move.outcome and f"{move.outcome}",
+            f"attempt {move.attempt}" * bool(move.attempt),
+        ]
         details += [f"token {move.token}" * bool(move.token)]
         if move.seconds is not None:
             details.append(f"{move.seconds:.1f} s")
@@ -92,7 +95,9 @@ class Log:
             return
         line = as_json if self._form == "json" else plain
         if self._journal:
-            line = f"<{PRIORITIES[level]}>" + (as_json if self._form == "json" else escape(text) + "\n")
+            line = f"<{PRIORITIES[level]}>" + (
+                as_json if self._form == "json" else escape(text) + "\n"
+            )
         try:
             sys.stderr.write(line)
             sys.stderr.flush()

@@ -183,9 +183,7 @@ class Worker:
     def recover(self) -> None:
         """Settle what attempts that are gone have left, their trees first."""
         for stale in self.queue.stale():
-            run_dir = os.path.join(
-                self.config.paths.runs, stale.task_id, str(stale.lease.token)
-            )
+            run_dir = os.path.join(self.config.paths.runs, stale.task_id, str(stale.lease.token))
             try:
                 executor.kill_tree(stale.lease, launch.marker(run_dir))
                 self.told(self.queue.recover(stale))
@@ -274,7 +272,9 @@ class Worker:
     def settle_for(self, child: launch.Child, code: int) -> None:
         """An attempt that ended has settled, unless it was killed or never began."""
         task_id, token = child.lease.task_id, child.lease.token
-        left = [lease for lease in self.leases() if (lease.task_id, lease.token) == (task_id, token)]
+        left = [
+            lease for lease in self.leases() if (lease.task_id, lease.token) == (task_id, token)
+        ]
         if not left or left[0].pid != self.me.pid:
             if self.mode.once or self.mode.drain:
                 self.recover()
