@@ -1,0 +1,46 @@
+# The targets a person types; each sets up first what it needs.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+
+.PHONY: setup test lint demo bench lock agents-start agents-stop agents-restart agents-status
+
+setup: .venv/.installed
+
+# The stamp comes last, so that a set-up which was broken off is begun again.
+.venv/.installed: requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'error: no Python 3.11 or later' >&2; \
+	    echo 'hint:  apt-get install python3 python3-venv, or make setup PYTHON=/path/to/python3' >&2; \
+	    exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo 'error: $(PYTHON) has no ensurepip, so that it cannot make a virtual environment' >&2; \
+	    echo 'hint:  apt-get install python3-venv' >&2; exit 1; }
+	@echo 'setting up .venv (once)'
+	@test -x $(BIN)/python -a -x $(BIN)/pip || "$(PYTHON)" -m venv --clear .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+test: lint
+	$(BIN)/pytest --numprocesses=auto
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+demo: setup
+	@$(BIN)/python docs/demo/sprint.py
+
+bench: setup
+	@$(BIN)/python tests/bench.py
+
+# After a change of the dependencies in pyproject.toml; needs pip-tools.
+lock:
+	pip-compile --quiet --upgrade --extra dev --generate-hashes --allow-unsafe --strip-extras \
+	  --no-header --no-annotate --no-emit-options --no-emit-index-url --no-emit-find-links \
+	  --no-emit-trusted-host --output-file requirements.lock pyproject.toml
+
+agents-start agents-stop agents-restart agents-status: setup
+	@$(BIN)/invoke $(subst -,.,$@)
