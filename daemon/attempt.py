@@ -19,7 +19,7 @@ from daemon.config import Config, Role, from_json
 from daemon.errors import ConfigError, LeaseLost, QueueUnreadable, RolecallError
 from daemon.launch import DEFERRED, marker
 from daemon.log import Log
-from daemon.model import Lease, Outcome, Result
+from daemon.model import Lease, Move, Outcome, Result
 from daemon.queue.file import FileQueue
 from daemon.wake import Signals, wait
 
@@ -292,18 +292,25 @@ class Attempt:
         due = 0.0
         while True:
             try:
-                for move in self.queue.settle(self.lease, result):
-                    self.log.move(move)
-                return result.outcome
+                moves = self.queue.settle(self.lease, result)
             except LeaseLost:
                 raise
             except (OSError, RolecallError) as error:
-                unreadable = isinstance(error, QueueUnreadable)
-                level = "warning" if unreadable else "error"
+                level = "warning" if isinstance(error, QueueUnreadable) else "error"
                 self.log.once("settle", f"{self.lease.task_id}: cannot settle yet: {error}", level)
+            else:
+                return self.told(moves, result.outcome)
             if time.monotonic() >= due:
                 due = time.monotonic() + self.tick()
             wait((), RETRY)
+
+    def told(self, moves: tuple[Move, ...], outcome: Outcome) -> Outcome:
+        """Log what was written; what the queue made of our own outcome counts."""
+        for move in moves:
+            self.log.move(move)
+            if move.task_id == self.lease.task_id and move.outcome:
+                outcome = Outcome(move.outcome)
+        return outcome
 
 
 def judge(status: int, said: Result | None) -> Result:

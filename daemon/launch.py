@@ -43,7 +43,8 @@ def start(config: Config, claim: Claim, environ: Mapping[str, str], unit_log: st
     role = config.roles[claim.lease.role]
     unit = ""
     if transient.available():
-        unit = transient.unit_name(claim.lease.task_id, claim.lease.token)
+        lease, prefix = claim.lease, config.unit_prefix
+        unit = transient.unit_name(lease.task_id, lease.token, prefix)
     brief = {
         "config": to_json(config),
         "lease": claim.lease._asdict(),

@@ -247,7 +247,7 @@ def weigh(rules: Rules, result: Result) -> Result:
     return result._replace(status=None, outcome=own[asked])
 
 
-def settle(
+def settle(  # noqa: PLR0913, PLR0917  # the six facts that decide, passed in order
     entry: Entry,
     machine: Machine,
     role: str,
@@ -310,6 +310,17 @@ def _differing(task: dict[str, Any], wanted: Changes) -> Changes:
     }
 
 
+def _children(tasks: Tasks) -> dict[str, list[Entry]]:
+    """The tasks that name each id as their parent, or stand in it."""
+    children: dict[str, list[Entry]] = {}
+    for entry in tasks.every:
+        named = (entry.task.get("parent"), entry.task.get("parent_task"), entry.parent)
+        for parent in {name for name in named if isinstance(name, str)}:
+            if parent != entry.task.get("id"):
+                children.setdefault(parent, []).append(entry)
+    return children
+
+
 def moves(tasks: Tasks, machine: Machine, now: float) -> list[Transition]:
     """The moves that happen by themselves, to a fixed point. ``tasks`` itself is not changed."""
     done: dict[str, Transition] = {}
@@ -318,12 +329,7 @@ def moves(tasks: Tasks, machine: Machine, now: float) -> list[Transition]:
         moved = done.get(str(entry.task.get("id")))
         return moved.target if moved and moved.entry is entry else entry.task.get("status")
 
-    children: dict[str, list[Entry]] = {}
-    for entry in tasks.every:
-        named = (entry.task.get("parent"), entry.task.get("parent_task"), entry.parent)
-        for parent in {name for name in named if isinstance(name, str)}:
-            if parent != entry.task.get("id"):
-                children.setdefault(parent, []).append(entry)
+    children = _children(tasks)
 
     def unblocked(entry: Entry) -> bool:
         task = entry.task

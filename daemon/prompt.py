@@ -53,7 +53,7 @@ def render(template: str, values: Mapping[str, Any], path: str = "") -> str:
     )
     try:
         return environment.from_string(template).render(values)
-    except Exception as error:  # noqa: BLE001  # a template can raise anything
+    except Exception as error:  # a template can raise anything
         line = getattr(error, "lineno", None)
         where = f"{path}:{line}" if line else path
         raise PromptError(f"the prompt cannot be rendered: {error}", where=where) from error

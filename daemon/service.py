@@ -28,7 +28,7 @@ class Notifier:
         if not self._address:
             return
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-            channel.setblocking(False)
+            channel.settimeout(0)
             try:
                 channel.sendto("\n".join(lines).encode(), self._address)
             except OSError:
@@ -42,7 +42,7 @@ class Notifier:
 
 
 class PidFile:
-    """``<pid>\\n<start time in clock ticks since boot>\\n``: the second makes it trustworthy."""
+    """A pid and, on the second line, the start time in ticks that makes it trustworthy."""
 
     def __init__(self, path: str) -> None:
         self.path = path

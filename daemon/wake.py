@@ -46,10 +46,9 @@ class Watch:
 
     def __init__(self, queue_file: str, leases: str) -> None:
         self.fd = -1
-        self._name = os.path.basename(queue_file)
-        self._folders = (os.path.dirname(queue_file), leases)
+        self._folders = {os.path.dirname(queue_file): os.path.basename(queue_file), leases: ".json"}
+        self._watched: dict[int, str] = {}
         self._inotify: Any = None
-        self._queue_watch = self._lease_watch = -1
         try:
             from inotify_simple import INotify  # noqa: PLC0415  # Linux only
         except ImportError:
@@ -63,38 +62,28 @@ class Watch:
 
     def renew(self) -> None:
         """Watch what is not watched yet: a folder may be made, or made anew, while we run."""
-        if self._inotify is None:
+        if self._inotify is None or len(self._watched) == len(self._folders):
             return
         from inotify_simple import flags  # noqa: PLC0415  # Linux only
 
-        replaced = flags.CLOSE_WRITE | flags.MOVED_TO | flags.DELETE | flags.MOVED_FROM
-        gone = flags.DELETE_SELF | flags.MOVE_SELF | flags.ONLYDIR
-        for folder, name, wanted in (
-            (self._folders[0], "_queue_watch", replaced | gone),
-            (self._folders[1], "_lease_watch", flags.DELETE | flags.MOVED_FROM | gone),
-        ):
-            if getattr(self, name) < 0:
+        lost = flags.DELETE | flags.MOVED_FROM | flags.DELETE_SELF | flags.MOVE_SELF | flags.ONLYDIR
+        for folder, name in self._folders.items():
+            wanted = lost if name == ".json" else lost | flags.CLOSE_WRITE | flags.MOVED_TO
+            if folder not in self._watched.values():
                 try:
-                    setattr(self, name, self._inotify.add_watch(folder, wanted))
-                except OSError:
+                    self._watched[self._inotify.add_watch(folder, wanted)] = folder
+                except OSError:  # not there yet
                     continue
 
     def changed(self) -> bool:
         """Whether something that matters came since the last call. Never blocks."""
-        if self._inotify is None:
-            return False
         matters = False
-        for event in self._inotify.read(timeout=0):
-            if event.wd == self._queue_watch and event.name == self._name:
+        for event in self._inotify.read(timeout=0) if self._inotify else ():
+            if not event.name:  # the folder itself is gone, or the kernel's own queue ran over
+                self._watched.pop(event.wd, None)
                 matters = True
-            elif event.wd == self._lease_watch and event.name.endswith(".json"):
+            elif event.name.endswith(self._folders.get(self._watched.get(event.wd, ""), "/")):
                 matters = True
-            elif not event.name:  # the folder itself is gone, or the kernel's queue ran over
-                matters = True
-                if event.wd == self._queue_watch:
-                    self._queue_watch = -1
-                elif event.wd == self._lease_watch:
-                    self._lease_watch = -1
         return matters
 
     def close(self) -> None:

@@ -41,7 +41,8 @@ class Starter(Protocol):
 
     def __call__(
         self, config: Config, claim: Claim, environ: Mapping[str, str], unit_log: str
-    ) -> launch.Child: ...
+    ) -> launch.Child:
+        """Start it; raises RolecallError where no process can be had."""
 
 
 class Worker:
@@ -117,7 +118,7 @@ class Worker:
         try:
             while True:
                 self.recover()
-                while self.stop_at is None and any([self.claim(name) for name in self.roles]):
+                while self.stop_at is None and sum(map(self.claim, self.roles)):
                     pass
                 if not self.children:
                     break
@@ -200,6 +201,7 @@ class Worker:
         claim = self.queue.claim(
             name, self.owner(name), ignore_wip=mode.ignore_wip, dry_run=mode.dry_run
         )
+        self.told(self.queue.moved())
         if claim is None:
             return False
         if mode.dry_run:

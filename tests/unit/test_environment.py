@@ -19,7 +19,13 @@ def env_file(folder: Path, text: str, mode: int = 0o600) -> str:
 
 def test_only_named_variables_pass() -> None:
     """PATH and its like, LC_*, and nothing else; TERM is dumb."""
-    given = {"PATH": "/bin", "LC_ALL": "C", "TERM": "xterm", "AWS_SECRET": "x", "NOTIFY_SOCKET": "y"}
+    given = {
+        "PATH": "/bin",
+        "LC_ALL": "C",
+        "TERM": "xterm",
+        "AWS_SECRET": "x",
+        "NOTIFY_SOCKET": "y",
+    }
     assert environment.base(given) == {"PATH": "/bin", "LC_ALL": "C", "TERM": "dumb"}
 
 

@@ -157,7 +157,7 @@ def test_the_queue_s_limit_wins(limits: object, limit: int) -> None:
 
 
 def test_an_error_backs_off_with_full_jitter_until_attempts_are_spent() -> None:
-    """base * 2**n, capped, times a random share; the last attempt goes to a person."""
+    """Base * 2**n, capped, times a random share; the last attempt goes to a person."""
     first = settle(task(status="in_progress"), Result(Outcome.ERROR, "exit 1"))
     assert (first["status"], first["attempts"], first["last_error"]) == ("ready", 1, "exit 1")
     assert parse_time(first["not_before"]) == NOW + 15

@@ -20,12 +20,16 @@ def test_a_move_is_a_line_and_a_json_object(
     """The same facts in both files, and on stderr."""
     Log(str(tmp_path), "builder", "h:builder").move(MOVE)
     line = (tmp_path / "builder.log").read_text()
-    assert line.endswith(
-        "builder T1: ready -> in_progress (attempt 1, token 4, 2.0 s): claimed\n"
-    )
+    assert line.endswith("builder T1: ready -> in_progress (attempt 1, token 4, 2.0 s): claimed\n")
     assert capsys.readouterr().err == line
     event = json.loads((tmp_path / "events.jsonl").read_text())
-    expected = {"task": "T1", "from": "ready", "to": "in_progress", "token": 4, "owner": "h:builder"}
+    expected = {
+        "task": "T1",
+        "from": "ready",
+        "to": "in_progress",
+        "token": 4,
+        "owner": "h:builder",
+    }
     assert expected.items() <= event.items()
 
 

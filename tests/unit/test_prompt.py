@@ -33,7 +33,7 @@ def test_task_text_is_never_a_template(template: str) -> None:
 @pytest.mark.parametrize("template", ["{{ task.gone }}", "{% if 1 %}{{ gone.x }}{% endif %}"])
 def test_an_undefined_name_is_an_error(template: str) -> None:
     """A prompt with a hole is not sent to an agent."""
-    with pytest.raises(PromptError, match="undefined|has no attribute"):
+    with pytest.raises(PromptError, match=r"undefined|has no attribute"):
         prompt.render(template, VALUES)
 
 

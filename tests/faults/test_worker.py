@@ -1,0 +1,418 @@
+"""Real workers and attempts on a real queue, and what happens when they are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.workspace import ROOT, Workspace, wait_for
+
+TASK: dict[str, Any] = {"id": "T1", "title": "x", "type": "Build", "status": "ready"}
+
+
+@pytest.fixture
+def ws(tmp_path: Path) -> Iterator[Workspace]:
+    workspace = Workspace(tmp_path)
+    yield workspace
+    workspace.end()
+
+
+def build(ws: Workspace, script: str, *tasks: dict[str, Any], **role: Any) -> None:
+    ws.write_config(builder={"script": script, **role})
+    ws.write_queue(*(tasks or (TASK,)), wip_limits={"builder": 3})
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "code", "outcome"),
+    [
+        ("exit 0", "awaiting_test", 0, "success"),
+        ("exit 3", "ready", 1, "error"),
+        ("exit 75", "ready", 0, "throttled"),
+        ("exit 78", "needs_manual", 0, "blocked"),
+        ("kill -9 $$", "ready", 1, "error"),
+        ('echo \'{"outcome": "rejected"}\' > $ROLECALL_RESULT_FILE', "needs_adapt", 0, "rejected"),
+        ("echo nonsense > $ROLECALL_RESULT_FILE", "ready", 1, "error"),
+        ("ln -s /etc/passwd $ROLECALL_RESULT_FILE", "ready", 1, "error"),
+        ('echo \'{"status": "done"}\' > $ROLECALL_RESULT_FILE', "ready", 1, "error"),
+    ],
+)
+def test_once_settles_what_the_agent_gave(
+    ws: Workspace, script: str, status: str, code: int, outcome: str
+) -> None:
+    """Each exit status and claim of the contract, its next status, and our own exit status."""
+    build(ws, script)
+    done = ws.run("--role", "builder", "--once")
+    assert (ws.status(), done.returncode) == (status, code), done.stderr
+    assert [each["outcome"] for each in ws.events() if "outcome" in each] == [outcome]
+    assert ws.leases() == []
+    assert ws.tree() == []
+
+
+def test_a_missing_agent_is_never_a_success(ws: Workspace) -> None:
+    """The task goes to a person at once, with the program's name."""
+    ws.write_config(builder={"agent": "command", "command": ["no-such-agent"]})
+    ws.write_queue(TASK)
+    assert ws.run("--role", "builder", "--once").returncode == 0
+    assert ws.status() == "needs_manual"
+    assert "no-such-agent" in ws.task()["last_error"]
+
+
+def test_the_agent_gets_what_the_contract_says(ws: Workspace) -> None:
+    """Prompt on stdin, the variables, the task as JSON, the workspace as its folder."""
+    script = 'cat > prompt; env > env; cp "$ROLECALL_TASK_FILE" task; pwd > pwd'
+    build(ws, script, {**TASK, "title": "$(touch pwned) {{ 7*7 }}"}, env={"CI": "1"})
+    prompts = ws.path / ".oodatcaa" / "prompts"
+    prompts.mkdir(parents=True)
+    (prompts / "builder.md").write_text("Do {{ task.title }}")
+    environ = {**os.environ, "HIDDEN": "secret"}
+    assert ws.run("--role", "builder", "--once", env=environ).returncode == 0
+    assert ws.file("prompt") == "Do $(touch pwned) {{ 7*7 }}"
+    assert not (ws.path / "pwned").exists()
+    found = dict(line.split("=", 1) for line in ws.file("env").splitlines() if "=" in line)
+    expected = {
+        "ROLECALL_TASK_ID": "T1",
+        "ROLECALL_ROLE": "builder",
+        "ROLECALL_ATTEMPT": "1",
+        "ROLECALL_TOKEN": "1",
+        "ROLECALL_QUEUE": f"file:{ws.queue}",
+        "ROLECALL_WORKSPACE": str(ws.path),
+        "TERM": "dumb",
+        "CI": "1",
+    }
+    assert expected.items() <= found.items()
+    assert "HIDDEN" not in found
+    assert json.loads(ws.file("task"))["title"] == "$(touch pwned) {{ 7*7 }}"
+    assert ws.file("pwd").strip() == str(ws.path)
+
+
+def test_arguments_are_filled_in_without_a_shell(ws: Workspace) -> None:
+    """Each {name} becomes part of one argument; other braces stay."""
+    script = "import sys; open('argv', 'w').write('\\n'.join(sys.argv[1:]))"
+    command = [sys.executable, "-c", script, "--task={task_id}", "{other}", "{role}:{attempt}"]
+    ws.write_config(builder={"agent": "command", "command": command, "prompt_via": "file"})
+    ws.write_queue({**TASK, "id": "T-1.a"})
+    assert ws.run("--role", "builder", "--once").returncode == 0
+    prompt_file = ws.path / ".agent-runs" / "T-1.a" / "1" / "prompt.md"
+    assert ws.file("argv").splitlines() == [
+        "--task=T-1.a",
+        "{other}",
+        "builder:1",
+        str(prompt_file),
+    ]
+
+
+def test_gates_decide(ws: Workspace) -> None:
+    """An agent that says success is rejected by a gate that fails; the gate gets no credentials."""
+    env_file = ws.path / "env"
+    env_file.write_text("TOKEN=hunter2hunter2\n")
+    env_file.chmod(0o600)
+    gate = ["sh", "-c", 'test -z "$TOKEN" && test -f good']
+    build(ws, 'echo "$TOKEN"; exit 0', env_file=str(env_file), gates=[gate])
+    assert ws.run("--role", "builder", "--once").returncode == 0
+    assert ws.status() == "needs_adapt"
+    assert (ws.path / ".agent-runs/T1/1/stdout.log").read_text() == "***\n"
+    ws.write_queue(TASK)
+    (ws.path / "good").touch()
+    assert ws.run("--role", "builder", "--once").returncode == 0
+    assert ws.status() == "awaiting_test"
+
+
+def test_drain_takes_everything_in_order(ws: Workspace) -> None:
+    """More tasks than slots, by priority; it ends when nothing is claimable now."""
+    tasks = [{**TASK, "id": f"T{i}", "priority": 9 - i} for i in range(6)]
+    build(ws, 'echo "$ROLECALL_TASK_ID" >> order', *tasks, slots=1)
+    assert ws.run("--role", "builder", "--drain").returncode == 0
+    assert {ws.status(f"T{i}") for i in range(6)} == {"awaiting_test"}
+    assert ws.file("order").split() == ["T5", "T4", "T3", "T2", "T1", "T0"]
+
+
+def test_once_without_a_role_is_one_pass_of_all(ws: Workspace) -> None:
+    """A task runs through builder, tester and integrator in the order of the roles."""
+    ok = {"script": "exit 0"}
+    ws.write_config(integrator=ok, tester=ok, builder=ok)
+    ws.write_queue(TASK)
+    assert ws.run("--once").returncode == 0
+    assert ws.status() == "done"
+
+
+def test_a_dry_run_changes_nothing(ws: Workspace) -> None:
+    """It says what would be claimed."""
+    build(ws, "exit 0")
+    before = ws.queue.read_bytes()
+    done = ws.run("--role", "builder", "--once", "--dry-run")
+    assert (done.returncode, done.stdout) == (0, "builder: would claim T1\n")
+    assert ws.queue.read_bytes() == before
+    assert not (ws.path / ".agent-runs").exists()
+
+
+def test_a_missing_queue_is_an_empty_one(ws: Workspace) -> None:
+    """One hint that names the command, exit status 0."""
+    ws.write_config(builder={"script": "exit 0"})
+    done = ws.run("--role", "builder", "--once")
+    assert done.returncode == 0
+    assert "invoke init" in done.stderr
+
+
+def test_a_broken_queue_is_refused_and_left_alone(ws: Workspace) -> None:
+    """Exit status 78, the line, and not a byte changed."""
+    build(ws, "exit 0")
+    ws.queue.write_text('{\n"tasks": [\n<<<<<<< HEAD\n]}\n')
+    before = ws.queue.read_bytes()
+    for how in ("--once", "--drain"):
+        done = ws.run("--role", "builder", how)
+        assert done.returncode == 78
+        assert "SPRINT_QUEUE.json:3" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert ws.queue.read_bytes() == before
+
+
+def test_bad_usage_and_bad_config(ws: Workspace) -> None:
+    """2 for usage, 78 for configuration, one clear text each."""
+    build(ws, "exit 0")
+    assert ws.run("--once", "--drain").returncode == 2
+    assert ws.run("--interval", "-1").returncode == 2
+    done = ws.run("--role", "bilder", "--once")
+    assert done.returncode == 78
+    assert "bilder" in done.stderr
+    assert ws.run("--once", "--workspace", str(ws.path / "gone")).returncode == 78
+    ws.config.write_text("roles: {builder: {wip_limt: 1}}\n")
+    done = ws.run("--role", "builder", "--once")
+    assert done.returncode == 78
+    assert 'did you mean "wip_limit"?' in done.stderr
+
+
+def test_a_timeout_ends_the_whole_tree(ws: Workspace) -> None:
+    """A child in a session of its own that ignores TERM dies too, and the attempt is an error."""
+    script = "setsid sh -c 'trap \"\" TERM; sleep 600' & trap '' TERM; sleep 600"
+    build(ws, script, timeout=1, max_attempts=1)
+    assert ws.run("--role", "builder", "--once").returncode == 1
+    assert ws.status() == "needs_manual"
+    assert "timed out" in ws.task()["last_error"]
+    assert ws.tree() == []
+
+
+def test_a_worker_is_woken_and_goes_on(ws: Workspace) -> None:
+    """It claims one task after another, long before its interval, also those added later."""
+    build(ws, "exit 0", interval=3600)
+    worker = ws.start("--role", "builder")
+    ws.wait_status("awaiting_test")
+    for number in range(3):
+        ws.write_queue(*ws.document()["tasks"], {**TASK, "id": f"N{number}"})
+        ws.wait_status("awaiting_test", f"N{number}")
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(20) == 0
+    assert ws.leases() == []
+
+
+def test_a_worker_waits_for_a_broken_queue(ws: Workspace) -> None:
+    """It says so once and goes on when it is mended."""
+    build(ws, "exit 0", interval=3600)
+    good = ws.queue.read_text()
+    ws.queue.write_text("{")
+    worker = ws.start("--role", "builder")
+    wait_for(lambda: "SPRINT_QUEUE.json:1" in ws.log())
+    ws.queue.write_text(good)
+    ws.wait_status("awaiting_test")
+    assert ws.log().count("SPRINT_QUEUE.json:1") == 1
+    assert worker.poll() is None
+
+
+def test_kill_of_a_worker_ends_no_attempt(ws: Workspace) -> None:
+    """The attempt settles by itself; the next worker counts it and claims no second time."""
+    build(ws, "echo $ROLECALL_TOKEN >> tokens; while [ ! -e go ]; do sleep 0.05; done")
+    worker = ws.start("--role", "builder")
+    attempt = ws.attempt_pid()
+    worker.kill()
+    worker.wait()
+    ws.start("--role", "builder")
+    wait_for(lambda: ws.log().count("started") == 2)
+    assert ws.lease()["pid"] == attempt  # type: ignore[index]  # it is held
+    (ws.path / "go").touch()
+    ws.wait_status("awaiting_test")
+    assert ws.file("tokens") == "1\n"
+
+
+def test_kill_of_an_attempt_ends_its_tree_and_counts(ws: Workspace) -> None:
+    """The worker sees it at once, ends what is left, and the task is tried again."""
+    script = "[ $ROLECALL_TOKEN -gt 1 ] && exit 0; setsid sleep 600 & echo up > up; sleep 600"
+    build(ws, script, interval=3600)
+    ws.start("--role", "builder")
+    ws.file("up")
+    os.kill(ws.attempt_pid(), signal.SIGKILL)
+    ws.wait_status("awaiting_test")
+    assert ws.task()["token"] == 2
+    assert ws.tree() == []
+
+
+def test_worker_and_attempt_killed_together(ws: Workspace) -> None:
+    """A new worker ends what is left of the tree before the task is tried again."""
+    script = "[ $ROLECALL_TOKEN -gt 1 ] && exit 0; setsid sleep 600 & echo up > up; sleep 600"
+    build(ws, script, interval=3600)
+    worker = ws.start("--role", "builder")
+    ws.file("up")
+    attempt = ws.attempt_pid()
+    worker.kill()
+    os.kill(attempt, signal.SIGKILL)
+    worker.wait()
+    ws.start("--role", "builder")
+    ws.wait_status("awaiting_test")
+    assert ws.tree() == []
+
+
+def test_term_drains(ws: Workspace) -> None:
+    """No more is claimed, what runs may end within the stop budget."""
+    build(
+        ws,
+        "echo up > up; while [ ! -e go ]; do sleep 0.05; done",
+        TASK,
+        {**TASK, "id": "T2"},
+        slots=1,
+    )
+    worker = ws.start("--role", "builder")
+    ws.file("up")
+    worker.send_signal(signal.SIGTERM)
+    wait_for(lambda: "stopping" in ws.log())
+    (ws.path / "go").touch()
+    assert worker.wait(20) == 0
+    assert (ws.status(), ws.status("T2")) == ("awaiting_test", "ready")
+
+
+def test_a_second_term_releases_at_once(ws: Workspace) -> None:
+    """The tree dies, the task goes back, nothing is counted."""
+    build(ws, "setsid sleep 600 & echo up > up; sleep 600", stop_budget=600)
+    worker = ws.start("--role", "builder")
+    ws.file("up")
+    ws.attempt_pid()
+    worker.send_signal(signal.SIGTERM)
+    wait_for(lambda: "stopping" in ws.log())
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(20) == 0
+    assert ws.status() == "ready"
+    assert ws.task().get("attempts", 0) == 0
+    assert (ws.tree(), ws.leases()) == ([], [])
+
+
+def test_the_stop_budget_is_kept(ws: Workspace) -> None:
+    """An agent that ignores TERM is killed, and its task released."""
+    build(ws, "trap '' TERM; echo up > up; while :; do sleep 1; done", stop_budget=0.2)
+    worker = ws.start("--role", "builder")
+    ws.file("up")
+    worker.send_signal(signal.SIGINT)
+    assert worker.wait(20) == 0
+    assert ws.status() == "ready"
+    assert ws.tree() == []
+
+
+def test_usr1_hands_over(ws: Workspace) -> None:
+    """The worker exits 0 at once, its attempt lives on and settles."""
+    build(ws, "echo up > up; while [ ! -e go ]; do sleep 0.05; done")
+    worker = ws.start("--role", "builder")
+    ws.file("up")
+    worker.send_signal(signal.SIGUSR1)
+    assert worker.wait(10) == 0
+    assert ws.status() == "in_progress"
+    (ws.path / "go").touch()
+    ws.wait_status("awaiting_test")
+
+
+def test_hup_reads_the_config_again(ws: Workspace) -> None:
+    """A good one counts from then on; a broken one is said and the old one kept."""
+    build(ws, "exit 3", {**TASK, "status": "blocked"}, interval=3600)
+    worker = ws.start("--role", "builder")
+    wait_for(lambda: "started" in ws.log())
+    good = ws.config.read_text()
+    ws.config.write_text("roles: [")
+    worker.send_signal(signal.SIGHUP)
+    wait_for(lambda: "rolecall.yml" in ws.log())
+    ws.config.write_text(good.replace("exit 3", "exit 0"))
+    worker.send_signal(signal.SIGHUP)
+    wait_for(lambda: "config read again" in ws.log())
+    ws.write_queue(TASK)
+    ws.wait_status("awaiting_test")
+
+
+def test_a_removed_lease_releases(ws: Workspace) -> None:
+    """Rm .leases/T1.json: the attempt is ended, the task goes back, nothing is counted."""
+    script = "[ $ROLECALL_TOKEN -gt 1 ] && exit 0; echo up > up; sleep 600"
+    build(ws, script, interval=3600)
+    ws.start("--role", "builder")
+    ws.file("up")
+    ws.attempt_pid()
+    (ws.path / ".leases" / "T1.json").unlink()
+    ws.wait_status("awaiting_test")
+    assert any(each.get("outcome") == "released" for each in ws.events())
+    assert not any(each.get("outcome") == "error" for each in ws.events())
+    wait_for(lambda: ws.tree() == [])
+
+
+def test_a_person_s_move_is_kept(ws: Workspace) -> None:
+    """What somebody decided while the agent ran stands; the attempt writes nothing."""
+    build(ws, "echo up > up; while [ ! -e go ]; do sleep 0.05; done")
+    worker = ws.start("--role", "builder")
+    ws.file("up")
+    text = ws.queue.read_text().replace('"in_progress"', '"cancelled"')
+    ws.queue.write_text(text)
+    (ws.path / "go").touch()
+    wait_for(lambda: ws.leases() == [])
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(20) == 0
+    assert ws.status() == "cancelled"
+    assert any("lost" in each["message"] for each in ws.events())
+
+
+def test_a_frozen_attempt_is_fenced_off(ws: Workspace) -> None:
+    """SIGSTOP for longer than its lease: its successor starts when it is dead."""
+    script = "[ $ROLECALL_TOKEN -gt 1 ] && exit 0; echo up > up; sleep 600"
+    build(ws, script, interval=0.5, lease_ttl=3)
+    ws.start("--role", "builder")
+    ws.file("up")
+    os.kill(ws.attempt_pid(), signal.SIGSTOP)
+    ws.wait_status("awaiting_test")
+    assert ws.task()["token"] == 2
+    assert ws.tree() == []
+
+
+def test_two_workers_keep_one_limit(ws: Workspace) -> None:
+    """Never more than the limit at once, every task once, over several workers of one role."""
+    script = (
+        "mkdir running.$ROLECALL_TASK_ID; ls -d running.* | wc -l >> counts; sleep 0.1; "
+        "rmdir running.$ROLECALL_TASK_ID; echo $ROLECALL_TASK_ID >> done"
+    )
+    tasks = [{**TASK, "id": f"T{i}"} for i in range(9)]
+    ws.write_config(builder={"script": script, "slots": 9})
+    ws.write_queue(*tasks, wip_limits={"builder": 2})
+    workers = [ws.start("--role", "builder", "--drain", "--owner", f"w{i}") for i in range(3)]
+    wait_for(lambda: {ws.status(each["id"]) for each in tasks} == {"awaiting_test"}, ws.log())
+    assert [worker.wait(20) for worker in workers] == [0, 0, 0]
+    assert max(map(int, ws.file("counts").split())) <= 2
+    assert sorted(ws.file("done").split()) == sorted(each["id"] for each in tasks)
+
+
+def test_an_idle_worker_loads_little(ws: Workspace) -> None:
+    """No yaml, jinja2, asyncio or subprocess in the process that sleeps."""
+    ws.write_config(builder={"script": "exit 0"})
+    code = (
+        "import sys, runpy\n"
+        "sys.argv = ['daemon', '--config', sys.argv[1], '--role', 'builder', '--drain']\n"
+        "try: runpy.run_module('daemon', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('asyncio', 'jinja2', 'yaml', 'subprocess', 'threading') "
+        "if m in sys.modules])"
+    )
+    ws.write_queue({**TASK, "status": "done"})
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(ws.config)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "[]\n", done.stderr
