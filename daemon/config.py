@@ -136,6 +136,7 @@ def to_json(config: Config, *, indent: int | None = None) -> str:
     for name, role in config.roles.items():
         document = {
             **role._asdict(),
+            "command": role.command or None,
             "backoff": role.backoff._asdict(),
             "env": dict(role.env),
             "limits": role.limits._asdict(),
@@ -162,6 +163,7 @@ def role_from(name: str, document: Mapping[str, Any]) -> Role:
     for key, kind in (("backoff", Backoff), ("limits", Limits)):
         if key in values:
             values[key] = kind(**values[key])
+    values["command"] = values.get("command") or ()
     values["gates"] = tuple(tuple(gate) for gate in values.get("gates", ()))
     return Role(name, **values)
 

@@ -15,7 +15,7 @@ from daemon.config import FILE, Config, Paths, Role, role_from
 from daemon.errors import ConfigError, Problem
 from daemon.lifecycle import DEFAULT_ROLES, ENDED, PARKED
 from daemon.schema import Key, Kind
-from daemon.yamltext import Placed
+from daemon.yamltext import WRONG, Placed
 
 MOVES = ("claims", "holds", "on_success", "on_rejected", "on_exhausted")
 EVIDENCE_ROLES = frozenset({"builder", "refiner"})
@@ -28,17 +28,23 @@ def read_config(path: str, *, workspace: str | None = None, queue: str | None = 
     if placed is None:
         raise_all(problems)
         raise AssertionError(path)
-    check(placed, problems)
-    raise_all(problems)
+    checked = check(placed, problems)
     folder = os.path.dirname(os.path.abspath(os.path.expanduser(path)))
-    return build(placed, folder, workspace=workspace, queue=queue)
+    return build(checked, folder, problems, workspace=workspace, queue=queue)
 
 
 def raise_all(problems: Iterable[Problem]) -> None:
-    """One ConfigError of all problems, each once; nothing where there is none."""
+    """One ConfigError of all problems, each once, by file and line; nothing where there is none."""
     unique = list(dict.fromkeys(problems))
-    if unique:
-        raise ConfigError.of(unique)
+    if not unique:
+        return
+    files = list(dict.fromkeys(problem.where.rpartition(":")[0] for problem in unique))
+
+    def place(problem: Problem) -> tuple[int, int]:
+        file, _, line = problem.where.rpartition(":")
+        return files.index(file), int(line) if line.isdigit() else 0
+
+    raise ConfigError.of(sorted(unique, key=place))
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -50,67 +56,75 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(known)}" if known else ""
 
 
-def check(placed: Placed, problems: list[Problem]) -> None:
-    """Each value by its own kind: of a whole config, or of one layer of an inventory."""
-    data = placed.data
-    if data is None:
-        return
+def check(placed: Placed, problems: list[Problem]) -> Placed:
+    """Checks each value by its own kind: of a whole config, or of one layer of an inventory.
+
+    What is returned is the same without what was wrong, to be looked at as a whole.
+    """
+    data = placed.data or {}
     if not isinstance(data, dict):
         problems.append(Problem(placed.where, "a mapping of keys is expected here"))
-        return
+        return placed._replace(data={})
     ansible = {key.name: key for key in schema.ANSIBLE}
-    rest = {}
+    own, others = {}, {}
     for name, value in data.items():
         if not name.startswith("ansible_"):
-            rest[name] = value
-        elif name in ansible:
-            _value(value, ansible[name].kind, name, problems)
+            own[name] = value
+            continue
+        others[name] = value
+        if name in ansible:
+            others[name] = _value(value, ansible[name].kind, name, problems)
         elif close := difflib.get_close_matches(name, ansible, n=1, cutoff=0.9):
             what = f'unknown key "{name}"'
             problems.append(Problem(value.key, what, f'did you mean "{close[0]}"?'))
-    _value(placed._replace(data=rest), schema.TOP, "", problems)
+    checked = _value(placed._replace(data=own), schema.TOP, "", problems)
+    return checked._replace(data={**others, **checked.data})
 
 
-def _value(value: Placed, kind: Kind, path: str, problems: list[Problem]) -> None:
-    """Checks a value of the kind; null is unset."""
-    data, wanted = value.data, kind.schema
+def _value(value: Placed, kind: Kind, path: str, problems: list[Problem]) -> Placed:
+    data = value.data
     if data is None:
-        return
-    before = len(problems)
-    if not _fits(data, wanted):
+        return value  # unset
+    if not _fits(data, kind.schema):
         problems.append(_misfit(value, kind, path))
     elif isinstance(data, list) and kind.items:
+        before = len(problems)
         for number, each in enumerate(data, 1):
-            _value(each, kind.items, f"{path}[{number}]", problems)
             if each.data is None:
                 problems.append(Problem(each.where, f"{path} holds an empty entry", kind.hint))
+            else:
+                _value(each, kind.items, f"{path}[{number}]", problems)
             if len(problems) > before:
                 break  # a list is wrong as a whole more often than in many places
+        else:
+            return value
     elif isinstance(data, dict):
-        _mapping(data, kind, path, problems)
+        return value._replace(data=_mapping(data, kind, path, problems))
+    else:
+        return value
+    return value._replace(data=WRONG)
 
 
 def _mapping(
     data: Mapping[str, Placed], kind: Kind, path: str, problems: list[Problem]
-) -> None:
-    keys = {key.name: key for key in kind.keys}
+) -> dict[str, Placed]:
+    keys = {key.name: key.kind for key in kind.keys}
     inside = f" in {path}" if path else ""
+    right = {}
     for name, each in data.items():
         dotted = f"{path}.{name}" if path else name
-        if kind.values:
-            if not re.fullmatch(kind.names, name):
-                what = f'"{name[:60]}"{inside} is not a name that can stand here'
-                problems.append(Problem(each.key, what, kind.hint))
-            elif each.data is None and kind.values.secret:
-                problems.append(Problem(each.where, f"{dotted} has no value", 'write ""'))
-            else:
-                _value(each, kind.values, dotted, problems)
-        elif name in keys:
-            _value(each, keys[name].kind, dotted, problems)
+        wanted = kind.values or keys.get(name)
+        if wanted is None:
+            what = f'unknown key "{name[:60]}"{inside}'
+            problems.append(Problem(each.key, what, suggest(name, keys)))
+        elif kind.values and not re.fullmatch(kind.names, name):
+            what = f'"{name[:60]}"{inside} is not a name that can stand here'
+            problems.append(Problem(each.key, what, kind.hint))
+        elif wanted.secret and each.data is None:
+            problems.append(Problem(each.where, f"{dotted} has no value", 'write ""'))
         else:
-            problems.append(
-                Problem(each.key, f'unknown key "{name[:60]}"{inside}', suggest(name, keys))
-            )
+            right[name] = _value(each, wanted, dotted, problems)
+    return right
 
 
 def _fits(data: Any, wanted: Mapping[str, Any]) -> bool:
@@ -142,7 +156,7 @@ def _fits(data: Any, wanted: Mapping[str, Any]) -> bool:
 def _misfit(value: Placed, kind: Kind, path: str) -> Problem:
     data = value.data
     if isinstance(data, str) and data in kind.later:
-        return Problem(value.where, f"{path}: {data} is not supported yet", kind.hint)
+        return Problem(value.where, f"{path}: {data} is not in this version", kind.hint)
     hint = kind.hint
     if "enum" in kind.schema and isinstance(data, str):
         close = difflib.get_close_matches(data, kind.schema["enum"], n=1)
@@ -156,8 +170,10 @@ def _misfit(value: Placed, kind: Kind, path: str) -> Problem:
     elif isinstance(data, dict | list) and data:
         found = f", not a {_sort(data)}"
     elif isinstance(data, int) and math.isfinite(maximum := kind.schema.get("maximum", math.inf)):
-        found = f", not {_scalar(data)}" if data <= maximum or isinstance(data, bool) else (
-            f" and at most {maximum}, not {_scalar(data)}"
+        found = (
+            f", not {_scalar(data)}"
+            if data <= maximum or isinstance(data, bool)
+            else (f" and at most {maximum}, not {_scalar(data)}")
         )
     else:
         found = f", not {_scalar(data)}"
@@ -177,24 +193,28 @@ def _scalar(data: Any) -> str:
 
 
 def build(
-    placed: Placed, folder: str, *, workspace: str | None = None, queue: str | None = None
+    placed: Placed,
+    folder: str,
+    problems: list[Problem],
+    *,
+    workspace: str | None = None,
+    queue: str | None = None,
 ) -> Config:
-    """The Config of checked values, or a ConfigError of what does not go together.
+    """The Config of checked values; a ConfigError of ``problems`` and what does not go together.
 
     ``folder`` is where a relative workspace counts from.
     """
-    top: dict[str, Placed] = placed.data or {}
-    builder = _Builder(top, placed.where)
+    builder = _Builder(placed.data, placed.where, problems)
     config = builder.config(folder, workspace, queue)
-    raise_all(builder.problems)
+    raise_all(problems)
     return config
 
 
 class _Builder:
-    def __init__(self, top: dict[str, Placed], where: str) -> None:
+    def __init__(self, top: dict[str, Placed], where: str, problems: list[Problem]) -> None:
         self.top = top
         self.where = where
-        self.problems: list[Problem] = []
+        self.problems = problems
 
     def problem(self, where: str, what: str, hint: str = "") -> None:
         self.problems.append(Problem(where, what, hint))
@@ -265,7 +285,7 @@ class _Builder:
 
     def roles(self, root: str) -> dict[str, Role]:
         found = _inside(self.top, "roles")
-        if not found:
+        if not found and not ("roles" in self.top and self.top["roles"].data is WRONG):
             where = self.top["roles"].where if "roles" in self.top else self.where
             hint = f"such as: roles: {{{', '.join(f'{name}: {{}}' for name in DEFAULT_ROLES)}}}"
             self.problem(where, "no role is declared", hint)
@@ -274,7 +294,8 @@ class _Builder:
         return {name: self.role(name, found[name], root) for name in order}
 
     def role(self, name: str, placed: Placed, root: str) -> Role:
-        own: dict[str, Placed] = placed.data or {}
+        own = _data(placed)
+        wrong = {key for key, each in own.items() if each.data is WRONG}
 
         def where(key: str) -> str:
             return own[key].where if key in own else placed.key or placed.where
@@ -283,7 +304,8 @@ class _Builder:
         moves = {**DEFAULT_ROLES.get(name, {})}
         moves.update((key, values[key]) for key in MOVES if values[key] is not None)
         missing = [key for key in MOVES if key not in moves]
-        if missing:
+        moves.update((key, ["?"] if key == "claims" else "?") for key in missing)
+        if missing := [key for key in missing if key not in wrong]:
             known = difflib.get_close_matches(name, DEFAULT_ROLES, n=1)
             hint = f'did you mean "{known[0]}"? ' if known else ""
             self.problem(
@@ -291,25 +313,26 @@ class _Builder:
                 f"roles.{name} lacks {', '.join(missing)}",
                 f"{hint}a role of your own says what it claims and where its tasks go",
             )
-            moves.update((key, ["?"] if key == "claims" else "?") for key in missing)
         values.update(moves)
         if values["agent"] is None and values["command"]:
             values["agent"] = "command"
         values["command"] = values["command"] or []
-        if values["agent"] == "command" and not values["command"]:
+        if values["agent"] == "command" and not values["command"] and "command" not in wrong:
             hint = "add command: [program, argument, ...]"
             self.problem(where("agent"), f"roles.{name}: agent: command without a command", hint)
         values["worktree"] = bool(values["worktree"])
         if values["evidence"] is None:
             values["evidence"] = values["worktree"] and name in EVIDENCE_ROLES
-        if not values["lease_ttl"] > values["heartbeat"]:
+        if values["lease_ttl"] <= values["heartbeat"] and not wrong & {"lease_ttl", "heartbeat"}:
             key = "lease_ttl" if "lease_ttl" in own else "heartbeat"
             what = f"roles.{name}: lease_ttl ({values['lease_ttl']:g}) is not above heartbeat"
             hint = "a lease must outlive its renewal; three heartbeats are usual"
             self.problem(where(key), f"{what} ({values['heartbeat']:g})", hint)
         inner = _inside(own, "backoff")
         values["backoff"] = _floats(_defaults(schema.BACKOFF.keys, inner), "base", "cap")
-        if values["backoff"]["cap"] < values["backoff"]["base"]:
+        if values["backoff"]["cap"] < values["backoff"]["base"] and not any(
+            each.data is WRONG for each in inner.values()
+        ):
             self.problem(where("backoff"), f"roles.{name}.backoff: cap is below base")
         values["limits"] = _defaults(schema.LIMITS.keys, _inside(own, "limits"))
         for key in ("prompt", "env_file"):
@@ -324,7 +347,7 @@ class _Builder:
 
     def run(self, roles: Mapping[str, Role]) -> tuple[str, ...]:
         placed = self.top.get("run")
-        if placed is None or placed.data is None:
+        if placed is None or not isinstance(placed.data, list):
             return tuple(roles)
         for each in placed.data:
             if each.data not in roles:
@@ -338,7 +361,7 @@ class _Builder:
         placed = _inside(self.top, "roles")
 
         def problem(name: str, key: str, what: str, hint: str = "") -> None:
-            own = placed[name].data or {}
+            own = _data(placed[name])
             at = own[key].where if key in own else placed[name].key or placed[name].where
             self.problem(at, f"roles.{name}.{key}: {what}", hint)
 
@@ -355,6 +378,8 @@ class _Builder:
             if other != name:
                 problem(name, "holds", f'"{role.holds}" is held by {other} already')
         for name, role in roles.items():
+            if "?" in (role.holds, *role.claims):
+                continue
             if role.holds in claimers:
                 problem(name, "holds", f'"{role.holds}" is claimed by {claimers[role.holds]}')
             elif role.holds in ENDED | PARKED:
@@ -378,7 +403,11 @@ def git_top(folder: str) -> str:
 
 
 def _inside(data: Mapping[str, Placed], key: str) -> dict[str, Placed]:
-    return (data[key].data or {}) if key in data else {}
+    return _data(data[key]) if key in data else {}
+
+
+def _data(placed: Placed) -> dict[str, Placed]:
+    return placed.data if isinstance(placed.data, dict) else {}
 
 
 def _defaults(keys: Iterable[Key], data: Mapping[str, Placed]) -> dict[str, Any]:

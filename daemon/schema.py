@@ -77,8 +77,11 @@ COMMAND = _list(
     1,
     "no shell is involved: write [program, argument, ...], or [sh, -c, '...']",
 )
+GATES_HINT = 'write each gate as a list: [["pytest", "-q"]]'
+GATE = _list("a list of a program and its arguments", ARGUMENT, 1, GATES_HINT)
 VARIABLE = "(?!ROLECALL_)[A-Za-z_][A-Za-z0-9_]*"
-VARIABLE_WORDS = "the name of an environment variable, and not one of ours (ROLECALL_*)"
+VARIABLE_WORDS = "the name of an environment variable"
+VARIABLE_HINT = "letters, digits and _, no digit first; ROLECALL_* are set by us"
 
 AGENTS_LATER = (
     "claude",
@@ -122,7 +125,7 @@ ROLE = _mapping(
     Key("args", ARGUMENTS, (), "Further arguments, behind the command's own; braces as in `command`."),
     Key("prompt", PATH, None, "The prompt's template (Jinja2).", "`<role>.md` under `paths.prompts`"),
     Key("prompt_via", _choice("stdin", "argument", "file"), "stdin", "How the agent gets its prompt: on standard input, as its last argument, or as the path of a file as its last argument (where the command does not name `{prompt}` or `{prompt_file}` itself)."),
-    Key("gates", _list("a list of commands, each a list of strings", COMMAND, 0, 'write each gate as a list: [["pytest", "-q"]]'), (), "Commands that must pass after the agent, in its directory, before success counts."),
+    Key("gates", _list("a list of commands, each a list of strings", GATE, 0, GATES_HINT), (), "Commands that must pass after the agent, in its directory, before success counts."),
     Key("worktree", FLAG, None, "Whether each task gets a git worktree and a branch of its own.", "false for `agent: command`"),
     Key("evidence", FLAG, None, "Whether success needs a changed worktree or a commit.", "as `worktree` for builder and refiner, else false"),
     Key("interval", DURATION, 60, "The longest sleep between two looks at the queue, where nothing wakes the worker sooner."),
@@ -133,8 +136,8 @@ ROLE = _mapping(
     Key("kill_grace", SECONDS, 10, "The time between TERM and KILL."),
     Key("max_attempts", POSITIVE, 3, "How many attempts may end in error before the task goes to `on_exhausted`."),
     Key("backoff", BACKOFF, {}, "The wait after an error."),
-    Key("env", Kind("a mapping of names to strings", {"type": "object"}, values=_text("a string", r"[^\u0000]*", hint=QUOTE, secret=True), names=VARIABLE, hint=VARIABLE_WORDS), {}, "Environment variables of the agent and of gates. Secrets belong into `env_file`."),
-    Key("pass_env", _list("a list of names of environment variables", _text(VARIABLE_WORDS, VARIABLE, hint="write the name only")), (), "Environment variables that the agent gets from the worker's own environment, where they are set there."),
+    Key("env", Kind("a mapping of names to strings", {"type": "object"}, values=_text("a string", r"[^\u0000]*", hint=QUOTE, secret=True), names=VARIABLE, hint=VARIABLE_HINT), {}, "Environment variables of the agent and of gates. Secrets belong into `env_file`."),
+    Key("pass_env", _list("a list of names of environment variables", _text(VARIABLE_WORDS, VARIABLE, hint=VARIABLE_HINT)), (), "Environment variables that the agent gets from the worker's own environment, where they are set there."),
     Key("env_file", PATH, None, "A file of `NAME=value` lines for the agent's environment, for secrets. Only its owner may have any permission on it."),
     Key("write_paths", _list("a list of paths", PATH), (), "What an attempt may write under systemd, beside the workspace and a /tmp of its own."),
     Key("limits", LIMITS, {}, "What an attempt may use, under systemd."),

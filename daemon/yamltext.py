@@ -33,13 +33,16 @@ class Placed(NamedTuple):
     key: str = ""
 
 
+WRONG = object()  # the data of a value that was reported and counts as unset from there on
+
+
 def plain(value: Placed) -> Any:
     """The value without its places."""
     if isinstance(value.data, dict):
         return {key: plain(each) for key, each in value.data.items()}
     if isinstance(value.data, list):
         return [plain(each) for each in value.data]
-    return value.data
+    return None if value.data is WRONG else value.data
 
 
 def shown(path: str) -> str:
@@ -108,7 +111,7 @@ _VAULT = (
     "Ansible Vault is not supported",
     "keep secrets in an env_file of the role, readable by its owner only",
 )
-_TEMPLATE = (
+TEMPLATE = (
     "templates ({{ }}) are not supported",
     "write the value itself; aliases (*name) and merge keys (<<) are understood",
 )
@@ -124,9 +127,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise yaml.composer.ComposerError(
-                None, None, _TOO_DEEP, self.peek_event().start_mark
-            )
+            raise yaml.composer.ComposerError(None, None, _TOO_DEEP, self.peek_event().start_mark)
         node: yaml.Node | None = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -211,7 +212,7 @@ class _Conversion:
                     merged.setdefault(name, each)
             elif not isinstance(key, yaml.ScalarNode):
                 if isinstance(key, yaml.MappingNode):
-                    self.problem(key, *_TEMPLATE)
+                    self.problem(key, *TEMPLATE)
                 else:
                     self.problem(key, "a key must be a plain word")
             elif key.tag != f"{_TAG}str":
