@@ -1,0 +1,76 @@
+"""Where tasks live: what every kind of queue does, whatever it is kept in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+from daemon.lifecycle import Tasks
+from daemon.model import Claim, Lease, Move, Result
+from daemon.process import Identity
+
+
+class Stale(NamedTuple):
+    """A lease whose attempt is gone, and why.
+
+    ``died``: its process ended. ``expired``: nobody renewed it. ``vanished``: the task is held,
+    its lease file is gone (``lease`` is then rebuilt from the task). ``orphan``: the lease of no
+    held task; only the lease itself is to be removed.
+    """
+
+    lease: Lease
+    task_id: str
+    why: str
+
+
+class Snapshot(NamedTuple):
+    """The queue at one moment: its tasks, its own WIP limits, and the live leases by task id."""
+
+    tasks: Tasks
+    wip_limits: object
+    leases: dict[str, Lease]
+
+
+class Queue(Protocol):
+    """What workers, attempts and people's commands ask of a queue."""
+
+    def snapshot(self) -> Snapshot:
+        """Everything as it is now, without a lock. Raises QueueUnreadable."""
+
+    def claim(
+        self, role: str, owner: str, *, ignore_wip: bool = False, dry_run: bool = False
+    ) -> Claim | None:
+        """Win the role's next task, or None. A dry run writes nothing."""
+
+    def moved(self) -> tuple[Move, ...]:
+        """The automatic moves of claims that won nothing, since this was last asked."""
+
+    def problems(self) -> tuple[str, ...]:
+        """What was found wrong with single tasks and leases at the last look, for a person."""
+
+    def take_over(self, lease: Lease, me: Identity, unit: str = "") -> Lease:
+        """Make the lease the attempt's own. Raises LeaseLost."""
+
+    def renew(self, lease: Lease, sessions: Sequence[int] = ()) -> Lease:
+        """Prolong the lease by its time to live. Raises LeaseLost."""
+
+    def settle(self, lease: Lease, result: Result) -> tuple[Move, ...]:
+        """Write what the attempt came to and end the lease. Raises LeaseLost."""
+
+    def stale(self) -> list[Stale]:
+        """The leases whose attempts are gone."""
+
+    def recover(self, stale: Stale) -> tuple[Move, ...]:
+        """Settle for an attempt that is gone; its process tree has been killed before."""
+
+    def live(self, role: str | None = None, host: str | None = None) -> list[Lease]:
+        """The live leases (of a role, of a host)."""
+
+    def add(self, tasks: list[dict[str, Any]]) -> tuple[Move, ...]:
+        """Append new tasks. Raises RolecallError with what is wrong with them."""
+
+    def signature(self) -> tuple[int, ...] | None:
+        """Differs from an earlier one when the queue has changed; None where there is none."""
+
+    def next_time(self, role: str, now: float) -> float | None:
+        """When to look again though nothing changes."""

@@ -1,0 +1,93 @@
+"""Files that are whole at every instant, and stay after a power cut."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+
+from daemon.errors import RolecallError
+
+HINTS = {
+    errno.ENOSPC: "make room on that disk; what was there is unchanged",
+    errno.EDQUOT: "make room in that quota; what was there is unchanged",
+    errno.EROFS: "the file system is read-only; what was there is unchanged",
+    errno.EACCES: "look at the folder's owner and permissions",
+}
+
+
+class DiskError(RolecallError):
+    """The system takes no more writes, of whatever task."""
+
+
+def failure(error: OSError, path: str) -> RolecallError:
+    """What the system refused, in our voice."""
+    kind = DiskError if error.errno in HINTS else RolecallError
+    return kind(f"cannot write: {error.strerror}", where=path, hint=HINTS.get(error.errno or 0, ""))
+
+
+def sync_folder(path: str) -> None:
+    """Make what was created, renamed or removed in the folder last."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_aside(path: str, data: bytes, *, like: os.stat_result | None, sync: bool) -> str:
+    """Write a file beside ``path``, ready to take its place; its name is returned.
+
+    The name is fixed (its writers hold a lock), so that what a killed writer left is replaced.
+    ``like``: whose mode and group it gets.
+    """
+    folder, name = os.path.split(path)
+    aside = os.path.join(folder, f".{name}.new")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(aside)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(aside, flags, 0o644)
+    except OSError as error:
+        raise failure(error, path) from None
+    try:
+        try:
+            if like is not None:
+                if like.st_gid != os.fstat(fd).st_gid:
+                    _give(fd, like.st_gid)
+                os.fchmod(fd, like.st_mode & 0o7777)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            if sync:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+    except BaseException as error:
+        drop(aside)
+        if isinstance(error, OSError):
+            raise failure(error, path) from None
+        raise
+    return aside
+
+
+def _give(fd: int, group: int) -> None:
+    with contextlib.suppress(OSError):  # not a group of ours: the writer's own will do
+        os.fchown(fd, -1, group)
+
+
+def put(aside: str, path: str, *, sync: bool) -> None:
+    """Let the file take the place of ``path``."""
+    try:
+        os.rename(aside, path)
+        if sync:
+            sync_folder(os.path.dirname(path))
+    except OSError as error:
+        drop(aside)
+        raise failure(error, path) from None
+
+
+def drop(path: str) -> None:
+    """Remove a file, if it is there and can be."""
+    with contextlib.suppress(OSError):
+        os.unlink(path)

@@ -1,0 +1,453 @@
+"""The queue as a JSON file, with its leases beside it, for the workers of one host.
+
+Every write of the queue holds one lock; a lease's renewal holds that lease's own lock only. Where
+both are needed, the queue's comes first.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+from daemon import lifecycle, process
+from daemon.config import Config
+from daemon.errors import LeaseLost, LockTimeout, QueueUnreadable, RolecallError
+from daemon.lifecycle import Changes, Entry, Rules, Tasks
+from daemon.model import Claim, Lease, Move, Outcome, Result, format_time, parse_time
+from daemon.process import Identity
+from daemon.queue import Snapshot, Stale, durable, folder, intake, lock, staleness
+from daemon.queue import lease as leases
+from daemon.queue.text import Text, Update
+
+RESTARTS = 100  # times that a change by hand may come between our look and our write
+
+
+def chance() -> float:
+    """A float in [0, 1); importing ``random`` would be felt at the start of every attempt."""
+    return int.from_bytes(os.urandom(6)) / 2**48
+
+
+class _Won(NamedTuple):
+    """What a claim prepared before the queue is written."""
+
+    lease: Lease
+    task: dict[str, Any]
+    run_dir: str
+
+
+class FileQueue:
+    """The queue in a JSON file."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        clock: Callable[[], float] = time.time,
+        random: Callable[[], float] = chance,
+        me: Identity | None = None,
+        boottime: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+    ) -> None:
+        self.config, self.machine = config, config.machine
+        self.clock, self.random, self.boottime = clock, random, boottime
+        self.leases = leases.Leases(config.paths.leases, config.paths.locks)
+        self._me = me
+        self._moved: list[Move] = []
+        self._problems: tuple[str, ...] = ()
+
+    @property
+    def me(self) -> Identity:
+        """Who claims: this process, also after a fork."""
+        return self._me or process.identity()
+
+    def lock(self) -> AbstractContextManager[None]:
+        """The lock that every write of the queue holds."""
+        return lock.hold(os.path.join(self.config.paths.locks, "queue.lock"))
+
+    # --- looking ---------------------------------------------------------------------------------
+
+    def read(self) -> Text | None:
+        """The queue as it is now; None where there is no file."""
+        return Text.read(self.config.queue_file)
+
+    def snapshot(self) -> Snapshot:
+        """Everything as it is now, without a lock. Raises QueueUnreadable."""
+        text = self.read()
+        if text is None:
+            return Snapshot(Tasks(()), None, self._live(self._every(Tasks(()))))
+        tasks = Tasks(text.document.entries)
+        return Snapshot(tasks, text.document.root.get("wip_limits"), self._live(self._every(tasks)))
+
+    def problems(self) -> tuple[str, ...]:
+        """What was found wrong with single tasks and leases at the last look, for a person."""
+        return self._problems
+
+    def moved(self) -> tuple[Move, ...]:
+        """The automatic moves of claims that won nothing, since this was last asked."""
+        moves, self._moved = tuple(self._moved), []
+        return moves
+
+    def signature(self) -> tuple[int, ...] | None:
+        """Inode, size and mtime of the queue; None where there is none."""
+        try:
+            found = os.stat(self.config.queue_file)
+        except OSError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
+    def live(self, role: str | None = None, host: str | None = None) -> list[Lease]:
+        """The live leases (of a role, of a host)."""
+        return [
+            lease
+            for lease in self._live(self.leases.every()).values()
+            if role in (None, lease.role) and host in (None, lease.host)
+        ]
+
+    def next_time(self, role: str, now: float) -> float | None:
+        """When to look again though nothing changes: the end of a wait, or of a lease."""
+        text = self.read()
+        times = []
+        if text is not None:
+            rules, tasks = self._rules(role), Tasks(text.document.entries)
+            times.append(lifecycle.next_time(tasks, rules, now))
+            times += [staleness.hand_expiry(entry.task, rules, now) for entry in tasks.entries]
+        times += [
+            now + leases.seconds_left(lease, self.me, now, self.boottime())
+            for lease in self._live(self.leases.every()).values()
+        ]
+        return min((each for each in times if each is not None), default=None)
+
+    def _every(self, tasks: Tasks) -> leases.Found:
+        """All lease files; what is wrong with them and with single tasks is remembered."""
+        found = self.leases.every()
+        self._problems = (*tasks.problems, *found.broken.values())
+        return found
+
+    def _gone(self, lease: Lease) -> str:
+        return leases.gone(lease, self.me, self.clock(), self.boottime())
+
+    def _live(self, found: leases.Found) -> dict[str, Lease]:
+        return {name: lease for name, lease in found.leases.items() if not self._gone(lease)}
+
+    def _rules(self, role: str) -> Rules:
+        try:
+            return self.machine.roles[role]
+        except KeyError:
+            raise RolecallError(f"there is no role {role!r} in this config") from None
+
+    # --- claiming --------------------------------------------------------------------------------
+
+    def claim(
+        self, role: str, owner: str, *, ignore_wip: bool = False, dry_run: bool = False
+    ) -> Claim | None:
+        """Win the role's next task, or None. A dry run writes nothing."""
+        rules = self._rules(role)
+        text = self.read()
+        if text is None:
+            return None
+        # Most looks find nothing to do: they take no lock.
+        update = self._begin(text)
+        ready = self._ready(update, rules, ignore_wip=ignore_wip)
+        if dry_run and ready:
+            lease = self._lease(ready[0][0], rules, owner, 0)
+            return Claim(lease, dict(ready[0][0].task), "", ())
+        if dry_run or not (ready or update.changes):
+            return None
+        with self.lock():
+            for again in range(RESTARTS):
+                if again or not update.text.is_current():
+                    text = self.read()
+                    if text is None:
+                        return None
+                    update = self._begin(text)
+                won = self._win(update, rules, owner, ignore_wip=ignore_wip)
+                if self._written(update, won):
+                    break
+            else:
+                raise _restless(self.config.queue_file)
+        if won is None:
+            self._moved += update.moves
+            return None
+        return Claim(won.lease, won.task, won.run_dir, tuple(update.moves))
+
+    def _written(self, update: Update, won: _Won | None) -> bool:
+        """Write the update; where that fails, take back what the claim prepared."""
+        try:
+            written = not update.changes or update.write()
+        except BaseException:
+            self._take_back(won)
+            raise
+        if not written:
+            self._take_back(won)
+        return written
+
+    def _begin(self, text: Text) -> Update:
+        """An update that restores what an old buffer undid and makes the automatic moves."""
+        update = Update(text)
+        for lease in self._live(self._every(update.tasks)).values():
+            self._restore(update, lease)
+        update.move_on(self.machine, self.clock())
+        return update
+
+    def _restore(self, update: Update, lease: Lease) -> None:
+        """Write a live lease's hold again, where an old buffer brought back what was before it."""
+        entry, rules = update.tasks.by_id.get(lease.task_id), self.machine.roles.get(lease.role)
+        if (
+            entry is not None
+            and rules is not None
+            and lifecycle.token_of(entry.task) < lease.token
+            and entry.task.get("status") in rules.claims
+        ):
+            changes = lifecycle.claim(entry, rules, _value(lease), lease.token, self.clock())
+            source, why = str(entry.task["status"]), "its attempt still runs"
+            update.change(entry, changes)
+            move = Move(lease.task_id, lease.role, source, rules.holds, why, token=lease.token)
+            update.moves.append(move)
+
+    def _ready(
+        self, update: Update, rules: Rules, *, ignore_wip: bool
+    ) -> list[tuple[Entry, Lease | None]]:
+        """What the role could claim now, each with the dead lease that it still has, if any."""
+        tasks = update.tasks
+        limit = lifecycle.wip_limit(update.text.document.root.get("wip_limits"), rules)
+        if not ignore_wip and lifecycle.wip(tasks, rules) >= limit:
+            return []
+        found = self._every(tasks)
+        # A lease of ours bars the way until it is recovered: what is left of its tree comes first.
+        taken = {name for name, lease in found.leases.items() if lease.token > 0}
+        taken |= self._live(found).keys() | found.broken.keys()
+        ready = lifecycle.claimable(tasks, rules, self.clock(), taken)
+        return [(entry, found.leases.get(entry.task["id"])) for entry in ready]
+
+    def _win(self, update: Update, rules: Rules, owner: str, *, ignore_wip: bool) -> _Won | None:
+        """Put a claim into the update. A task whose files are in the way is passed over."""
+        for entry, old in self._ready(update, rules, ignore_wip=ignore_wip):
+            try:
+                lease, run_dir = self._prepare(entry, rules, owner, old)
+            except (durable.DiskError, LockTimeout):
+                raise
+            except RolecallError as error:
+                self._problems = (*self._problems, str(error))
+                continue
+            source = str(entry.task["status"])
+            changes = lifecycle.claim(entry, rules, _value(lease), lease.token, self.clock())
+            update.change(entry, changes)
+            move = Move(lease.task_id, rules.name, source, rules.holds, "claimed")
+            update.moves.append(move._replace(attempt=lease.attempt, token=lease.token))
+            return _Won(lease, dict(entry.task), run_dir)
+        return None
+
+    def _lease(self, entry: Entry, rules: Rules, owner: str, token: int) -> Lease:
+        now = format_time(self.clock())
+        return Lease(
+            task_id=entry.task["id"],
+            role=rules.name,
+            owner=owner,
+            started_at=now,
+            ttl_seconds=self.config.roles[rules.name].lease_ttl,
+            heartbeat_at=now,
+            token=token,
+            attempt=lifecycle.attempts_of(entry.task) + 1,
+            **self.me._asdict(),
+            heartbeat_boottime=self.boottime(),
+        )
+
+    def _prepare(
+        self, entry: Entry, rules: Rules, owner: str, old: Lease | None
+    ) -> tuple[Lease, str]:
+        """The lease and the run folder of a claim, to last."""
+        task_id, runs = entry.task["id"], self.config.paths.runs
+        known = (lifecycle.token_of(entry.task), old.token if old else 0)
+        token = 1 + max(*known, folder.largest(runs, task_id))
+        lease = self._lease(entry, rules, owner, token)
+        with self.leases.lock(task_id):
+            self.leases.write(lease, sync=True)
+        try:
+            return lease, folder.make(runs, task_id, token)
+        except BaseException:
+            self.leases.remove(lease)
+            raise
+
+    def _take_back(self, won: _Won | None) -> None:
+        if won is not None:
+            folder.remove(won.run_dir)
+            self.leases.remove(won.lease)
+
+    # --- the lease of an attempt -----------------------------------------------------------------
+
+    def take_over(self, lease: Lease, me: Identity, unit: str = "") -> Lease:
+        """Make the lease the attempt's own. Raises LeaseLost."""
+        with self.leases.lock(lease.task_id):
+            now = self.leases.own(lease)
+            known = ((lease.pid, lease.pid_started), (me.pid, me.pid_started))
+            if (now.pid, now.pid_started) not in known:
+                raise LeaseLost(f"the lease of {lease.task_id} is held by process {now.pid}")
+            return self._beat(now._replace(**me._asdict(), unit=unit))
+
+    def renew(self, lease: Lease, sessions: Sequence[int] = ()) -> Lease:
+        """Prolong the lease by its time to live. Raises LeaseLost."""
+        with self.leases.lock(lease.task_id):
+            now = self.leases.own(lease)
+            return self._beat(now._replace(sessions=tuple(sessions) or now.sessions))
+
+    def _beat(self, lease: Lease) -> Lease:
+        lease = lease._replace(
+            heartbeat_at=format_time(self.clock()), heartbeat_boottime=self.boottime()
+        )
+        self.leases.write(lease, sync=False)
+        return lease
+
+    # --- settling --------------------------------------------------------------------------------
+
+    def settle(self, lease: Lease, result: Result) -> tuple[Move, ...]:
+        """Write what the attempt came to and end the lease. Raises LeaseLost."""
+        self._rules(lease.role)
+        with self.lock():
+            return self._settle(lease, result)
+
+    def _settle(self, lease: Lease, result: Result) -> tuple[Move, ...]:
+        """Settle under the lock: the queue first, then the lease."""
+        for _ in range(RESTARTS):
+            update = self._begin(self._there())
+            now = self.leases.every().leases.get(lease.task_id)
+            try:
+                entry = self._held(update, lease, now)
+            except LeaseLost:
+                self.leases.remove(lease)
+                raise
+            self._conclude(update, entry, lease, result)
+            if update.write():
+                self.leases.remove(lease)
+                return tuple(update.moves)
+        raise _restless(self.config.queue_file)
+
+    def _there(self) -> Text:
+        text = self.read()
+        if text is None:
+            raise QueueUnreadable(
+                "the queue is gone", where=self.config.queue_file, hint="put it back"
+            )
+        return text
+
+    def _held(self, update: Update, lease: Lease, now: Lease | None) -> Entry:
+        """The task that is held under this lease. Raises LeaseLost if none is."""
+        name, rules = lease.task_id, self._rules(lease.role)
+        entry = update.tasks.by_id.get(name)
+        if entry is None:
+            raise LeaseLost(f"{name} is no longer in the queue")
+        token = lifecycle.token_of(entry.task)
+        if token > lease.token or (now is not None and now.token > lease.token):
+            raise LeaseLost(f"{name} has a later attempt than this one of token {lease.token}")
+        status = entry.task.get("status")
+        if status != rules.holds or lifecycle.held_by_us(entry.task) != lease.token:
+            raise LeaseLost(f"{name} was changed by hand: its status is {status}")
+        return entry
+
+    def _conclude(self, update: Update, entry: Entry, lease: Lease, result: Result) -> None:
+        """Put the result into the update, and what follows by itself."""
+        rules, now = self._rules(lease.role), self.clock()
+        result = lifecycle.weigh(rules, result)
+        new: list[dict[str, Any]] = []
+        if result.add_tasks and result.outcome in (Outcome.SUCCESS, Outcome.REJECTED):
+            try:
+                new = intake.checked(result.add_tasks, update.tasks, self.machine)
+            except ValueError as error:
+                result = result._replace(outcome=Outcome.ERROR, note=f"add_tasks: {error}")
+        transition = lifecycle.settle(entry, self.machine, lease.role, result, now, self.random)
+        update.change(entry, transition.changes)
+        started = parse_time(lease.started_at)
+        update.moves.append(
+            Move(
+                lease.task_id,
+                lease.role,
+                transition.source,
+                transition.target,
+                transition.why,
+                outcome=result.outcome.value,
+                attempt=lease.attempt,
+                token=lease.token,
+                seconds=None if started is None else max(0.0, now - started),
+            )
+        )
+        update.append(new)
+        update.move_on(self.machine, now)
+
+    # --- recovering ------------------------------------------------------------------------------
+
+    def stale(self) -> list[Stale]:
+        """The leases whose attempts are gone, and held tasks of ours without a lease."""
+        if not self._stale():
+            return []
+        # Between the looks at queue and leases either may have changed: only the lock makes sure.
+        with self.lock():
+            return self._stale()
+
+    def _stale(self) -> list[Stale]:
+        text = self.read()
+        if text is None:
+            return []
+        tasks = Tasks(text.document.entries)
+        return staleness.find(tasks, self._every(tasks), self.machine, self._gone)
+
+    def recover(self, stale: Stale) -> tuple[Move, ...]:
+        """Settle for an attempt that is gone; its process tree has been killed before.
+
+        What came back to life since, or was settled by somebody else, is left alone.
+        """
+        lease, notes = stale.lease, {"died": "its process died", "expired": "its lease ran out"}
+        with self.lock():
+            now = self.leases.read(stale.task_id)
+            if stale.why == "vanished":
+                if now is not None:
+                    return ()
+                result = Result(Outcome.RELEASED, "its lease file is gone")
+            else:
+                if now is None or now.token != lease.token or not self._gone(now):
+                    return ()
+                tasks = Tasks(self._there().document.entries)
+                if not staleness.holds(tasks, now, self.machine):
+                    self.leases.remove(now)
+                    return ()
+                result = Result(Outcome.ERROR, notes.get(stale.why, "its attempt is gone"))
+            try:
+                return self._settle(lease, result)
+            except LeaseLost:
+                return ()
+
+    # --- adding ----------------------------------------------------------------------------------
+
+    def add(self, tasks: list[dict[str, Any]]) -> tuple[Move, ...]:
+        """Append new tasks. Raises RolecallError with what is wrong with them."""
+        with self.lock():
+            for _ in range(RESTARTS):
+                text = self.read()
+                if text is None:
+                    raise RolecallError(
+                        "there is no queue",
+                        where=self.config.queue_file,
+                        hint=f"make one: invoke init --workspace {self.config.workspace}",
+                    )
+                update = self._begin(text)
+                try:
+                    update.append(intake.checked(tasks, update.tasks, self.machine))
+                except ValueError as error:
+                    raise RolecallError(str(error), hint="nothing was added") from None
+                update.move_on(self.machine, self.clock())
+                if update.write():
+                    return tuple(update.moves)
+        raise _restless(self.config.queue_file)
+
+
+def _value(lease: Lease) -> Changes:
+    """What a held task says of its lease."""
+    return {"owner": lease.owner, "token": lease.token, "started_at": lease.started_at}
+
+
+def _restless(path: str) -> RolecallError:
+    return RolecallError(
+        f"the queue was changed {RESTARTS} times while it was to be written",
+        where=path,
+        hint="find out what keeps writing it: inotifywait -m on its folder",
+    )

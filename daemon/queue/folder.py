@@ -1,0 +1,71 @@
+"""The run folders: one per attempt, 0700, made without following anybody's link."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from daemon.errors import RolecallError
+from daemon.queue import durable
+
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+LONGEST_NUMBER = 18  # digits; a longer name is no token of ours
+
+
+def largest(runs: str, task_id: str) -> int:
+    """The largest token that a run folder of the task has, 0 where there is none."""
+    try:
+        fd = os.open(os.path.join(runs, task_id), FOLDER)
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise _refused(error, os.path.join(runs, task_id)) from None
+    try:
+        names = os.listdir(fd)
+    finally:
+        os.close(fd)
+    return max((int(n) for n in names if n.isdecimal() and len(n) <= LONGEST_NUMBER), default=0)
+
+
+def make(runs: str, task_id: str, token: int) -> str:
+    """Make the attempt's own folder, to last. Raises RolecallError if something is in the way."""
+    path = os.path.join(runs, task_id, str(token))
+    try:
+        os.makedirs(runs, mode=0o700, exist_ok=True)
+        top = os.open(runs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            try:
+                os.mkdir(task_id, 0o700, dir_fd=top)
+                os.fsync(top)
+            except FileExistsError:
+                pass
+            own = os.open(task_id, FOLDER, dir_fd=top)
+            try:
+                os.mkdir(str(token), 0o700, dir_fd=own)
+                os.fsync(own)
+            finally:
+                os.close(own)
+        finally:
+            os.close(top)
+    except OSError as error:
+        raise _refused(error, path) from None
+    return path
+
+
+def remove(path: str) -> None:
+    """Take back a folder that no attempt has used, and its parent where that is empty then."""
+    try:
+        os.rmdir(path)
+        os.rmdir(os.path.dirname(path))
+    except OSError:
+        pass
+
+
+def _refused(error: OSError, path: str) -> RolecallError:
+    if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EACCES, errno.EEXIST):
+        return RolecallError(
+            f"the run folder cannot be made, its task is left alone: {error.strerror}",
+            where=path,
+            hint=f"look at it: ls -ld {path}",
+        )
+    return durable.failure(error, path)

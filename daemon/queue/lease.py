@@ -1,0 +1,193 @@
+"""The lease files: one per task, written whole, each under a lock of its own."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import stat as modes
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+from daemon import process
+from daemon.errors import LeaseLost, RolecallError
+from daemon.model import Lease, is_task_id, parse_time
+from daemon.process import Identity
+from daemon.queue import durable, lock
+
+LONGEST = 64 * 1024  # bytes
+PUBLIC = ("task_id", "role", "owner", "started_at", "ttl_seconds", "heartbeat_at")
+SUFFIX = ".json"
+
+
+def encode(lease: Lease) -> bytes:
+    """The lease as its file holds it."""
+    return (json.dumps(lease._asdict(), indent=2) + "\n").encode()
+
+
+def decode(data: bytes, task_id: str) -> Lease:
+    """A lease file's text. Raises ValueError with what is wrong with it."""
+    try:
+        value = json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError("it is no JSON object")  # a wrong text, not a wrong call
+    missing = [key for key in PUBLIC if key not in value]
+    if missing:
+        raise ValueError(f'it has no "{missing[0]}"')
+    fields: dict[str, Any] = {key: value[key] for key in Lease._fields if key in value}
+    for key, kind in Lease.__annotations__.items():
+        if key in fields:
+            fields[key] = _checked(key, fields[key], str(kind))
+    if fields["task_id"] != task_id:
+        raise ValueError("its task_id is another one")
+    if parse_time(fields["heartbeat_at"]) is None:
+        raise ValueError("its heartbeat_at is no time")
+    return Lease(**fields)
+
+
+def _checked(key: str, value: Any, kind: str) -> Any:
+    if "str" in kind and isinstance(value, str):
+        return value
+    if "tuple" in kind and isinstance(value, list) and all(type(each) is int for each in value):
+        return tuple(value)
+    if "float" in kind and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if kind.endswith(("int", "'int')")) and type(value) is int and value >= 0:
+        return value
+    raise ValueError(f'its "{key}" is not usable')
+
+
+def gone(lease: Lease, me: Identity, now: float, boottime: float) -> str:
+    """Whether the lease's attempt is gone: "died", "expired", or "" while it is live.
+
+    ``now`` is wall time, ``boottime`` CLOCK_BOOTTIME, which counts on the lease's own boot: a
+    stepped clock ends no lease there, nor prolongs it.
+    """
+    if is_here(lease, me) and (
+        lease.boot_id != me.boot_id or not process.is_alive(lease.pid, lease.pid_started)
+    ):
+        return "died"
+    return "expired" if seconds_left(lease, me, now, boottime) <= 0 else ""
+
+
+def is_here(lease: Lease, me: Identity) -> bool:
+    """Whether the lease names a process whose pid we can look up."""
+    machine = (lease.machine_id, lease.pid_namespace, lease.host if not me.machine_id else "")
+    mine = (me.machine_id, me.pid_namespace, me.host if not me.machine_id else "")
+    return lease.pid > 0 and machine == mine
+
+
+def seconds_left(lease: Lease, me: Identity, now: float, boottime: float) -> float:
+    """How long until the lease runs out, unless it is renewed."""
+    if lease.boot_id and lease.boot_id == me.boot_id and lease.heartbeat_boottime > 0:
+        return lease.heartbeat_boottime + lease.ttl_seconds - boottime
+    return (parse_time(lease.heartbeat_at) or 0.0) + lease.ttl_seconds - now
+
+
+class Found(NamedTuple):
+    """All lease files: those we understand by task id, and what is wrong with the others."""
+
+    leases: dict[str, Lease]
+    broken: dict[str, str]
+
+
+class Leases:
+    """The folder of leases."""
+
+    def __init__(self, folder: str, locks: str) -> None:
+        self.folder, self.locks = folder, locks
+
+    def path(self, task_id: str) -> str:
+        """The task's lease file."""
+        return os.path.join(self.folder, task_id + SUFFIX)
+
+    def lock(self, task_id: str) -> AbstractContextManager[None]:
+        """The lock of one lease."""
+        return lock.hold(os.path.join(self.locks, f"lease-{task_id}.lock"))
+
+    def read(self, task_id: str) -> Lease | None:
+        """The task's lease. Raises RolecallError for a file that is none."""
+        path = self.path(task_id)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            what = "is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+            raise self.refused(task_id, f"{what}") from None
+        try:
+            if not modes.S_ISREG(os.fstat(fd).st_mode):
+                raise self.refused(task_id, "not a regular file")
+            data = os.read(fd, LONGEST + 1)
+        except OSError as error:
+            raise self.refused(task_id, str(error.strerror)) from None
+        finally:
+            os.close(fd)
+        if len(data) > LONGEST:
+            raise self.refused(task_id, "too large")
+        try:
+            return decode(data, task_id)
+        except ValueError as error:
+            raise self.refused(task_id, str(error)) from None
+
+    def refused(self, task_id: str, what: str) -> RolecallError:
+        """The one error of a lease file that cannot be used."""
+        return RolecallError(
+            f"the lease cannot be used: {what}; its task is left alone",
+            where=self.path(task_id),
+            hint=f"mend it or remove it: rm {self.path(task_id)}",
+        )
+
+    def every(self) -> Found:
+        """All leases as they are now."""
+        found = Found({}, {})
+        try:
+            names = sorted(os.listdir(self.folder))
+        except FileNotFoundError:
+            return found
+        except OSError as error:
+            raise RolecallError(f"cannot read: {error.strerror}", where=self.folder) from None
+        for name in names:
+            task_id = name.removesuffix(SUFFIX)
+            if name == task_id or not is_task_id(task_id):
+                continue
+            try:
+                lease = self.read(task_id)
+            except RolecallError as error:
+                found.broken[task_id] = str(error)
+            else:
+                if lease is not None:
+                    found.leases[task_id] = lease
+        return found
+
+    def write(self, lease: Lease, *, sync: bool) -> None:
+        """Put the lease in place, over whatever is there. Its lock is held."""
+        path = self.path(lease.task_id)
+        try:
+            os.makedirs(self.folder, exist_ok=True)
+        except OSError as error:
+            raise durable.failure(error, self.folder) from None
+        aside = durable.write_aside(path, encode(lease), like=None, sync=sync)
+        durable.put(aside, path, sync=sync)
+
+    def own(self, lease: Lease) -> Lease:
+        """The lease as its file has it. Raises LeaseLost when it is another's or gone."""
+        now = self.read(lease.task_id)
+        if now is None:
+            raise LeaseLost(f"the lease of {lease.task_id} is gone")
+        if now.token != lease.token or now.role != lease.role:
+            raise LeaseLost(f"the lease of {lease.task_id} is another's: token {now.token}")
+        return now
+
+    def remove(self, lease: Lease) -> None:
+        """End the lease, if the file is still of this token."""
+        with self.lock(lease.task_id):
+            try:
+                found = self.read(lease.task_id)
+            except RolecallError:
+                return
+            if found is not None and found.token == lease.token:
+                durable.drop(self.path(lease.task_id))

@@ -1,0 +1,130 @@
+"""Locks of files: bounded waiting that names who holds it. Lock files are never unlinked."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import stat as modes
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from daemon import process
+from daemon.errors import LockTimeout, RolecallError
+
+LOCK_WAIT = 30.0  # seconds
+LONGEST_NAP = 0.05  # seconds between two tries
+
+
+@contextmanager
+def hold(path: str, wait: float = LOCK_WAIT) -> Iterator[None]:
+    """Hold the lock for a while. Raises LockTimeout when it is not to be had in ``wait`` seconds.
+
+    A holder of this host that was found stopped (SIGSTOP) all that time is killed.
+    """
+    fd = _locked(path, wait)
+    try:
+        me = process.identity()
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{me.pid} {me.pid_started} {me.host}\n".encode(), 0)
+        except OSError:
+            pass  # a full disk: the name is for people, the lock holds without it
+        yield
+    finally:
+        os.close(fd)
+
+
+def _open(path: str) -> int:
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        what = "is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+        raise RolecallError(f"cannot lock: {what}", where=path) from None
+    if not modes.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise RolecallError("cannot lock: not a regular file", where=path)
+    return fd
+
+
+def _locked(path: str, wait: float) -> int:
+    start = time.monotonic()
+    nap, stopped_since, looked = 0.0005, None, start
+    killed = False
+    fd = _open(path)
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                now = time.monotonic()
+                if now - looked >= min(0.25, wait / 10):
+                    looked = now
+                    stopped_since = (stopped_since or now) if _stopped(fd) else None
+                if now - start >= wait:
+                    # The first look came a little after the first try: allow for that.
+                    if killed or not stopped_since or now - stopped_since < wait * 0.8:
+                        raise _timeout(path, fd, wait) from None
+                    os.kill(_holder(fd)[0], signal.SIGKILL)
+                    killed, start = True, now
+                time.sleep(nap)
+                nap = min(nap * 2, LONGEST_NAP)
+                continue
+            if _is(path, fd):
+                return fd
+            os.close(fd)  # somebody removed the file: another one may be locked by others
+            fd = _open(path)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _is(path: str, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(fd))
+    except FileNotFoundError:
+        return False
+
+
+def _holder(fd: int) -> tuple[int, int, str]:
+    """Pid, start time and host of who wrote itself in last; zeros where that is not to be read."""
+    try:
+        pid, started, host = os.pread(fd, 512, 0).decode().split()
+        return int(pid), int(started), host
+    except (OSError, ValueError):
+        return 0, 0, ""
+
+
+def _stopped(fd: int) -> bool:
+    """Whether the lock's holder is a process of ours on this host, and stopped."""
+    pid, started, host = _holder(fd)
+    if pid <= 0 or host != os.uname().nodename or pid not in _lockers(fd, pid):
+        return False
+    found = process.stat(pid)
+    return found is not None and found.started == started and found.state in "Tt"
+
+
+def _lockers(fd: int, otherwise: int) -> set[int]:
+    """Who holds a lock on the file by the kernel's word."""
+    inode = str(os.fstat(fd).st_ino)
+    try:
+        with open("/proc/locks", encoding="ascii") as file:
+            lines = [line.split() for line in file]
+    except OSError:
+        return {otherwise}
+    # "1: FLOCK ADVISORY WRITE 4711 00:2a:1234 0 EOF"; who waits stands there as "1: -> FLOCK".
+    held = [line for line in lines if line[1] == "FLOCK"]
+    return {int(line[4]) for line in held if line[5].rpartition(":")[2] == inode}
+
+
+def _timeout(path: str, fd: int, wait: float) -> LockTimeout:
+    pid, _, host = _holder(fd)
+    who = f"process {pid} on {host}" if pid else "another process"
+    return LockTimeout(
+        f"the lock was not to be had in {wait:g} s: {who} holds it",
+        where=path,
+        hint=f"look at it with: ps -fp {pid}" if pid else "find it with: lslocks",
+    )

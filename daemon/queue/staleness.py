@@ -1,0 +1,74 @@
+"""Which leases are stale: their attempts gone, their tasks still held or not. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from daemon import lifecycle
+from daemon.lifecycle import Machine, Rules, Tasks
+from daemon.model import Lease, parse_time
+from daemon.queue import Stale
+from daemon.queue.lease import Found
+
+
+def find(tasks: Tasks, found: Found, machine: Machine, gone: Callable[[Lease], str]) -> list[Stale]:
+    """The leases of attempts that are gone, and held tasks of ours without a lease.
+
+    Leases of roles that this machine does not have are somebody else's to recover.
+    """
+    stale = []
+    for name, lease in found.leases.items():
+        ours = not lease.token or lease.role in machine.roles
+        why = gone(lease) if ours else ""
+        if why:
+            stale.append(Stale(lease, name, why if holds(tasks, lease, machine) else "orphan"))
+    for name, entry in tasks.by_id.items():
+        if name not in found.leases and name not in found.broken:
+            rebuilt = _rebuilt(entry.task, machine)
+            if rebuilt is not None:
+                stale.append(Stale(rebuilt, name, "vanished"))
+    return stale
+
+
+def holds(tasks: Tasks, lease: Lease, machine: Machine) -> bool:
+    """Whether the lease's task is held under just this lease."""
+    entry, rules = tasks.by_id.get(lease.task_id), machine.roles.get(lease.role)
+    return (
+        entry is not None
+        and rules is not None
+        and lease.token > 0
+        and entry.task.get("status") == rules.holds
+        and lifecycle.held_by_us(entry.task) == lease.token
+    )
+
+
+def _rebuilt(task: dict[str, Any], machine: Machine) -> Lease | None:
+    """The lease of a held task of ours, as far as the task itself tells it."""
+    token, held = lifecycle.held_by_us(task), task.get("lease")
+    status = task.get("status")
+    names = [name for name, rules in machine.roles.items() if rules.holds == status]
+    if not token or not names or not isinstance(held, dict):
+        return None
+    agent, started = task.get("agent"), str(held.get("started_at", ""))
+    return Lease(
+        task_id=task["id"],
+        role=agent if isinstance(agent, str) and agent in names else names[0],
+        owner=str(held.get("owner", "")),
+        started_at=started,
+        ttl_seconds=0.0,
+        heartbeat_at=started,
+        token=token,
+        attempt=lifecycle.attempts_of(task) + 1,
+    )
+
+
+def hand_expiry(task: dict[str, Any], rules: Rules, now: float) -> float | None:
+    """When a lease that stands in a task alone, put there by hand, runs out."""
+    held = task.get("lease")
+    if not isinstance(held, dict) or task.get("status") not in rules.claims:
+        return None
+    beat, seconds = parse_time(held.get("heartbeat_at")), held.get("ttl_seconds")
+    if beat is None or not isinstance(seconds, int | float) or beat + seconds <= now:
+        return None
+    return beat + seconds
