@@ -1,0 +1,126 @@
+"""``queue.add``: new tasks from the command line or a JSON file."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Collection
+from typing import Any
+
+from daemon.config import Config
+from daemon.errors import RolecallError
+from daemon.fleet.here import UsageError
+from daemon.fleet.output import escape
+from daemon.lifecycle import START, STARTS
+from daemon.queue.file import FileQueue
+
+GENERATED = re.compile(r"T(\d{1,9})")
+TRIES = 5  # of finding an id that nobody takes in the meantime
+
+
+def read_tasks(path: str) -> list[dict[str, Any]]:
+    """Tasks out of a JSON file ("-": standard input): one, a list, or a queue's ``tasks``."""
+    where = "standard input" if path == "-" else path
+    try:
+        if path == "-":
+            text = sys.stdin.read()
+        else:
+            with open(path, encoding="utf-8") as file:
+                text = file.read()
+        value = json.loads(text)
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", where=where) from error
+    except json.JSONDecodeError as error:
+        where = f"{where}:{error.lineno}"
+        raise UsageError(f"it is not JSON: {error.msg}", where=where) from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"it is not JSON: {error}", where=where) from error
+    if isinstance(value, dict) and isinstance(value.get("tasks"), list):
+        value = value["tasks"]
+    tasks = value if isinstance(value, list) else [value]
+    if not tasks or not all(isinstance(task, dict) for task in tasks):
+        raise UsageError("it holds no task: an object, or a list of objects", where=where)
+    return tasks
+
+
+def next_id(taken: Collection[str]) -> str:
+    """The id after the largest of ours: T001, T002, ..."""
+    numbers = [int(match[1]) for each in taken if (match := GENERATED.fullmatch(each))]
+    return f"T{max(numbers, default=0) + 1:03d}"
+
+
+def complete(task: dict[str, Any], taken: Collection[str]) -> dict[str, Any]:
+    """The task with an id and a status, in the order in which people read tasks."""
+    kind = task.get("type")
+    defaults = {
+        "id": task.get("id") or next_id(taken),
+        "title": task.get("title"),
+        "type": kind,
+        "status": task.get("status") or STARTS.get(str(kind), START),
+        "priority": task.get("priority"),
+        "agent": None,
+        "lease": None,
+        "dependencies": task.get("dependencies") or [],
+    }
+    given = {key: value for key, value in task.items() if key not in defaults or value is not None}
+    optional = ("title", "type", "priority")
+    first = {key: value for key, value in defaults.items() if key not in optional or key in given}
+    return {**first, **{key: value for key, value in given.items() if key not in first}}
+
+
+def new_tasks(path: str | None, *, depends: str | None, **keys: str | None) -> list[dict[str, Any]]:
+    """The tasks that ``queue.add`` was asked for: of a file, or of single keys."""
+    given: dict[str, Any] = {key: value for key, value in keys.items() if value is not None}
+    if depends is not None:
+        given["dependencies"] = [name.strip() for name in depends.split(",") if name.strip()]
+    if path is not None:
+        if given:
+            raise UsageError("--json brings whole tasks: leave the other options out")
+        return read_tasks(path)
+    if not given.get("title"):
+        raise UsageError("a task needs a title", hint='invoke queue.add --title "..."')
+    if "priority" in given:
+        try:
+            number = float(given["priority"])
+            given["priority"] = int(number) if number.is_integer() else number
+        except (ValueError, OverflowError):
+            text = given["priority"]
+            raise UsageError(f"--priority {text}: want a number, 1 first") from None
+    return [given]
+
+
+def add(config: Config, tasks: list[dict[str, Any]]) -> list[str]:
+    """Append the tasks; returns a line for each, and for each move that this brought about."""
+    queue = FileQueue(config)
+    for left in reversed(range(TRIES)):
+        snapshot = queue.snapshot()
+        taken = set(snapshot.tasks.by_id)
+        completed: list[dict[str, Any]] = []
+        for task in tasks:
+            completed.append(complete(task, taken | {str(each["id"]) for each in completed}))
+        generated = {
+            str(full["id"])
+            for full, task in zip(completed, tasks, strict=True)
+            if not task.get("id")
+        }
+        try:
+            moves = queue.add(completed)
+        except RolecallError:
+            if not left or not generated & (set(queue.snapshot().tasks.by_id) - taken):
+                raise
+        else:
+            return [_added(config, task) for task in completed] + [
+                escape(f"{move.task_id}: {move.source} -> {move.target}: {move.why}")
+                for move in moves
+                if move.source
+            ]
+    raise AssertionError
+
+
+def _added(config: Config, task: dict[str, Any]) -> str:
+    claimers = [name for name, role in config.roles.items() if task["status"] in role.claims]
+    told = f"{task['id']}: added, {task['status']}"
+    if not claimers:
+        told += ", which no role claims"
+    return escape(told)

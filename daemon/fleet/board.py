@@ -1,0 +1,273 @@
+"""The queue as a person sees it: listed, shown, added to, checked."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+from daemon import evidence
+from daemon.config import Config
+from daemon.errors import RolecallError
+from daemon.fleet.here import UsageError, one_of
+from daemon.fleet.output import Style, as_json, escape, table, value_text
+from daemon.fleet.waiting import PROBLEMS, Standing, View, Wait, standing
+from daemon.lifecycle import ENDED, PARKED, attempts_of
+from daemon.model import Lease, format_time
+from daemon.queue.file import FileQueue
+
+COLOUR_OF = {
+    "claimable": "cyan",
+    "held": "yellow",
+    "parked": "red",
+    "id": "red",
+    **dict.fromkeys(PROBLEMS, "red"),
+}
+LISTED = {"claimable": "", "ended": "", "held": ""}  # nothing to wait for
+
+
+class Run(NamedTuple):
+    """What an attempt left behind."""
+
+    token: int
+    folder: str
+    started: str
+    outcome: str
+    note: str
+    files: tuple[str, ...]
+
+
+class Board:
+    """One workspace's queue, read once."""
+
+    def __init__(self, config: Config, *, now: float | None = None) -> None:
+        self.config = config
+        self.missing = not os.path.exists(config.queue_file)
+        queue = FileQueue(config)
+        snapshot = queue.snapshot()
+        moment = time.time() if now is None else now
+        self.view = View(
+            snapshot.tasks,
+            snapshot.wip_limits,
+            snapshot.leases,
+            config.machine,
+            config.run,
+            moment,
+        )
+        self.standing: Standing = standing(self.view)
+        #: What is wrong with the queue, its tasks and its leases, for a person.
+        self.problems = list(dict.fromkeys((*self.standing.problems, *queue.problems())))
+
+    def hint(self) -> None:
+        """Say on stderr that there is no queue, where there is none."""
+        if self.missing:
+            where = self.config.queue_file
+            hint = f"hint:  invoke init --workspace {shlex.quote(self.config.workspace)}"
+            sys.stderr.write(f"{escape(where)}: no queue here yet\n{hint}\n")
+
+    def pick(self, statuses: Collection[str] = (), role: str | None = None) -> list[Wait]:
+        """The tasks with one of the statuses, and that the role holds or claims."""
+        if role is not None:
+            one_of("role", role, self.config.roles)
+        known = {str(wait.entry.task.get("status")) for wait in self.standing.waits}
+        for rules in self.config.machine.roles.values():
+            known |= {*rules.claims, rules.holds, rules.on_success, rules.on_rejected}
+        for status in statuses:
+            one_of("status", status, sorted(known | PARKED | ENDED))
+        return [
+            wait
+            for wait in self.standing.waits
+            if (not statuses or wait.entry.task.get("status") in statuses)
+            and (role is None or role == wait.role)
+        ]
+
+    def find(self, task_id: str) -> Wait:
+        """The task of that id. Raises UsageError."""
+        entry = self.view.tasks.by_id.get(task_id)
+        if entry is None:
+            one_of("task", task_id, self.view.tasks.by_id)
+            raise UsageError(f'unknown task "{task_id}"')
+        return next(wait for wait in self.standing.waits if wait.entry is entry)
+
+    def runs(self, task_id: str) -> list[Run]:
+        """The attempts that left a folder, oldest first."""
+        folder = os.path.join(self.config.paths.runs, task_id)
+        try:
+            tokens = sorted(int(name) for name in os.listdir(folder) if name.isdigit())
+        except OSError:
+            return []
+        return [_run(os.path.join(folder, str(token)), token) for token in tokens]
+
+
+def _run(folder: str, token: int) -> Run:
+    try:
+        result = evidence.read_result(folder)
+        outcome, note = (result.outcome.value, result.note) if result else ("", "")
+    except (RolecallError, OSError) as error:
+        outcome, note = "", f"result.json: {str(error).removeprefix('error: ')}"
+    started, files = "", []
+    with contextlib.suppress(OSError):
+        files = sorted(os.listdir(folder))
+        started = format_time(os.stat(os.path.join(folder, "task.json")).st_mtime)
+    return Run(token, folder, started, outcome, note, tuple(files))
+
+
+def facts(wait: Wait) -> dict[str, Any]:
+    """One task's line, for a program."""
+    task = wait.entry.task
+    return {
+        "id": task.get("id"),
+        "status": task.get("status"),
+        "role": wait.role or None,
+        "agent": task.get("agent"),
+        "priority": task.get("priority"),
+        "attempts": attempts_of(task),
+        "title": task.get("title"),
+        "parent": wait.entry.parent or task.get("parent") or task.get("parent_task"),
+        "standing": wait.kind,
+        "why": wait.why,
+    }
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _row(wait: Wait) -> list[str]:
+    task = wait.entry.task
+    return [
+        _text(task.get("id")),
+        _text(task.get("status")),
+        wait.role,
+        _text(task.get("priority")),
+        _text(attempts_of(task) or None),
+        _text(task.get("title")),
+        LISTED.get(wait.kind, wait.why.removeprefix("waits for ")),
+    ]
+
+
+def _paint(wait: Wait) -> dict[int, str]:
+    colour = "green" if wait.entry.task.get("status") in ENDED else COLOUR_OF.get(wait.kind)
+    return {1: colour} if colour else {}
+
+
+def listing(waits: list[Wait], style: Style) -> str:
+    """The tasks as a table."""
+    if not waits:
+        return "no tasks"
+    header = ["id", "status", "role", "prio", "tries", "title", "waits for"]
+    colours = [_paint(wait) for wait in waits]
+    return table(header, [_row(wait) for wait in waits], style, colours=colours, shrink=5)
+
+
+def columns(board: Board, waits: list[Wait], style: Style) -> str:
+    """The tasks by status, in the order of a task's life, with each role's WIP."""
+    order: list[str] = []
+    for rules in board.config.machine.roles.values():
+        order += [*rules.claims, rules.holds, rules.on_success]
+    order += [*sorted(PARKED), *sorted(ENDED)]
+    found = {str(wait.entry.task.get("status")) for wait in waits}
+    found_in_order = sorted(found, key=lambda s: (order.index(s) if s in order else len(order), s))
+    wips = {board.config.machine.roles[each.role].holds: each for each in board.standing.wips}
+    parts = []
+    for status in found_in_order:
+        group = [wait for wait in waits if str(wait.entry.task.get("status")) == status]
+        head = style.paint(f"{escape(status)} ({len(group)})", "bold")
+        if status in wips:
+            head += f"  {wips[status].role}: WIP {wips[status].held} of {wips[status].limit}"
+        rows = [["", *(_row(wait)[i] for i in (0, 5, 6))] for wait in group]
+        body = table(["", "id", "title", "waits for"], rows, style, shrink=2)
+        lines = [line.strip("\n") for line in body.splitlines()[1:]]
+        parts.append("\n".join([head, *("  " + line for line in lines)]))
+    return "\n\n".join(parts) or "no tasks"
+
+
+def detail(board: Board, wait: Wait) -> dict[str, Any]:
+    """Everything about one task, for a program."""
+    task_id = wait.entry.task["id"]
+    lease: Lease | None = board.view.leases.get(task_id)
+    return {
+        **facts(wait),
+        "lease": lease._asdict() if lease else None,
+        "runs": [run._asdict() for run in board.runs(task_id)],
+        "task": wait.entry.task,
+    }
+
+
+def show(board: Board, wait: Wait, style: Style) -> str:
+    """Everything about one task, for a person."""
+    task = wait.entry.task
+    task_id = task["id"]
+    parts = [style.paint(f"{task_id}  {value_text(task.get('title') or '')}".rstrip(), "bold")]
+    pairs = [("status", value_text(task.get("status") or ""))]
+    pairs += [("role", wait.role)] * bool(wait.role)
+    pairs += [("why", escape(wait.why))] * bool(wait.why)
+    if wait.entry.parent:
+        pairs.append(("subtask of", wait.entry.parent))
+    lease = board.view.leases.get(task_id)
+    if lease:
+        pairs += [
+            (f"lease {key}", value_text(value))
+            for key, value in lease._asdict().items()
+            if key != "task_id" and value not in ("", (), 0)
+        ]
+    shown = ("id", "title", "status", "subtasks")
+    pairs += [(escape(key), value_text(task[key])) for key in task if key not in shown]
+    children = [
+        str(each.task.get("id")) for each in board.view.tasks.every if each.parent == task_id
+    ]
+    if children:
+        pairs.append(("subtasks", escape(", ".join(children))))
+    size = max(len(name) for name, _ in pairs)
+    parts += [f"{name:<{size}}  {value}" for name, value in pairs]
+    runs = board.runs(task_id)
+    if runs:
+        rows = [[run.token, run.started, run.outcome, run.note, run.folder] for run in runs]
+        header = ["run", "started", "the agent says", "note", "folder"]
+        parts += ["", table(header, rows, style, shrink=3)]
+    return "\n".join(parts)
+
+
+def check_facts(board: Board) -> dict[str, Any]:
+    """The check, for a program."""
+    return {
+        "queue": board.config.queue_file,
+        "problems": board.problems,
+        "wip": {
+            wip.role: {"held": wip.held, "limit": wip.limit, "claimable": wip.claimable}
+            for wip in board.standing.wips
+        },
+        "tasks": [facts(wait) for wait in board.standing.waits],
+    }
+
+
+def check(board: Board, style: Style) -> str:
+    """Each role's WIP, why each task that has not ended is where it is, and what to mend."""
+    rows = [[w.role, f"{w.held} of {w.limit}", w.claimable] for w in board.standing.wips]
+    parts = [table(["role", "WIP", "claimable"], rows, style)]
+    open_tasks = [wait for wait in board.standing.waits if wait.kind != "ended"]
+    if open_tasks:
+        cells = [[_text(w.entry.task.get("id")), _row(w)[1], w.why] for w in open_tasks]
+        colours = [_paint(wait) for wait in open_tasks]
+        parts.append(table(["id", "status", "why"], cells, style, colours=colours))
+    problems = board.problems
+    if problems:
+        lines = [style.paint("problem: ", "red") + escape(problem) for problem in problems]
+        parts.append("\n".join(lines))
+    else:
+        ended = len(board.standing.waits) - len(open_tasks)
+        parts.append(f"no problems; {len(open_tasks)} tasks open, {ended} ended")
+    return "\n\n".join(parts)
+
+
+def print_list(board: Board, waits: list[Wait], *, json_: bool, by_status: bool) -> str:
+    """What ``queue.list`` prints."""
+    if json_:
+        return as_json([facts(wait) for wait in waits])
+    style = Style.of(sys.stdout)
+    return columns(board, waits, style) if by_status else listing(waits, style)

@@ -1,0 +1,336 @@
+"""``invoke doctor``: is this host ready? One finding for each thing, with what to type."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from daemon import environment, mounts, worktree
+from daemon.config import Config, Role
+from daemon.errors import RolecallError
+from daemon.fleet.here import one_of
+from daemon.fleet.init import CHECKOUT
+from daemon.fleet.output import Style, escape
+from daemon.prompt import default_path
+from daemon.queue.file import FileQueue
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+COLOUR_OF = {OK: "green", WARN: "yellow", FAIL: "red"}
+OLDEST_PYTHON = (3, 11)
+PATIENCE = 10.0  # seconds that a manager may take to answer
+NOT_FOUND = "is not on the PATH that workers have ("
+INSTALL = "install it, or name it by its full path"
+INVENTORY_HINT = "edit inventory/group_vars/all.yml"
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at: ok, warn or fail; what was found; what to type.
+
+    ``role`` names the roles that it is about, where it is about some.
+    """
+
+    check: str
+    state: str
+    what: str
+    hint: str = ""
+    role: str = ""
+
+
+class Manager(NamedTuple):
+    """What this account's systemd said: its version, and the environment that units get."""
+
+    version: str
+    environ: Mapping[str, str]
+    problem: str
+
+
+class Place(NamedTuple):
+    """Where the doctor looks; a test builds one of its own."""
+
+    environ: Mapping[str, str]
+    systemd: str = "/run/systemd/system"
+    linger: str = "/var/lib/systemd/linger"
+    journal: str = "/var/log/journal"
+    mountinfo: str = "/proc/self/mountinfo"
+    checkout: str = CHECKOUT
+
+
+def examine(config: Config, place: Place | None = None, role: str | None = None) -> list[Finding]:
+    """Look at everything that the roles of this host need."""
+    place = place or Place(os.environ)
+    findings = list(_python(place))
+    supervisor, units = config.supervisor, place.environ
+    if supervisor == "auto":
+        supervisor = "systemd" if os.path.isdir(place.systemd) else "pidfile"
+    if supervisor == "systemd":
+        manager = ask_manager(place.environ)
+        findings += _systemd(place, manager)
+        units = units if manager.problem else manager.environ
+    else:
+        findings += _pidfile()
+    findings += [*_git(config), *_queue(config, place), _inotify()]
+    roles = (
+        [config.roles[one_of("role", role, config.roles)]]
+        if role
+        else [config.roles[name] for name in config.run]
+    )
+    findings += _together([each for one in roles for each in _role(config, one, units)])
+    return findings
+
+
+def _together(findings: list[Finding]) -> list[Finding]:
+    """What was found of several roles in the same words, said once."""
+    names: dict[Finding, list[str]] = {}
+    for finding in findings:
+        names.setdefault(finding._replace(role=""), []).append(finding.role)
+    return [
+        finding._replace(role=", ".join(dict.fromkeys(roles))) for finding, roles in names.items()
+    ]
+
+
+def failed(findings: list[Finding]) -> bool:
+    """Whether something keeps this host from working."""
+    return any(finding.state == FAIL for finding in findings)
+
+
+def report(findings: list[Finding], style: Style) -> str:
+    """A line for each finding."""
+    size = max((len(finding.check) for finding in findings), default=0)
+    lines = []
+    for each in findings:
+        state = style.paint(each.state, COLOUR_OF[each.state]) + " " * (4 - len(each.state))
+        what = f"{each.role}: {each.what}" if each.role else each.what
+        hint = f" -> {each.hint}" if each.hint else ""
+        lines.append(f"{state}  {each.check:<{size}}  {escape(what + hint)}")
+    return "\n".join(lines)
+
+
+def ask_manager(environ: Mapping[str, str]) -> Manager:
+    """Whether this account's manager answers, and with what environment it starts units."""
+    runtime = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    env = {**environ, "XDG_RUNTIME_DIR": runtime, "LC_ALL": "C"}
+    told = []
+    for command in (["show", "--property=Version", "--value"], ["show-environment"]):
+        try:
+            done = subprocess.run(
+                ["systemctl", "--user", "--no-pager", *command],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                env=env,
+                timeout=PATIENCE,
+                check=False,
+                stdin=subprocess.DEVNULL,
+            )
+        except FileNotFoundError:
+            return Manager("", {}, "systemctl is not installed")
+        except subprocess.TimeoutExpired:
+            return Manager("", {}, f"no answer in {PATIENCE:g} s")
+        if done.returncode:
+            return Manager("", {}, (done.stderr.strip().splitlines() or ["no answer"])[0])
+        told.append(done.stdout)
+    pairs = (line.partition("=") for line in told[1].splitlines())
+    return Manager(told[0].strip(), {key: _unquoted(value) for key, _, value in pairs}, "")
+
+
+def _unquoted(value: str) -> str:
+    with contextlib.suppress(ValueError):
+        if value.startswith("$'"):
+            return shlex.split(value[1:])[0]
+    return value
+
+
+def _python(place: Place) -> Iterator[Finding]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    old = sys.version_info[:2] < OLDEST_PYTHON
+    wanted = ".".join(map(str, OLDEST_PYTHON))
+    hint = f"install Python {wanted}, then: make setup" if old else ""
+    yield Finding("python", FAIL if old else OK, version, hint)
+    ours = os.path.join(place.checkout, ".venv", "bin", "python")
+    if os.access(ours, os.X_OK):
+        yield Finding("environment", OK, os.path.dirname(os.path.dirname(ours)))
+    else:
+        yield Finding("environment", FAIL, f"there is no {ours}", "make setup")
+
+
+def _systemd(place: Place, manager: Manager) -> Iterator[Finding]:
+    uid, user = os.getuid(), getpass.getuser()
+    if manager.problem:
+        yield Finding(
+            "supervisor",
+            FAIL,
+            f"systemd, but this account's manager can't be reached: {manager.problem}",
+            f"loginctl enable-linger {user}; export XDG_RUNTIME_DIR=/run/user/{uid}",
+        )
+    else:
+        yield Finding("supervisor", OK, f"systemd {manager.version}")
+    if not place.environ.get("XDG_RUNTIME_DIR"):
+        yield Finding(
+            "runtime folder",
+            WARN,
+            "XDG_RUNTIME_DIR is not set: systemctl --user will not find the manager",
+            f"export XDG_RUNTIME_DIR=/run/user/{uid}",
+        )
+    if os.path.exists(os.path.join(place.linger, user)):
+        yield Finding("linger", OK, f"on: {user}'s workers run on after logout")
+    else:
+        what = f"off: {user}'s workers end some seconds after the last logout"
+        yield Finding("linger", WARN, what, f"loginctl enable-linger {user}  (or root does)")
+    if os.path.isdir(place.journal):
+        yield Finding("journal", OK, "persistent")
+    else:
+        what = f"not persistent (no {place.journal}): journalctl --user shows nothing"
+        hint = f"as root: mkdir -p {place.journal} && journalctl --flush"
+        yield Finding("journal", WARN, what, hint)
+
+
+def _pidfile() -> Iterator[Finding]:
+    yield Finding("supervisor", OK, "pidfile: workers are not started again after a reboot")
+    escape = "a process that leaves its session, its parent and its environment behind escapes"
+    if sys.platform.startswith("linux"):
+        yield Finding(
+            "process trees",
+            WARN,
+            f"without cgroups {escape} the end of its attempt",
+            "use agents that start no such process, or systemd",
+        )
+    else:
+        what = f"this system has neither cgroups nor child subreapers: {escape} its attempt"
+        yield Finding("process trees", WARN, what, "use a Linux host for agents you do not trust")
+
+
+def _git(config: Config) -> Iterator[Finding]:
+    if shutil.which("git") is None:
+        yield Finding("git", FAIL, "git is not on PATH", "apt install git")
+        return
+    workspace = config.workspace
+    init = f"invoke init --workspace {shlex.quote(workspace)}"
+    if not os.path.isdir(workspace):
+        yield Finding("workspace", FAIL, f"there is no {workspace}", "invoke init --workspace DIR")
+        return
+    try:
+        worktree.git(workspace, "rev-parse", "--show-toplevel")
+    except worktree.GitError as error:
+        what = f"{workspace}: {error.problems[0].what}"
+        yield Finding("workspace", FAIL, what, f"git init {shlex.quote(workspace)} && {init}")
+        return
+    version = worktree.git(workspace, "version").removeprefix("git version ").strip()
+    yield Finding("git", OK, version)
+    try:
+        worktree.git(workspace, "rev-parse", "--verify", "--quiet", "HEAD")
+    except worktree.GitError:
+        needs = any(config.roles[name].worktree for name in config.run)
+        what = f"{workspace} has no commit: no worktree can be made of it"
+        yield Finding("workspace", FAIL if needs else WARN, what, "git commit")
+    else:
+        yield Finding("workspace", OK, workspace)
+
+
+def _queue(config: Config, place: Place) -> Iterator[Finding]:
+    path = config.queue_file
+    if not os.path.exists(path):
+        init = f"invoke init --workspace {shlex.quote(config.workspace)}"
+        yield Finding("queue", WARN, f"there is no {path}", init)
+    else:
+        try:
+            snapshot = FileQueue(config).snapshot()
+        except RolecallError as error:
+            problem = error.problems[0]
+            what = f"{problem.where or path}: {problem.what}"
+            yield Finding("queue", FAIL, what, problem.hint or "mend the file by hand")
+        else:
+            problems = snapshot.tasks.problems
+            count = f"{len(snapshot.tasks.entries)} tasks in {path}"
+            if problems:
+                what = f"{count}, and {len(problems)} that are skipped: {problems[0]}"
+                yield Finding("queue", WARN, what, "invoke queue.check")
+            else:
+                yield Finding("queue", OK, count)
+        if not os.access(path, os.W_OK) or not os.access(os.path.dirname(path), os.W_OK):
+            hint = f"chmod u+w {shlex.quote(os.path.dirname(path))} {shlex.quote(path)}"
+            yield Finding("queue", FAIL, f"{path} or its folder is not writable", hint)
+    for what, where in (("queue", path), ("leases", config.paths.leases)):
+        kind = mounts.kind(where, place.mountinfo)
+        if mounts.is_network(kind):
+            found = f"the {what} is on a network file system ({kind}): it serves one host only"
+            yield Finding("file system", WARN, found, "move the workspace to a local disk")
+
+
+def _inotify() -> Finding:
+    slow = "the interval alone wakes workers"
+    try:
+        from inotify_simple import INotify  # noqa: PLC0415
+    except ImportError:
+        return Finding("inotify", WARN, f"inotify_simple is missing: {slow}", "make setup")
+    try:
+        INotify().close()
+    except OSError as error:
+        hint = "as root: sysctl fs.inotify.max_user_instances=512"
+        return Finding("inotify", WARN, f"{error.strerror}: {slow}", hint)
+    return Finding("inotify", OK, "workers are woken by changes")
+
+
+def _role(config: Config, role: Role, units: Mapping[str, str]) -> Iterator[Finding]:
+    path = units.get("PATH", os.defpath)
+    yield _agent(config, role, path)
+    for gate in role.gates:
+        if _find(config, gate[0], path) is None:
+            yield Finding("gate", FAIL, f"{gate[0]} {NOT_FOUND}{path})", INSTALL, role.name)
+    yield _prompt(config, role)
+    secrets: Mapping[str, str] = {}
+    if role.env_file:
+        try:
+            secrets = environment.read_env_file(role.env_file)
+        except RolecallError as error:
+            problem = error.problems[0]
+            hint = problem.hint or f"edit {role.env_file}"
+            what = f"{problem.where}: {problem.what}"
+            yield Finding("secrets", FAIL, what, hint, role.name)
+        else:
+            yield Finding(
+                "secrets", OK, f"{role.env_file}, {len(secrets)} variables", "", role.name
+            )
+    for name in role.pass_env:
+        if name not in units and name not in secrets and name not in role.env:
+            what = f"{name} (pass_env) is not set where workers start"
+            yield Finding(
+                "secrets", WARN, what, "name it in an env_file, if it is needed", role.name
+            )
+
+
+def _agent(config: Config, role: Role, path: str) -> Finding:
+    if not role.agent:
+        what = f"there is no agent: tasks would go to {role.on_exhausted}"
+        hint = f"{INVENTORY_HINT}: give the role a command"
+        return Finding("agent", FAIL, what, hint, role.name)
+    program = role.command[0] if role.command else role.agent
+    found = _find(config, program, path)
+    if found is None:
+        return Finding("agent", FAIL, f"{program} {NOT_FOUND}{path})", INSTALL, role.name)
+    return Finding("agent", OK, found, "", role.name)
+
+
+def _prompt(config: Config, role: Role) -> Finding:
+    init = f"invoke init --workspace {shlex.quote(config.workspace)}"
+    path = role.prompt or default_path(config.paths.prompts, role.name)
+    if os.access(path, os.R_OK):
+        return Finding("prompt", OK, os.path.dirname(path), "", role.name)
+    if role.prompt is None:  # one that nobody named has a built-in stand-in
+        what = f"there is none in {config.paths.prompts}, the built-in one is bare"
+        return Finding("prompt", WARN, what, init, role.name)
+    return Finding("prompt", FAIL, f"{path} is missing, or cannot be read", init, role.name)
+
+
+def _find(config: Config, program: str, path: str) -> str | None:
+    """The program as an attempt would find it; a relative path counts from the workspace."""
+    program = program.replace("{workspace}", config.workspace)
+    if "/" in program:
+        program = os.path.join(config.workspace, program)
+    return shutil.which(program, path=path)

@@ -1,0 +1,64 @@
+"""What a command speaks of: the hosts of an inventory, or the one of them that this machine is."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+from daemon.errors import EXIT_USAGE, RolecallError
+
+if TYPE_CHECKING:
+    from daemon.config import Config
+    from daemon.inventory import Host, Inventory
+
+
+class UsageError(RolecallError):
+    """What was typed cannot be meant."""
+
+    exit_code = EXIT_USAGE
+
+
+def one_of(what: str, name: str, known: Iterable[str]) -> str:
+    """The name, if it is one of those known; else UsageError with what was probably meant."""
+    names = list(known)
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, 1)
+    hint = f"known: {', '.join(names[:20])}" if names else ""
+    raise UsageError(
+        f'unknown {what} "{name}"', hint=f'did you mean "{near[0]}"?' if near else hint
+    )
+
+
+class Fleet(NamedTuple):
+    """An inventory and the hosts of it that were asked for."""
+
+    inventory: Inventory
+    hosts: list[Host]
+
+    def here(self) -> Host:
+        """The one host that is this machine. Raises UsageError where that is left open."""
+        local = [each for each in self.hosts if each.connection == "local"]
+        if len(local) == 1:
+            return local[0]
+        if len(self.hosts) == len(self.inventory.every):
+            return self.inventory.local_host()
+        names = ", ".join(each.name for each in local or self.hosts)
+        raise UsageError(
+            f"several hosts are this machine: {names}" if local else f"{names} is not this machine",
+            where=self.inventory.folder,
+            hint="this command looks at the machine it runs on: --limit HOST",
+        )
+
+    def config(self, workspace: str | None = None) -> Config:
+        """This machine's effective config, for another workspace where one is named."""
+        return self.inventory.config(self.here(), workspace=workspace)
+
+
+def fleet(inventory: str | None = None, limit: str | None = None) -> Fleet:
+    """The hosts that ``--inventory`` and ``--limit`` name."""
+    from daemon.inventory import Inventory, inventory_dir  # noqa: PLC0415  # yaml, when needed
+
+    loaded = Inventory.load(inventory or inventory_dir())
+    return Fleet(loaded, loaded.hosts(limit))

@@ -1,0 +1,243 @@
+"""``invoke init``: give a repository its queue, its prompts and its inventory entry."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import time
+from typing import Any, NamedTuple
+
+from daemon import worktree
+from daemon.config import Config
+from daemon.errors import RolecallError
+from daemon.fleet import here
+from daemon.model import format_time
+from daemon.prompt import default_path
+
+CHECKOUT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+TEMPLATES = os.path.join(CHECKOUT, "templates", "prompts")
+SPECIAL = re.compile(r"([\\*?\[\]!# ])")  # to a pattern of .git/info/exclude
+PLAIN_SCALAR = re.compile(r"[A-Za-z0-9/_~.][A-Za-z0-9/_~.+@-]*")
+
+
+class Step(NamedTuple):
+    """One thing that init looked at: what it did, and to which file."""
+
+    did: str  # made, changed, kept
+    path: str
+    note: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.did:<8} {self.path}" + f" ({self.note})" * bool(self.note)
+
+
+def init(
+    workspace: str | None, inventory: str | None = None, limit: str | None = None
+) -> list[Step]:
+    """Do all of it; what stands there already is kept. Returns a step for each thing."""
+    fleet = here.fleet(inventory, limit)  # a broken inventory is said before anything is made
+    folder, host = fleet.inventory.folder, fleet.here()
+    if workspace is None and "workspace" not in host.vars:
+        raise here.UsageError("which repository?", hint="invoke init --workspace DIR")
+    steps = []
+    if workspace is not None:
+        top = repository(workspace)
+        entry = os.path.join(folder, "host_vars", f"{host.name}.yml")
+        steps.append(set_workspace(entry, top))
+    config = here.fleet(folder, limit).config()
+    if workspace is None:
+        repository(config.workspace)
+    elif os.path.realpath(config.workspace) != os.path.realpath(top):
+        raise RolecallError(f"the inventory still says workspace: {config.workspace}", where=folder)
+    steps.append(make_queue(config))
+    steps += make_prompts(config)
+    steps.append(exclude(config))
+    return steps
+
+
+def repository(folder: str) -> str:
+    """The top of the git repository that the folder is. Raises RolecallError with what to type."""
+    folder = os.path.abspath(os.path.expanduser(folder))
+    if not os.path.isdir(folder):
+        raise RolecallError(
+            "there is no such folder", where=folder, hint=f"git init {_shell(folder)}"
+        )
+    try:
+        top = worktree.git(folder, "rev-parse", "--show-toplevel").rstrip("\n")
+    except worktree.GitError as error:
+        raise RolecallError(
+            f"it is not a git repository ({error.problems[0].what})",
+            where=folder,
+            hint=f"git init {_shell(folder)}",
+        ) from error
+    if os.path.realpath(folder) != os.path.realpath(top):
+        raise RolecallError(
+            f"it is a folder inside the git repository {top}",
+            where=folder,
+            hint=f"invoke init --workspace {_shell(top)}",
+        )
+    return folder
+
+
+def _shell(path: str) -> str:
+    import shlex  # noqa: PLC0415  # only errors need it
+
+    return shlex.quote(path)
+
+
+def set_workspace(path: str, workspace: str) -> Step:
+    """Write ``workspace:`` into a host's variables; every other byte of the file stays."""
+    import yaml  # noqa: PLC0415  # expensive
+
+    if not workspace.isprintable():
+        raise RolecallError("its name holds control characters", where=workspace)
+    scalar = (
+        workspace
+        if PLAIN_SCALAR.fullmatch(workspace)
+        else json.dumps(workspace, ensure_ascii=False)
+    )
+    line = f"workspace: {scalar}\n"
+    text, note = "", ""
+    with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as file:
+        text = file.read()
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{path}:{mark.line + 1}" if mark else path
+        raise RolecallError(f"it is not YAML: {error.problem}", where=where) from error
+    found = None
+    if isinstance(node, yaml.MappingNode) and not node.flow_style:
+        found = next((value for key, value in node.value if key.value == "workspace"), None)
+    elif node is not None:
+        raise RolecallError(
+            "workspace cannot be added to what stands there",
+            where=f"{path}:{node.start_mark.line + 1}",
+            hint=f"write {line.strip()} there",
+        )
+    if found is not None:
+        old = str(found.value)
+        if os.path.expanduser(old) == workspace:
+            return Step("kept", path, f"workspace: {old}")
+        start, end = found.start_mark.index, found.end_mark.index
+        gap = "" if text[start - 1 : start].isspace() else " "
+        text = text[:start] + gap + scalar + text[end:]
+        note = f", it was {old}"
+    elif node is None:
+        text = text + "\n" * bool(text and not text.endswith("\n")) + line
+    else:
+        at = node.start_mark.index
+        text = text[:at] + line + text[at:]
+    if (yaml.safe_load(text) or {}).get("workspace") != workspace:
+        raise RolecallError(
+            "workspace cannot be set", where=path, hint=f"write {line.strip()} there"
+        )
+    did = "changed" if os.path.exists(path) else "made"
+    _replace(path, text)
+    return Step(did, path, f"workspace: {workspace}{note}")
+
+
+def _replace(path: str, text: str) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    path = os.path.realpath(path)
+    aside = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(aside, "w", encoding="utf-8") as file:
+            file.write(text)
+            with contextlib.suppress(FileNotFoundError):
+                os.fchmod(file.fileno(), os.stat(path).st_mode & 0o7777)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(aside, path)
+    except OSError:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(aside)
+        raise
+
+
+def _make(path: str, text: str) -> bool:
+    """Put a new file there, whole or not at all; False where something stands there already."""
+    if os.path.lexists(path):
+        return False
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    aside = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(aside, "x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(aside, path)  # unlike a rename it never takes another's place
+        except FileExistsError:
+            return False
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(aside)
+    return True
+
+
+def make_queue(config: Config) -> Step:
+    """An empty queue, where there is none."""
+    document: dict[str, Any] = {
+        "tasks": [],
+        "wip_limits": {name: role.wip_limit for name, role in config.roles.items()},
+        "metadata": {"created_at": format_time(time.time())},
+    }
+    made = _make(config.queue_file, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    return Step("made" if made else "kept", config.queue_file)
+
+
+def make_prompts(config: Config) -> list[Step]:
+    """A default prompt for each role that has none."""
+    steps = []
+    for name, role in config.roles.items():
+        path = role.prompt or default_path(config.paths.prompts, name)
+        try:
+            with open(os.path.join(TEMPLATES, f"{name}.md.j2"), encoding="utf-8") as file:
+                text = file.read()
+        except FileNotFoundError:
+            if not os.path.lexists(path):
+                steps.append(Step("none", path, f"there is no default prompt for {name}: write it"))
+                continue
+            text = ""
+        steps.append(Step("made" if _make(path, text) else "kept", path))
+    return steps
+
+
+def our_patterns(config: Config) -> list[str]:
+    """What git is to leave alone: our paths below the workspace that are nobody's work."""
+    paths = config.paths
+    ours = (paths.leases, paths.locks, paths.runs, paths.logs, paths.pids, paths.worktrees)
+    relative = [os.path.relpath(path, config.workspace) for path in ours]
+    return [
+        f"/{SPECIAL.sub(_escaped, path)}/"
+        for path in relative
+        if path != "." and not path.startswith("..")
+    ]
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return f"\\{match[0]}"
+
+
+def exclude(config: Config) -> Step:
+    """Add our paths to the repository's .git/info/exclude."""
+    told = worktree.git(config.workspace, "rev-parse", "--git-path", "info/exclude").rstrip("\n")
+    path = os.path.join(config.workspace, told)
+    text = ""
+    with (
+        contextlib.suppress(FileNotFoundError),
+        open(path, encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        text = file.read()
+    missing = [pattern for pattern in our_patterns(config) if pattern not in text.splitlines()]
+    if not missing:
+        return Step("kept", path)
+    did = "changed" if os.path.exists(path) else "made"
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "a", encoding="utf-8", errors="surrogateescape") as file:
+        file.write("\n" * bool(text and not text.endswith("\n")))
+        file.write("".join(f"{pattern}\n" for pattern in missing))
+    return Step(did, path, f"added {' '.join(missing)}")

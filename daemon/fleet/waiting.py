@@ -1,0 +1,291 @@
+"""Why each task of a queue waits, and what is wrong with the queue. Pure functions over a view."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from daemon.lifecycle import (
+    ENDED,
+    PARKED,
+    PLANNED,
+    SATISFIED,
+    Entry,
+    Machine,
+    Rules,
+    Tasks,
+    Transition,
+    claimable,
+    dependencies,
+    held_by_us,
+    moves,
+    waits_for,
+    why_not,
+    wip,
+    wip_limit,
+)
+from daemon.model import Lease, parse_time
+
+
+class View(NamedTuple):
+    """A queue at one moment, and the state machine to judge it by. ``run``: this host's roles."""
+
+    tasks: Tasks
+    limits: object
+    leases: Mapping[str, Lease]
+    machine: Machine
+    run: tuple[str, ...]
+    now: float
+
+
+class Wait(NamedTuple):
+    """One task's standing. ``role`` holds it, or claims its status; ``why`` is for a person.
+
+    ``kind``: ended, held, claimable, moves, dependency, wip, backoff, lease, children, parked, or
+    (these are problems) cycle, unknown, cancelled, unclaimed, id.
+    """
+
+    entry: Entry
+    role: str
+    kind: str
+    why: str
+
+
+class Wip(NamedTuple):
+    """One role's work in progress."""
+
+    role: str
+    held: int
+    limit: int
+    claimable: int
+
+
+class Standing(NamedTuple):
+    """All there is to say: every task's standing, every role's WIP, and what to mend."""
+
+    waits: list[Wait]
+    wips: list[Wip]
+    problems: list[str]
+
+
+PROBLEMS = frozenset({"cycle", "unknown", "cancelled", "unclaimed"})
+
+
+def standing(view: View) -> Standing:
+    """Judge the whole queue."""
+    judge = _Judge(view)
+    waits = [judge.wait(entry) for entry in view.tasks.every]
+    problems = list(view.tasks.problems)
+    problems += [f"{w.entry.task['id']}: {w.why}" for w in waits if w.kind in PROBLEMS]
+    problems += _limit_problems(view, judge.wips)
+    return Standing(waits, list(judge.wips.values()), problems)
+
+
+def _limit_problems(view: View, wips: Mapping[str, Wip]) -> list[str]:
+    found = []
+    limits = view.limits
+    if limits is not None and not isinstance(limits, dict):
+        found.append("wip_limits is no object: the roles' own limits count")
+    for name, rules in view.machine.roles.items():
+        if isinstance(limits, dict) and name in limits:
+            value = limits[name]
+            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+                found.append(
+                    f"wip_limits.{name} is no number of 0 or more:"
+                    f" the role's own, {rules.wip_limit}, counts"
+                )
+        if wips[name].held > wips[name].limit:
+            found.append(
+                f"{wips[name].held} tasks are {rules.holds}, {name}'s WIP limit is"
+                f" {wips[name].limit}"
+            )
+    return found
+
+
+def cycles(tasks: Tasks) -> dict[str, list[str]]:
+    """Each task that waits for itself, with the shortest way back to it: [A, B, A]."""
+    needs: dict[str, list[str]] = {}
+    for entry in tasks.entries:
+        if entry.task.get("status") not in ENDED:
+            waiting_for = (name for name, _ in waits_for(entry.task, tasks))
+            needs[entry.task["id"]] = [name for name in waiting_for if name in tasks.by_id]
+        if entry.task.get("status") == PLANNED:  # it is satisfied when its children have ended
+            needs[entry.task["id"]] += [
+                str(child["id"])
+                for child in children(entry, tasks)
+                if child.get("status") not in ENDED and child.get("id") in tasks.by_id
+            ]
+    # Peel off whatever can still come to its end; only cycles, and what waits for them, remain.
+    waiting: dict[str, list[str]] = {}
+    count = dict.fromkeys(needs, 0)
+    for task_id, needed in needs.items():
+        for name in needed:
+            if name in needs:
+                waiting.setdefault(name, []).append(task_id)
+                count[task_id] += 1
+    free = [task_id for task_id, left in count.items() if left == 0]
+    while free:
+        for task_id in waiting.get(free.pop(), []):
+            count[task_id] -= 1
+            if count[task_id] == 0:
+                free.append(task_id)
+    stuck = {task_id for task_id, left in count.items() if left > 0}
+    return {start: way for start in needs if start in stuck and (way := _way(start, needs, stuck))}
+
+
+def children(entry: Entry, tasks: Tasks) -> list[dict[str, Any]]:
+    """The tasks that name it as their parent, and its subtasks."""
+    own = entry.task["id"]
+    return [
+        each.task
+        for each in tasks.every
+        if own in (each.task.get("parent"), each.task.get("parent_task"), each.parent)
+        and each is not entry
+    ]
+
+
+def _way(start: str, needs: Mapping[str, list[str]], stuck: set[str]) -> list[str]:
+    """The shortest way from a task over its dependencies back to it; empty where there is none."""
+    came_from: dict[str, str] = {}
+    edge = [start]
+    while edge:
+        reached = []
+        for task_id in edge:
+            for name in needs[task_id]:
+                if name == start:
+                    way = [start, task_id] if task_id != start else [start]
+                    while way[-1] != start:
+                        way.append(came_from[way[-1]])
+                    return [*reversed(way[1:]), start] if len(way) > 1 else [start, start]
+                if name in stuck and name not in came_from:
+                    came_from[name] = task_id
+                    reached.append(name)
+        edge = reached
+    return []
+
+
+def _circle(way: list[str]) -> str:
+    return f"waits for itself: {' -> '.join(way)}"
+
+
+class _Judge:
+    """What is worked out once for all tasks of a view."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self.cycles = cycles(view.tasks)
+        roles = view.machine.roles
+        self.claimers: dict[Any, Rules] = {}
+        for rules in roles.values():
+            for status in rules.claims:
+                self.claimers.setdefault(status, rules)
+        self.holders = {rules.holds: rules for rules in reversed(roles.values())}
+        self.moves: dict[int, Transition] = {
+            move.entry.index: move for move in moves(view.tasks, view.machine, view.now)
+        }
+        self.line: dict[int, int] = {}  # index of a claimable task: how many are claimed before it
+        self.wips: dict[str, Wip] = {}
+        for name, rules in roles.items():
+            ready = claimable(view.tasks, rules, view.now, view.leases)
+            self.line.update({entry.index: place for place, entry in enumerate(ready)})
+            held, limit = wip(view.tasks, rules), wip_limit(view.limits, rules)
+            self.wips[name] = Wip(name, held, limit, len(ready))
+
+    def wait(self, entry: Entry) -> Wait:
+        """Why this task is where it is."""
+        task, view = entry.task, self.view
+        status = task.get("status")
+        if not isinstance(status, str):
+            return Wait(entry, "", self._usable(entry, "unclaimed"), "it has no status")
+        if status in ENDED:
+            return Wait(entry, "", "ended", "")
+        if view.tasks.by_id.get(str(task.get("id"))) is not entry:
+            return Wait(entry, "", "id", "its id is not valid, or taken: it is left alone")
+        if status in self.holders:
+            return Wait(entry, self.holders[status].name, "held", self._hold(task, status))
+        if entry.index in self.moves:
+            move = self.moves[entry.index]
+            return Wait(entry, "", "moves", f"goes to {move.target} at the next look: {move.why}")
+        rules = self.claimers.get(status)
+        name = rules.name if rules else ""
+        if (needs := self._needs(entry)) is not None and (rules or status == "blocked"):
+            return Wait(entry, name, *needs)
+        if rules:
+            return Wait(entry, name, *self._claim(entry, rules))
+        if status == PLANNED:
+            way = self.cycles.get(entry.task["id"])
+            kind, why = ("cycle", _circle(way)) if way else ("children", self._children(entry))
+            return Wait(entry, "", kind, why)
+        if status in PARKED:
+            return Wait(entry, "", "parked", self._parked(task, status))
+        return Wait(entry, "", "unclaimed", f"no role claims status {status}")
+
+    def _usable(self, entry: Entry, kind: str) -> str:
+        usable = self.view.tasks.by_id.get(str(entry.task.get("id"))) is entry
+        return kind if usable else "id"
+
+    def _hold(self, task: dict[str, Any], status: str) -> str:
+        lease = self.view.leases.get(task["id"])
+        if lease:
+            beat = parse_time(lease.heartbeat_at)
+            age = "" if beat is None else f", last heartbeat {self.view.now - beat:.0f} s ago"
+            number = f", attempt {lease.attempt}" if lease.token else ""
+            return f"held by {lease.owner}{number}{age}"
+        if held_by_us(task):
+            return "its attempt is gone: the next look of a worker recovers it"
+        holder = self.holders[status].name
+        return f"a person holds it: it counts for {holder}'s WIP, and nothing moves it by itself"
+
+    def _needs(self, entry: Entry) -> tuple[str, str] | None:
+        """The dependencies that keep it waiting, with the worst of their kinds."""
+        waiting = list(waits_for(entry.task, self.view.tasks))
+        if not waiting:
+            return None
+        if way := self.cycles.get(entry.task["id"]):
+            return "cycle", _circle(way)
+        statuses = {status for _, status in waiting}
+        text = f"waits for {', '.join(f'{name} ({status})' for name, status in waiting)}"
+        if not isinstance(entry.task.get("dependencies"), list):
+            return "unknown", "dependencies is no list of ids"
+        if "unknown" in statuses:
+            return "unknown", f"{text}: no task has that id"
+        if "cancelled" in statuses:
+            return "cancelled", f"{text}: what is cancelled is never satisfied"
+        return "dependency", text
+
+    def _claim(self, entry: Entry, rules: Rules) -> tuple[str, str]:
+        view = self.view
+        why = why_not(entry, view.tasks, rules, view.now, view.leases)
+        if why:
+            if why.startswith("not before"):
+                until = (parse_time(entry.task.get("not_before")) or view.now) - view.now
+                return "backoff", f"{why} (in {until:.0f} s)"
+            lease = view.leases.get(entry.task["id"])
+            return "lease", f"a live lease of {lease.owner} is on it" if lease else why
+        known = self.wips[rules.name]
+        before, free = self.line[entry.index], max(0, known.limit - known.held)
+        where = "" if rules.name in view.run else f" (no worker of this host runs {rules.name})"
+        if before < free:
+            return "claimable", f"claimable by {rules.name}{where}"
+        line = f", {before} before it" if before else ""
+        full = f"{rules.name}'s WIP is {known.held} of {known.limit}"
+        return "wip", f"{full}{line}{where}"
+
+    def _children(self, entry: Entry) -> str:
+        found = children(entry, self.view.tasks)
+        left = [str(child.get("id")) for child in found if child.get("status") not in ENDED]
+        if not found:
+            return "no task names it as its parent: a person has to move it"
+        if not left and not any(child.get("status") in SATISFIED for child in found):
+            return "all its children are cancelled: a person has to move it"
+        return f"waits for its children {', '.join(left)}" if left else "its children have ended"
+
+    def _parked(self, task: dict[str, Any], status: str) -> str:
+        named = next(
+            (task[key] for key in ("blocked_reason", "blocker", "last_error") if task.get(key)), ""
+        )
+        if named:
+            return f"a person has to look: {named}"
+        if status == "blocked" and not dependencies(task):
+            return "blocked without dependencies: a person has to move it"
+        return "a person has to look"

@@ -1,0 +1,320 @@
+"""The ``invoke`` commands: parse, call, print. No logic of its own.
+
+What a command needs is imported when it runs: a bare ``invoke`` must stay fast.
+"""
+# ruff: noqa: PLC0415, FBT001, FBT002, PLR0913, PLR0917, T201  # options are what a command has
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from invoke.collection import Collection
+from invoke.exceptions import Exit
+from invoke.tasks import task
+
+HELP = {
+    "role": "one role; every role where none is named",
+    "limit": "hosts and groups of the inventory, with commas between",
+    "inventory": "the inventory folder (default: ROLECALL_INVENTORY, then the checkout's)",
+    "workspace": "the git repository that the agents work on",
+    "json": "print JSON, for a program",
+    "check": "say what would change, change nothing",
+    "diff": "show how files change",
+    "follow": "go on until interrupted",
+    "lines": "how many lines of the past",
+    "debug": "show a traceback with an error",
+}
+
+
+def command(**help_: str) -> Callable[[Callable[..., int | None]], Any]:
+    """Make an invoke task of a function; an error is our text on stderr and our exit status."""
+
+    def decorate(body: Callable[..., int | None]) -> Any:
+        def run(_context: object, *args: Any, debug: bool = False, **options: Any) -> None:
+            from daemon.errors import RolecallError
+
+            try:
+                status = body(*args, **options)
+                sys.stdout.flush()
+            except RolecallError as error:
+                if debug:
+                    raise
+                raise Exit(str(error), error.exit_code) from None
+            except BrokenPipeError:
+                # Whoever read our output has seen enough; Python's own flush must not complain.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise Exit(code=0) from None
+            except OSError as error:
+                if debug:
+                    raise
+                where = f"{error.filename}: " if error.filename else ""
+                raise Exit(f"error: {where}{error.strerror or error}", 1) from None
+            if status:
+                raise Exit(code=status)
+
+        own = inspect.signature(body).parameters
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        first, last = (
+            inspect.Parameter("context", kind),
+            inspect.Parameter("debug", kind, default=False),
+        )
+        run.__name__, run.__doc__ = body.__name__, body.__doc__
+        run.__module__ = body.__module__
+        run.__signature__ = inspect.Signature([first, *own.values(), last])  # type: ignore[attr-defined]
+        known = {name: HELP[name] for name in (*own, "debug") if name in HELP}
+        return task(run, help={**known, **help_}, auto_shortflags=False)
+
+    return decorate
+
+
+@command(workspace="the repository; the inventory's own where none is named")
+def init(
+    workspace: str | None = None, limit: str | None = None, inventory: str | None = None
+) -> None:
+    """Give a repository its queue, its prompts and its inventory entry."""
+    from daemon.fleet.init import init as steps
+    from daemon.fleet.output import escape
+
+    for step in steps(workspace, inventory, limit):
+        print(escape(str(step)))
+
+
+@command()
+def install(
+    limit: str | None = None,
+    inventory: str | None = None,
+    check: bool = False,
+    diff: bool = False,
+    json: bool = False,
+) -> int:
+    """Render units from the YAML, install them, enable them; the second time changes nothing."""
+    from daemon.fleet import here, report
+    from daemon.fleet import install as units
+
+    fleet = here.fleet(inventory, limit)
+    results = units.install(fleet.inventory, fleet.hosts, check=check)
+    return report.print_installed(results, check=check, diff=diff, json=json)
+
+
+@command()
+def uninstall(
+    limit: str | None = None,
+    inventory: str | None = None,
+    check: bool = False,
+    diff: bool = False,
+    json: bool = False,
+) -> int:
+    """Remove what install made, and nothing else; the workers are stopped before."""
+    from daemon.fleet import here, report
+    from daemon.fleet import install as units
+
+    fleet = here.fleet(inventory, limit)
+    results = units.uninstall(fleet.inventory, fleet.hosts, check=check)
+    return report.print_installed(results, check=check, diff=diff, json=json)
+
+
+@command()
+def config(limit: str | None = None, inventory: str | None = None, json: bool = False) -> None:
+    """Show the effective config of each host, with where each value came from."""
+    from daemon.fleet import here
+    from daemon.fleet.output import as_json, escape
+
+    fleet = here.fleet(inventory, limit)
+    fleet.inventory.configs(limit)
+    if json:
+        print(as_json({host.name: host.vars for host in fleet.hosts}))
+    else:
+        for line in fleet.inventory.describe(fleet.hosts):
+            print(escape(line))
+
+
+@command()
+def doctor(
+    role: str | None = None,
+    limit: str | None = None,
+    inventory: str | None = None,
+    workspace: str | None = None,
+    json: bool = False,
+) -> int:
+    """Say whether this host is ready, and what to type where it is not."""
+    from daemon.fleet import doctor as checks
+    from daemon.fleet import here
+    from daemon.fleet.output import Style, as_json
+
+    config = here.fleet(inventory, limit).config(workspace)
+    findings = checks.examine(config, role=role)
+    if json:
+        print(as_json([finding._asdict() for finding in findings]))
+    else:
+        print(checks.report(findings, Style.of(sys.stdout)))
+    return int(checks.failed(findings))
+
+
+@command()
+def start(role: str | None = None, limit: str | None = None, inventory: str | None = None) -> int:
+    """Start the workers."""
+    from daemon.fleet import agents, here, report
+
+    return report.print_done(agents.start(*here.fleet(inventory, limit), role))
+
+
+@command()
+def stop(role: str | None = None, limit: str | None = None, inventory: str | None = None) -> int:
+    """Stop the workers: attempts may end within the stop budget."""
+    from daemon.fleet import agents, here, report
+
+    return report.print_done(agents.stop(*here.fleet(inventory, limit), role))
+
+
+@command()
+def restart(role: str | None = None, limit: str | None = None, inventory: str | None = None) -> int:
+    """Restart the workers; attempts live on."""
+    from daemon.fleet import agents, here, report
+
+    return report.print_done(agents.restart(*here.fleet(inventory, limit), role))
+
+
+@command()
+def status(
+    role: str | None = None,
+    limit: str | None = None,
+    inventory: str | None = None,
+    json: bool = False,
+) -> int:
+    """Show each worker. Exit status: 0 all run, 3 some don't, 4 a host can't be reached."""
+    from daemon.fleet import agents, here
+    from daemon.fleet.output import Style, as_json
+
+    rows = agents.status(*here.fleet(inventory, limit), role)
+    print(as_json(agents.as_json(rows)) if json else agents.table(rows, Style.of(sys.stdout)))
+    return int(agents.exit_status(rows))
+
+
+@command()
+def logs(
+    role: str | None = None,
+    limit: str | None = None,
+    inventory: str | None = None,
+    follow: bool = False,
+    lines: int = 50,
+) -> int:
+    """Show what the workers and their attempts log."""
+    from daemon.fleet import agents, here
+
+    return int(agents.logs(*here.fleet(inventory, limit), role, follow=follow, lines=lines))
+
+
+@command(
+    status="only these statuses, with commas between",
+    role="only what this role holds or claims",
+    board="by status, with each role's WIP",
+)
+def list_(
+    status: str | None = None,
+    role: str | None = None,
+    board: bool = False,
+    json: bool = False,
+    workspace: str | None = None,
+    limit: str | None = None,
+    inventory: str | None = None,
+) -> None:
+    """List the tasks, and what each waits for."""
+    from daemon.fleet import board as boards
+    from daemon.fleet import here
+
+    found = boards.Board(here.fleet(inventory, limit).config(workspace))
+    found.hint()
+    statuses = [name.strip() for name in (status or "").split(",") if name.strip()]
+    print(boards.print_list(found, found.pick(statuses, role), json_=json, by_status=board))
+
+
+@command(task_id="the task's id")
+def show(
+    task_id: str,
+    json: bool = False,
+    workspace: str | None = None,
+    limit: str | None = None,
+    inventory: str | None = None,
+) -> None:
+    """Show everything about one task: its keys, its lease, why it waits, its attempts."""
+    from daemon.fleet import board as boards
+    from daemon.fleet import here
+    from daemon.fleet.output import Style, as_json
+
+    board = boards.Board(here.fleet(inventory, limit).config(workspace))
+    board.hint()
+    wait = board.find(task_id)
+    print(
+        as_json(boards.detail(board, wait))
+        if json
+        else boards.show(board, wait, Style.of(sys.stdout))
+    )
+
+
+@command(
+    title="what is to be done",
+    id="the task's id (default: the next T001, T002, ...)",
+    type="Build, Story, Test, ... (a Story starts in needs_plan, a Test in awaiting_test)",
+    status="where it starts (default: by its type)",
+    priority="a number, 1 first",
+    depends="ids that must be done before, with commas between",
+    parent="the id of its story",
+    json="a JSON file of one task or several; - is standard input",
+)
+def add(
+    title: str | None = None,
+    id: str | None = None,  # noqa: A002  # as the task's key is named
+    type: str | None = None,  # noqa: A002  # as the task's key is named
+    status: str | None = None,
+    priority: str | None = None,
+    depends: str | None = None,
+    parent: str | None = None,
+    json: str | None = None,
+    workspace: str | None = None,
+    limit: str | None = None,
+    inventory: str | None = None,
+) -> None:
+    """Add a task to the queue, or those of a JSON file."""
+    from daemon.fleet import adding, here
+
+    config = here.fleet(inventory, limit).config(workspace)
+    tasks = adding.new_tasks(
+        json,
+        title=title,
+        id=id,
+        type=type,
+        status=status,
+        priority=priority,
+        depends=depends,
+        parent=parent,
+    )
+    for line in adding.add(config, tasks):
+        print(line)
+
+
+@command()
+def check(
+    json: bool = False,
+    workspace: str | None = None,
+    limit: str | None = None,
+    inventory: str | None = None,
+) -> int:
+    """Say why each task waits, and what is wrong with the queue. Exit status 1: something is."""
+    from daemon.fleet import board as boards
+    from daemon.fleet import here
+    from daemon.fleet.output import Style, as_json
+
+    board = boards.Board(here.fleet(inventory, limit).config(workspace))
+    board.hint()
+    print(as_json(boards.check_facts(board)) if json else boards.check(board, Style.of(sys.stdout)))
+    return int(bool(board.problems))
+
+
+agents = Collection("agents", start, stop, restart, status, logs)
+queue = Collection("queue", show, add, check)
+queue.add_task(list_, "list")
+namespace = Collection(init, install, uninstall, config, doctor, agents, queue)
