@@ -1,7 +1,7 @@
 """What one host runs, as frozen values. Made from YAML by ``load``; travels as JSON.
 
 This module knows no YAML: workers and attempts hold a Config for as long as they live, and what
-reads YAML (``daemon.reading``, ``daemon.schema``) is loaded only where a file is read.
+reads YAML (``daemon.reading``, ``daemon.yamltext``) is loaded only where a file is read.
 """
 
 from __future__ import annotations
@@ -157,12 +157,11 @@ def from_json(text: str | bytes) -> Config:
 
 def role_from(name: str, document: Mapping[str, Any]) -> Role:
     """A role out of plain values of the right types: lists become tuples."""
-    values = {
+    values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in document.items()
     }
-    for key, kind in (("backoff", Backoff), ("limits", Limits)):
-        if key in values:
-            values[key] = kind(**values[key])
+    values["backoff"] = Backoff(**values.get("backoff", {}))
+    values["limits"] = Limits(**values.get("limits", {}))
     values["command"] = values.get("command") or ()
     values["gates"] = tuple(tuple(gate) for gate in values.get("gates", ()))
     return Role(name, **values)
@@ -177,10 +176,10 @@ def load(
     problem of it.
     """
     if path is None:
-        from daemon.inventory import local_config
+        from daemon.inventory import local_config  # noqa: PLC0415  # imports yaml
 
         return local_config(workspace=workspace, queue=queue)
-    from daemon.reading import read_config
+    from daemon.reading import read_config  # noqa: PLC0415  # imports yaml
 
     return read_config(path, workspace=workspace, queue=queue)
 
@@ -225,5 +224,5 @@ def _answer(path: str | None, workspace: str | None, queue: str | None) -> str:
         return json.dumps(["config", to_json(load(path, workspace=workspace, queue=queue))])
     except RolecallError as error:
         return json.dumps([error.exit_code, error.problems])
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  # the parent tells it
         return json.dumps([1, [("", f"{type(error).__name__}: {error}", "")]])

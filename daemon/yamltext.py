@@ -127,7 +127,8 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise yaml.composer.ComposerError(None, None, _TOO_DEEP, self.peek_event().start_mark)
+            at = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, _TOO_DEEP, at)
         node: yaml.Node | None = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -194,7 +195,7 @@ class _Conversion:
 
     def scalar(self, node: yaml.ScalarNode) -> Any:
         text: str = node.value
-        # YAML 1.1 reads 1:30 as ninety and 2026-01-01 as a date; nobody who writes them here means it.
+        # YAML 1.1 reads 1:30 as ninety and 2026-01-01 as a date; nobody means that here.
         if node.tag == f"{_TAG}timestamp" or (":" in text and node.tag != f"{_TAG}str"):
             return text
         try:
