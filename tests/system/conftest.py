@@ -1,0 +1,110 @@
+"""Machines with real systemd for the system tests, from the test bed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.workspace import ROOT
+
+TESTBED = ROOT / "tests" / "testbed" / "machine"
+Done = subprocess.CompletedProcess[str]
+
+
+class Machine:
+    """A machine that sees this checkout, at the same path, read-only."""
+
+    def __init__(self, name: str, environ: dict[str, str]) -> None:
+        self.name, self._environ = name, environ
+
+    def _testbed(self, *arguments: str, seconds: float = 120) -> Done:
+        return subprocess.run(
+            [str(TESTBED), *arguments],
+            env=self._environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+
+    def up(self, *options: str) -> None:
+        """Make it, or power it on again. Skips the test where the host lacks what it takes."""
+        shown = {ROOT, Path(sys.base_prefix)} - {Path("/usr")}
+        binds = [f"--bind={path}:{path}" for path in shown if not path.is_relative_to("/usr")]
+        done = self._testbed("up", self.name, *binds, *options)
+        if "missing on this host" in done.stderr:
+            pytest.skip(done.stderr.strip())
+        assert done.returncode == 0, done.stderr
+        for path in shown:  # the way there may lead through a folder that is root's alone
+            closed = [str(each) for each in path.parents if each != Path("/")]
+            if closed:
+                self.run("chmod", "a+x", *closed, root=True)
+
+    def run(
+        self, *command: str, root: bool = False, check: bool = True, seconds: float = 120
+    ) -> Done:
+        """Run a command inside, as the unprivileged user in its home."""
+        as_root = ["--root"] if root else []
+        done = self._testbed("exec", *as_root, self.name, "--", *command, seconds=seconds)
+        if check and done.returncode:
+            said = f"{done.stdout}\n{done.stderr}"
+            raise AssertionError(f"{' '.join(command)}: exit status {done.returncode}\n{said}")
+        return done
+
+    def sh(self, script: str, **keys: bool) -> Done:
+        """Run a shell script inside."""
+        return self.run("sh", "-c", script, **keys)
+
+    def invoke(self, *arguments: str, check: bool = True) -> Done:
+        """Run an invoke command of this checkout."""
+        tool = ROOT / ".venv" / "bin" / "invoke"
+        return self.run("env", f"--chdir={ROOT}", str(tool), *arguments, check=check)
+
+    def kill(self) -> None:
+        """Power loss: every process is gone at once, the disk is kept. ``up`` powers it on."""
+        done = self._testbed("kill", self.name)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="session")
+def testbed(
+    tmp_path_factory: pytest.TempPathFactory, worker_id: str
+) -> Iterator[Callable[[str], Machine]]:
+    """Names a machine, of a test bed apart from all others; ends every machine afterwards."""
+    if os.geteuid():
+        pytest.skip("the test bed needs root")
+    number = int(worker_id.removeprefix("gw")) if worker_id != "master" else 0
+    environ = {
+        **os.environ,
+        "MACHINE_STATE": str(tmp_path_factory.mktemp("testbed")),
+        "MACHINE_NET": f"198.18.{78 + number}",
+    }
+    yield lambda name: Machine(name, environ)
+    done = subprocess.run(
+        [str(TESTBED), "down", "--all"], env=environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def machine(testbed: Callable[[str], Machine]) -> Iterator[Machine]:
+    """A machine with systemd and a lingering unprivileged user, for the tests of one module."""
+    made = testbed("rolecall")
+    made.up()
+    yield made
+    made._testbed("down", made.name)
+
+
+@pytest.fixture(scope="module")
+def bare_machine(testbed: Callable[[str], Machine]) -> Iterator[Machine]:
+    """A machine without systemd."""
+    made = testbed("bare")
+    made.up("--no-systemd")
+    yield made
+    made._testbed("down", made.name)
