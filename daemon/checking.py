@@ -43,6 +43,8 @@ def check(placed: Placed, problems: list[Problem]) -> Placed:
     What is returned is the same without what was wrong, to be looked at as a whole.
     """
     data = placed.data or {}
+    if data is WRONG:
+        return placed._replace(data={})
     if not isinstance(data, dict):
         problems.append(Problem(placed.where, "a mapping of keys is expected here"))
         return placed._replace(data={})
@@ -64,8 +66,8 @@ def check(placed: Placed, problems: list[Problem]) -> Placed:
 
 def _value(value: Placed, kind: Kind, path: str, problems: list[Problem]) -> Placed:
     data = value.data
-    if data is None:
-        return value  # unset
+    if data is None or data is WRONG:
+        return value  # unset, or reported already
     if not _fits(data, kind.schema):
         problems.append(_misfit(value, kind, path))
     elif isinstance(data, list) and kind.items:

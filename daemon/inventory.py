@@ -17,11 +17,17 @@ from typing import Any, NamedTuple
 from daemon import reading, yamltext
 from daemon.checking import raise_all, suggest
 from daemon.config import Config, to_json
-from daemon.errors import ConfigError, Problem
+from daemon.errors import EXIT_USAGE, ConfigError, Problem
 from daemon.hostsfolder import HostsFolder, Variables
 from daemon.yamltext import Placed
 
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+class UnknownHost(ConfigError):
+    """A limit that names no host and no group."""
+
+    exit_code = EXIT_USAGE
 
 
 class Host(NamedTuple):
@@ -88,7 +94,7 @@ class Inventory:
         known = {host.name: {host.name} for host in self.every}
         known |= {
             group: {host.name for host in self.every if group in host.groups}
-            for group in self.groups
+            for group in ("ungrouped", *self.groups)
         }
         names = [name.strip() for name in limit.split(",") if name.strip()]
         problems = [
@@ -96,7 +102,8 @@ class Inventory:
             for name in names or [limit]
             if name not in known
         ]
-        raise_all(problems)
+        if problems:
+            raise UnknownHost.of(problems)
         chosen = set().union(*(known[name] for name in names))
         return [host for host in self.every if host.name in chosen]
 

@@ -127,7 +127,7 @@ class _Builder:
 
     def roles(self, root: str) -> dict[str, Role]:
         found = _inside(self.top, "roles")
-        if not found and not ("roles" in self.top and self.top["roles"].data is WRONG):
+        if not found and not self.problems:  # else those may be why
             where = self.top["roles"].where if "roles" in self.top else self.where
             hint = f"such as: roles: {{{', '.join(f'{name}: {{}}' for name in DEFAULT_ROLES)}}}"
             self.problem(where, "no role is declared", hint)

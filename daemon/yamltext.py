@@ -139,13 +139,14 @@ def _syntax(error: yaml.MarkedYAMLError, name: str, text: str) -> Problem:
     where = f"{name}:{mark.line + 1}" if mark else name
     if error.problem == _TOO_DEEP:
         return Problem(where, _TOO_DEEP)
-    line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
+    lines = text.splitlines()
+    for number, line in enumerate(lines, 1):
+        if line.startswith(("<<<<<<< ", ">>>>>>> ")):
+            return Problem(f"{name}:{number}", "holds a git conflict", "resolve it")
+    line = lines[mark.line] if mark and mark.line < len(lines) else ""
+    tab = "\t" in line[: len(line) - len(line.lstrip())]
     what = ", ".join(each for each in (error.context, error.problem) if each)
-    hint = ""
-    if line[: len(line) - len(line.lstrip())].count("\t"):
-        hint = "indent with spaces: YAML allows no tabs there"
-    elif line.startswith(("<<<<<<<", "=======", ">>>>>>>")):
-        hint = "resolve the git conflict there"
+    hint = "indent with spaces: YAML allows no tabs there" if tab else ""
     return Problem(where, f"is not YAML: {what}", hint)
 
 
@@ -179,6 +180,9 @@ class _Conversion:
             raise _TooMuch("an alias makes it endless, or nested too deep", self.where(node))
         where = self.where(node)
         if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
+            if any(isinstance(key, yaml.MappingNode) for key, _ in node.value):
+                self.problem(node, *TEMPLATE)  # {{ x }} without quotes is a mapping as a key
+                return Placed(WRONG, where)
             return Placed(self.mapping(node, depth), where)
         if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
             return Placed([self.value(each, depth + 1) for each in node.value], where)
@@ -191,7 +195,7 @@ class _Conversion:
         else:
             tag = node.tag.replace(_TAG, "!!")
             self.problem(node, f"the tag {tag} is not supported", "write a plain value")
-        return Placed(None, where)
+        return Placed(WRONG, where)
 
     def scalar(self, node: yaml.ScalarNode) -> Any:
         text: str = node.value
@@ -205,6 +209,8 @@ class _Conversion:
             return None
 
     def mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Placed]:
+        if depth > MAX_DEPTH:
+            raise _TooMuch("a merge key makes it endless", self.where(node))
         own: dict[str, Placed] = {}
         merged: dict[str, Placed] = {}
         for key, value in node.value:
@@ -212,10 +218,7 @@ class _Conversion:
                 for name, each in self.merge(value, depth).items():
                     merged.setdefault(name, each)
             elif not isinstance(key, yaml.ScalarNode):
-                if isinstance(key, yaml.MappingNode):
-                    self.problem(key, *TEMPLATE)
-                else:
-                    self.problem(key, "a key must be a plain word")
+                self.problem(key, "a key must be a plain word")
             elif key.tag != f"{_TAG}str":
                 kind = key.tag.removeprefix(_TAG)
                 hint = f'quote it: "{key.value}"'
@@ -237,6 +240,6 @@ class _Conversion:
             if not isinstance(part, yaml.MappingNode):
                 self.problem(part, "a merge key (<<) takes a mapping, or a list of mappings")
                 continue
-            for name, each in self.value(part, depth + 1).data.items():
+            for name, each in self.mapping(part, depth + 1).items():
                 found.setdefault(name, each)
         return found

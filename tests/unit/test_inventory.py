@@ -1,0 +1,375 @@
+"""The inventory: who is in it, which variables win, and what is said of bad ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from daemon.config import load, load_apart
+from daemon.errors import EXIT_USAGE, ConfigError, Problem
+from daemon.inventory import CHECKOUT, Host, Inventory, inventory_dir
+
+Write = Callable[[Mapping[str, str]], Inventory]
+ROLES = "roles: {builder: {command: [a]}}\n"
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    monkeypatch.chdir(tmp_path)
+
+    def into(files: Mapping[str, str]) -> Inventory:
+        for name, text in files.items():
+            path = tmp_path / "inventory" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        return Inventory.load("inventory")
+
+    return into
+
+
+def problems(write: Write, files: Mapping[str, str]) -> list[Problem]:
+    with pytest.raises(ConfigError) as caught:
+        write(files)
+    return list(caught.value.problems)
+
+
+def one(inventory: Inventory, name: str) -> Host:
+    return inventory.hosts(name)[0]
+
+
+def test_the_shipped_inventory_is_ready_to_use(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A fresh clone holds localhost with the five roles; its workspace is the checkout."""
+    monkeypatch.delenv("ROLECALL_INVENTORY", raising=False)
+    monkeypatch.chdir(tmp_path)
+    inventory = Inventory.load(inventory_dir())
+    shipped = one(inventory, "localhost")
+    config = Inventory.load(f"{CHECKOUT}/inventory").config(shipped, workspace=CHECKOUT)
+    assert shipped.connection == "local"
+    assert list(config.roles) == ["planner", "builder", "tester", "refiner", "integrator"]
+    assert config.run == tuple(config.roles)
+    assert [role.wip_limit for role in config.roles.values()] == [1, 3, 2, 1, 1]
+    assert {role.command[0] for role in config.roles.values()} == {"claude"}
+    assert {role.prompt_via for role in config.roles.values()} == {"stdin"}
+    assert load(workspace=CHECKOUT) == load_apart(workspace=CHECKOUT) == config
+
+
+def test_a_relative_workspace_counts_from_the_checkout(write: Write, tmp_path: Path) -> None:
+    """`workspace: .` is the folder that holds the inventory, wherever we are."""
+    inventory = write(
+        {"hosts.yml": "all: {hosts: {a: }}", "group_vars/all.yml": f"workspace: .\n{ROLES}"}
+    )
+    os.chdir("/")
+    assert inventory.config(one(inventory, "a")).workspace == str(tmp_path)
+
+
+TREE = """\
+all:
+  hosts:
+    lone:
+  vars: {unit_prefix: inline-all}
+  children:
+    outer:
+      vars: {unit_prefix: inline-outer}
+      children:
+        inner: {vars: {unit_prefix: inline-inner}, hosts: {h: }}
+        other: {hosts: {h: }}
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, "inline-inner"),
+        ({"group_vars/all.yml": "unit_prefix: all"}, "all"),
+        (
+            {"group_vars/outer.yml": "unit_prefix: outer", "group_vars/all.yml": "unit_prefix: a"},
+            "outer",
+        ),
+        (
+            {"group_vars/inner.yml": "unit_prefix: i", "group_vars/outer.yml": "unit_prefix: o"},
+            "i",
+        ),
+        (
+            {"group_vars/inner.yml": "unit_prefix: i", "group_vars/other.yml": "unit_prefix: o"},
+            "o",
+        ),
+        (
+            {"group_vars/inner.yml": "unit_prefix: i", "host_vars/h.yaml": "unit_prefix: host"},
+            "host",
+        ),
+        ({"group_vars/inner/b.yml": "unit_prefix: b", "group_vars/inner/a.yml": "unblock: 1"}, ""),
+        ({"group_vars/inner/b.yml": "unit_prefix: b", "group_vars/inner/a.yml": "run: []"}, "b"),
+    ],
+)
+def test_precedence(write: Write, files: Mapping[str, str], expected: str) -> None:
+    """Host over child group over parent group over all; files over what stands in hosts.yml."""
+    if not expected:
+        assert problems(write, {"hosts.yml": TREE, **files})[0].where.endswith("inner/a.yml:1")
+        return
+    assert one(write({"hosts.yml": TREE, **files}), "h").vars["unit_prefix"] == expected
+
+
+def test_a_hosts_own_line_wins_over_groups_and_loses_to_its_file(write: Write) -> None:
+    files = {
+        "hosts.yml": "all: {hosts: {a: {unit_prefix: line}, b: {unit_prefix: line}}}",
+        "group_vars/all.yml": "unit_prefix: all",
+        "host_vars/b.yml": "unit_prefix: file",
+    }
+    inventory = write(files)
+    assert [host.vars["unit_prefix"] for host in inventory.hosts()] == ["line", "file"]
+
+
+def test_group_priority(write: Write) -> None:
+    """Of two groups of one depth the one of higher ansible_group_priority wins."""
+    inventory = write(
+        {
+            "hosts.yml": """\
+a: {hosts: {h: }, vars: {ansible_group_priority: 9, unit_prefix: of-a}}
+b: {hosts: {h: }, vars: {unit_prefix: of-b}}
+"""
+        }
+    )
+    host = one(inventory, "h")
+    assert host.vars == {"unit_prefix": "of-a"}
+    assert host.groups == ("all", "b", "a")
+
+
+def test_only_roles_merges_key_by_key(write: Write) -> None:
+    """Keys of a role come from different layers, an empty one is unset; the rest is replaced."""
+    inventory = write(
+        {
+            "hosts.yml": "all: {hosts: {h: }}",
+            "group_vars/all.yml": """\
+paths: {leases: a, locks: b}
+roles:
+  builder: {command: [a], timeout: 7, slots: 4, env: {A: "1", B: "2"}, args: [x, y]}
+  tester: {command: [t]}
+""",
+            "host_vars/h.yml": """\
+paths: {leases: c}
+roles:
+  builder: {wip_limit: 3, slots: , env: {B: "3"}, args: [z]}
+  tester:
+""",
+        }
+    )
+    host = one(inventory, "h")
+    config = inventory.config(host)
+    builder = config.roles["builder"]
+    assert (builder.command, builder.timeout, builder.wip_limit) == (("a",), 7, 3)
+    assert builder.slots is None
+    assert builder.env == {"A": "1", "B": "3"}
+    assert builder.args == ("z",)
+    assert config.roles["tester"].command == ("t",)
+    assert host.vars["paths"] == {"leases": "c"}
+    assert host.origins["roles.builder.timeout"] == "inventory/group_vars/all.yml:3"
+    assert host.origins["roles.builder.wip_limit"] == "inventory/host_vars/h.yml:3"
+
+
+def test_run_says_what_a_group_runs(write: Write) -> None:
+    """A role that a host does not run is still part of its state machine."""
+    inventory = write(
+        {
+            "hosts.yml": "all: {children: {builders: {hosts: {b: }}}, hosts: {c: }}",
+            "group_vars/all.yml": "roles: {planner: , builder: , tester: }",
+            "group_vars/builders.yml": "run: [tester, builder]",
+        }
+    )
+    configs = inventory.configs()
+    assert configs["b"].run == ("builder", "tester")
+    assert configs["c"].run == ("planner", "builder", "tester")
+    assert list(configs["b"].machine.roles) == ["planner", "builder", "tester"]
+
+
+def test_limit(write: Write) -> None:
+    """Hosts and groups, with commas, in the inventory's order; an unknown name is told."""
+    inventory = write({"hosts.yml": "all: {hosts: {a: , b: }, children: {g: {hosts: {c: , d: }}}}"})
+
+    def names(limit: str | None) -> str:
+        return "".join(host.name for host in inventory.hosts(limit))
+
+    assert names(None) == names("all") == "abcd"
+    assert names("g") == "cd"
+    assert names("d, a") == "ad"
+    assert names("g,b,c") == "bcd"
+    assert names("ungrouped") == "ab"
+    for limit in ("gg", "a,x", ",", "a:b", "*"):
+        with pytest.raises(ConfigError, match="no host or group") as caught:
+            inventory.hosts(limit)
+        assert caught.value.problems[0].hint
+        assert caught.value.exit_code == EXIT_USAGE
+
+
+def test_connection_and_the_local_host(write: Write) -> None:
+    """Localhost and hosts of a local connection are this machine; others are reached by ssh."""
+    inventory = write(
+        {
+            "hosts.yml": "all: {hosts: {far: {ansible_host: 10.0.0.1, ansible_port: 22}, localhost: }}"
+        }
+    )
+    assert [host.connection for host in inventory.hosts()] == ["ssh", "local"]
+    assert inventory.local_host().name == "localhost"
+    inventory = write({"hosts.yml": "all: {hosts: {far: , near: {ansible_connection: local}}}"})
+    assert inventory.local_host().name == "near"
+    for hosts, told in (
+        ("far: ", "no host"),
+        (
+            "a: {ansible_connection: local}, b: {ansible_connection: local}",
+            "several hosts",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            write({"hosts.yml": f"all: {{hosts: {{{hosts}}}}}"}).local_host()
+
+
+def test_the_inventory_of_the_environment(
+    write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """ROLECALL_INVENTORY names the inventory that `load` reads where no file is named."""
+    write({"hosts.yml": "all: {hosts: {localhost: }}", "group_vars/all.yml": ROLES})
+    monkeypatch.setenv("ROLECALL_INVENTORY", "inventory")
+    assert inventory_dir() == str(tmp_path / "inventory")
+    assert list(load().roles) == ["builder"]
+
+
+def test_describe(write: Write) -> None:
+    """Each effective value stands on one line, with the line it came from or "default"."""
+    inventory = write(
+        {"hosts.yml": "all: {hosts: {localhost: }}", "group_vars/all.yml": f"workspace: .\n{ROLES}"}
+    )
+    lines = inventory.describe(inventory.hosts())
+    told = {line.split(":")[0].strip(): line.split()[-1] for line in lines}
+    assert lines[0] == "localhost"
+    assert told["roles.builder.command"] == "inventory/group_vars/all.yml:2"
+    assert told["roles.builder.timeout"] == "default"
+    assert inventory.variables(inventory.hosts()) == {
+        "localhost": {"workspace": ".", "roles": {"builder": {"command": ["a"]}}}
+    }
+
+
+HOSTS = "all: {hosts: {h: }}"
+BAD: dict[str, tuple[dict[str, str], str, str]] = {
+    "no hosts.yml": ({"group_vars/all.yml": ROLES}, "inventory", "no hosts.yml"),
+    "two of them": ({"hosts.yml": HOSTS, "hosts.yaml": HOSTS}, "inventory", "both hosts.yml"),
+    "an INI file": ({"hosts.yml": HOSTS, "hosts": "[a]\nb"}, "inventory/hosts", "is not read"),
+    "INI text": ({"hosts.yml": "[web]\na\n"}, "inventory/hosts.yml:2", "is not YAML"),
+    "a list": ({"hosts.yml": "- a\n"}, "inventory/hosts.yml:1", "is no YAML inventory"),
+    "a plugin": ({"hosts.yml": "plugin: aws_ec2\n"}, "inventory/hosts.yml:1", "plugins"),
+    "unknown section": ({"hosts.yml": "all:\n  host: {a: }"}, "inventory/hosts.yml:2", '"host"'),
+    "hosts is a list": ({"hosts.yml": "all:\n  hosts: [a]"}, "inventory/hosts.yml:2", "mapping"),
+    "a range": ({"hosts.yml": 'all: {hosts: {"w[1:3]": }}'}, "inventory/hosts.yml:1", "ranges"),
+    "a port": ({"hosts.yml": 'all: {hosts: {"w:22": }}'}, "inventory/hosts.yml:1", "a host"),
+    "a slash": ({"hosts.yml": "all: {hosts: {../x: }}"}, "inventory/hosts.yml:1", "a host"),
+    "a group's name": ({"hosts.yml": "a b: {hosts: {h: }}"}, "inventory/hosts.yml:1", "a group"),
+    "a loop": (
+        {"hosts.yml": "a: {children: {b: }}\nb: {children: {a: }}"},
+        "inventory/hosts.yml:1",
+        "child of itself",
+    ),
+    "a loop below all": (
+        {"hosts.yml": "all: {children: {a: {children: {b: {children: {a: }}}}}}"},
+        "inventory/hosts.yml:1",
+        "child of itself",
+    ),
+    "duplicate host": (
+        {"hosts.yml": "all:\n  hosts:\n    a:\n    a:\n"},
+        "inventory/hosts.yml:4",
+        "duplicate",
+    ),
+    "variables of nobody": (
+        {"hosts.yml": HOSTS, "group_vars/builders.yml": "run: [builder]"},
+        "inventory/group_vars/builders.yml",
+        'no group "builders"',
+    ),
+    "variables of no host": (
+        {"hosts.yml": HOSTS, "host_vars/g.yml": "run: [builder]"},
+        "inventory/host_vars/g.yml",
+        'no host "g"',
+    ),
+    "unknown variable": (
+        {"hosts.yml": "all: {hosts: {h: {\n wrkspace: x}}}"},
+        "inventory/hosts.yml:2",
+        '"wrkspace"',
+    ),
+    "a vault": (
+        {"hosts.yml": HOSTS, "group_vars/all.yml": "$ANSIBLE_VAULT;1.1;AES256\n61"},
+        "inventory/group_vars/all.yml:1",
+        "Vault",
+    ),
+    "a template": (
+        {"hosts.yml": HOSTS, "group_vars/all.yml": 'workspace: "{{ home }}/x"'},
+        "inventory/group_vars/all.yml:1",
+        "templates",
+    ),
+    "a connection": (
+        {"hosts.yml": "all: {hosts: {h: {ansible_connection: docker}}}"},
+        "inventory/hosts.yml:1",
+        "local, ssh",
+    ),
+    "a port that is none": (
+        {"hosts.yml": "all: {hosts: {h: {ansible_port: 99999}}}"},
+        "inventory/hosts.yml:1",
+        "65535",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_inventories_are_told(write: Write, case: str) -> None:
+    """Every kind of bad inventory gets an error with its file, and its line where it has one."""
+    files, where, what = BAD[case]
+    found = problems(write, files)
+    assert [each for each in found if each.where == where and what in each.what], found
+
+
+def test_problems_of_all_files_and_hosts_come_at_once(write: Write) -> None:
+    """Bad values of every layer, and what does not go together, in one error; each once."""
+    found = problems(
+        write,
+        {
+            "hosts.yml": "all: {hosts: {a: , b: }}",
+            "group_vars/all.yml": "roles: {builder: {slots: x, lease_ttl: 1}}\nrun: [tester]",
+            "host_vars/a.yml": "unblock: 7",
+        },
+    )
+    assert len(found) == len(set(found)) == 4
+    inventory = write(
+        {
+            "group_vars/all.yml": "roles: {builder: {lease_ttl: 1}}",
+            "host_vars/a.yml": "run: [x]",
+        }
+    )
+    with pytest.raises(ConfigError) as caught:
+        inventory.configs()
+    assert [each.where for each in caught.value.problems] == [
+        "inventory/group_vars/all.yml:1",
+        "inventory/host_vars/a.yml:1",
+    ]
+
+
+def test_braces_of_commands_are_no_templates(write: Write) -> None:
+    """Other programs' braces stand in commands, as they do without an inventory."""
+    inventory = write(
+        {
+            "hosts.yml": HOSTS,
+            "group_vars/all.yml": """\
+roles: {builder: {command: [x, "{{.State}}"], gates: [["{{a}}"]]}}
+""",
+        }
+    )
+    assert inventory.config(one(inventory, "h")).roles["builder"].command == ("x", "{{.State}}")
+
+
+def test_other_ansible_variables_are_left_to_ansible(write: Write) -> None:
+    inventory = write({"hosts.yml": "all: {hosts: {h: {ansible_become: true}}}"})
+    assert one(inventory, "h").vars == {"ansible_become": True}
+
+
+def test_no_such_folder(write: Write) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Inventory.load("nowhere")
