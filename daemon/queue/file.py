@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 from daemon import lifecycle, process
 from daemon.config import Config
 from daemon.errors import LeaseLost, LockTimeout, QueueUnreadable, RolecallError
-from daemon.lifecycle import Changes, Entry, Rules, Tasks
-from daemon.model import Claim, Lease, Move, Outcome, Result, format_time, parse_time
+from daemon.lifecycle import Entry, Rules, Tasks
+from daemon.model import Claim, Lease, Move, Outcome, Result, format_time
 from daemon.process import Identity
-from daemon.queue import Snapshot, Stale, durable, folder, intake, lock, staleness
+from daemon.queue import Snapshot, Stale, durable, folder, intake, lock, settling, staleness
 from daemon.queue import lease as leases
+from daemon.queue.ledger import Ledger, value
 from daemon.queue.text import Text, Update
 
 RESTARTS = 100  # times that a change by hand may come between our look and our write
@@ -52,10 +53,10 @@ class FileQueue:
     ) -> None:
         self.config, self.machine = config, config.machine
         self.clock, self.random, self.boottime = clock, random, boottime
-        self.leases = leases.Leases(config.paths.leases, config.paths.locks)
         self._me = me
+        self.ledger = Ledger(config, lambda: self.me, clock, boottime)
+        self.leases = self.ledger.leases
         self._moved: list[Move] = []
-        self._problems: tuple[str, ...] = ()
 
     @property
     def me(self) -> Identity:
@@ -68,21 +69,19 @@ class FileQueue:
 
     # --- looking ---------------------------------------------------------------------------------
 
-    def read(self) -> Text | None:
-        """The queue as it is now; None where there is no file."""
-        return Text.read(self.config.queue_file)
-
     def snapshot(self) -> Snapshot:
         """Everything as it is now, without a lock. Raises QueueUnreadable."""
-        text = self.read()
+        text = self.ledger.read()
         if text is None:
-            return Snapshot(Tasks(()), None, self._live(self._every(Tasks(()))))
+            return Snapshot(Tasks(()), None, self.ledger.live(self.ledger.every(Tasks(()))))
         tasks = Tasks(text.document.entries)
-        return Snapshot(tasks, text.document.root.get("wip_limits"), self._live(self._every(tasks)))
+        return Snapshot(
+            tasks, text.document.root.get("wip_limits"), self.ledger.live(self.ledger.every(tasks))
+        )
 
     def problems(self) -> tuple[str, ...]:
         """What was found wrong with single tasks and leases at the last look, for a person."""
-        return self._problems
+        return self.ledger.problems
 
     def moved(self) -> tuple[Move, ...]:
         """The automatic moves of claims that won nothing, since this was last asked."""
@@ -101,41 +100,23 @@ class FileQueue:
         """The live leases (of a role, of a host)."""
         return [
             lease
-            for lease in self._live(self.leases.every()).values()
+            for lease in self.ledger.live(self.leases.every()).values()
             if role in (None, lease.role) and host in (None, lease.host)
         ]
 
     def next_time(self, role: str, now: float) -> float | None:
         """When to look again though nothing changes: the end of a wait, or of a lease."""
-        text = self.read()
+        text = self.ledger.read()
         times = []
         if text is not None:
-            rules, tasks = self._rules(role), Tasks(text.document.entries)
+            rules, tasks = self.ledger.rules(role), Tasks(text.document.entries)
             times.append(lifecycle.next_time(tasks, rules, now))
             times += [staleness.hand_expiry(entry.task, rules, now) for entry in tasks.entries]
         times += [
             now + leases.seconds_left(lease, self.me, now, self.boottime())
-            for lease in self._live(self.leases.every()).values()
+            for lease in self.ledger.live(self.leases.every()).values()
         ]
         return min((each for each in times if each is not None), default=None)
-
-    def _every(self, tasks: Tasks) -> leases.Found:
-        """All lease files; what is wrong with them and with single tasks is remembered."""
-        found = self.leases.every()
-        self._problems = (*tasks.problems, *found.broken.values())
-        return found
-
-    def _gone(self, lease: Lease) -> str:
-        return leases.gone(lease, self.me, self.clock(), self.boottime())
-
-    def _live(self, found: leases.Found) -> dict[str, Lease]:
-        return {name: lease for name, lease in found.leases.items() if not self._gone(lease)}
-
-    def _rules(self, role: str) -> Rules:
-        try:
-            return self.machine.roles[role]
-        except KeyError:
-            raise RolecallError(f"there is no role {role!r} in this config") from None
 
     # --- claiming --------------------------------------------------------------------------------
 
@@ -143,13 +124,13 @@ class FileQueue:
         self, role: str, owner: str, *, ignore_wip: bool = False, dry_run: bool = False
     ) -> Claim | None:
         """Win the role's next task, or None. A dry run writes nothing."""
-        rules = self._rules(role)
-        text = self.read()
+        rules = self.ledger.rules(role)
+        text = self.ledger.read()
         if text is None:
             return None
         # Most looks find nothing to do: they take no lock.
-        update = self._begin(text)
-        ready = self._ready(update, rules, ignore_wip=ignore_wip)
+        update = self.ledger.begin(text)
+        ready = self.ledger.ready(update, rules, ignore_wip=ignore_wip)
         if dry_run and ready:
             lease = self._lease(ready[0][0], rules, owner, 0)
             return Claim(lease, dict(ready[0][0].task), "", ())
@@ -158,10 +139,10 @@ class FileQueue:
         with self.lock():
             for again in range(RESTARTS):
                 if again or not update.text.is_current():
-                    text = self.read()
+                    text = self.ledger.read()
                     if text is None:
                         return None
-                    update = self._begin(text)
+                    update = self.ledger.begin(text)
                 won = self._win(update, rules, owner, ignore_wip=ignore_wip)
                 if self._written(update, won):
                     break
@@ -183,56 +164,18 @@ class FileQueue:
             self._take_back(won)
         return written
 
-    def _begin(self, text: Text) -> Update:
-        """An update that restores what an old buffer undid and makes the automatic moves."""
-        update = Update(text)
-        for lease in self._live(self._every(update.tasks)).values():
-            self._restore(update, lease)
-        update.move_on(self.machine, self.clock())
-        return update
-
-    def _restore(self, update: Update, lease: Lease) -> None:
-        """Write a live lease's hold again, where an old buffer brought back what was before it."""
-        entry, rules = update.tasks.by_id.get(lease.task_id), self.machine.roles.get(lease.role)
-        if (
-            entry is not None
-            and rules is not None
-            and lifecycle.token_of(entry.task) < lease.token
-            and entry.task.get("status") in rules.claims
-        ):
-            changes = lifecycle.claim(entry, rules, _value(lease), lease.token, self.clock())
-            source, why = str(entry.task["status"]), "its attempt still runs"
-            update.change(entry, changes)
-            move = Move(lease.task_id, lease.role, source, rules.holds, why, token=lease.token)
-            update.moves.append(move)
-
-    def _ready(
-        self, update: Update, rules: Rules, *, ignore_wip: bool
-    ) -> list[tuple[Entry, Lease | None]]:
-        """What the role could claim now, each with the dead lease that it still has, if any."""
-        tasks = update.tasks
-        limit = lifecycle.wip_limit(update.text.document.root.get("wip_limits"), rules)
-        if not ignore_wip and lifecycle.wip(tasks, rules) >= limit:
-            return []
-        found = self._every(tasks)
-        # A lease of ours bars the way until it is recovered: what is left of its tree comes first.
-        taken = {name for name, lease in found.leases.items() if lease.token > 0}
-        taken |= self._live(found).keys() | found.broken.keys()
-        ready = lifecycle.claimable(tasks, rules, self.clock(), taken)
-        return [(entry, found.leases.get(entry.task["id"])) for entry in ready]
-
     def _win(self, update: Update, rules: Rules, owner: str, *, ignore_wip: bool) -> _Won | None:
         """Put a claim into the update. A task whose files are in the way is passed over."""
-        for entry, old in self._ready(update, rules, ignore_wip=ignore_wip):
+        for entry, old in self.ledger.ready(update, rules, ignore_wip=ignore_wip):
             try:
                 lease, run_dir = self._prepare(entry, rules, owner, old)
             except (durable.DiskError, LockTimeout):
                 raise
             except RolecallError as error:
-                self._problems = (*self._problems, str(error))
+                self.ledger.problems = (*self.ledger.problems, str(error))
                 continue
             source = str(entry.task["status"])
-            changes = lifecycle.claim(entry, rules, _value(lease), lease.token, self.clock())
+            changes = lifecycle.claim(entry, rules, value(lease), lease.token, self.clock())
             update.change(entry, changes)
             move = Move(lease.task_id, rules.name, source, rules.holds, "claimed")
             update.moves.append(move._replace(attempt=lease.attempt, token=lease.token))
@@ -303,76 +246,41 @@ class FileQueue:
 
     def settle(self, lease: Lease, result: Result) -> tuple[Move, ...]:
         """Write what the attempt came to and end the lease. Raises LeaseLost."""
-        self._rules(lease.role)
+        self.ledger.rules(lease.role)
         with self.lock():
             return self._settle(lease, result)
 
     def _settle(self, lease: Lease, result: Result) -> tuple[Move, ...]:
         """Settle under the lock: the queue first, then the lease."""
         for _ in range(RESTARTS):
-            update = self._begin(self._there())
+            update = self.ledger.begin(self._there())
             now = self.leases.every().leases.get(lease.task_id)
             try:
-                entry = self._held(update, lease, now)
+                entry = settling.held(update, lease, now, self.machine)
             except LeaseLost:
                 self.leases.remove(lease)
                 raise
-            self._conclude(update, entry, lease, result)
+            settling.conclude(
+                update,
+                entry,
+                lease,
+                result,
+                machine=self.machine,
+                now=self.clock(),
+                random=self.random,
+            )
             if update.write():
                 self.leases.remove(lease)
                 return tuple(update.moves)
         raise _restless(self.config.queue_file)
 
     def _there(self) -> Text:
-        text = self.read()
+        text = self.ledger.read()
         if text is None:
             raise QueueUnreadable(
                 "the queue is gone", where=self.config.queue_file, hint="put it back"
             )
         return text
-
-    def _held(self, update: Update, lease: Lease, now: Lease | None) -> Entry:
-        """The task that is held under this lease. Raises LeaseLost if none is."""
-        name, rules = lease.task_id, self._rules(lease.role)
-        entry = update.tasks.by_id.get(name)
-        if entry is None:
-            raise LeaseLost(f"{name} is no longer in the queue")
-        token = lifecycle.token_of(entry.task)
-        if token > lease.token or (now is not None and now.token > lease.token):
-            raise LeaseLost(f"{name} has a later attempt than this one of token {lease.token}")
-        status = entry.task.get("status")
-        if status != rules.holds or lifecycle.held_by_us(entry.task) != lease.token:
-            raise LeaseLost(f"{name} was changed by hand: its status is {status}")
-        return entry
-
-    def _conclude(self, update: Update, entry: Entry, lease: Lease, result: Result) -> None:
-        """Put the result into the update, and what follows by itself."""
-        rules, now = self._rules(lease.role), self.clock()
-        result = lifecycle.weigh(rules, result)
-        new: list[dict[str, Any]] = []
-        if result.add_tasks and result.outcome in (Outcome.SUCCESS, Outcome.REJECTED):
-            try:
-                new = intake.checked(result.add_tasks, update.tasks, self.machine)
-            except ValueError as error:
-                result = result._replace(outcome=Outcome.ERROR, note=f"add_tasks: {error}")
-        transition = lifecycle.settle(entry, self.machine, lease.role, result, now, self.random)
-        update.change(entry, transition.changes)
-        started = parse_time(lease.started_at)
-        update.moves.append(
-            Move(
-                lease.task_id,
-                lease.role,
-                transition.source,
-                transition.target,
-                transition.why,
-                outcome=result.outcome.value,
-                attempt=lease.attempt,
-                token=lease.token,
-                seconds=None if started is None else max(0.0, now - started),
-            )
-        )
-        update.append(new)
-        update.move_on(self.machine, now)
 
     # --- recovering ------------------------------------------------------------------------------
 
@@ -385,11 +293,11 @@ class FileQueue:
             return self._stale()
 
     def _stale(self) -> list[Stale]:
-        text = self.read()
+        text = self.ledger.read()
         if text is None:
             return []
         tasks = Tasks(text.document.entries)
-        return staleness.find(tasks, self._every(tasks), self.machine, self._gone)
+        return staleness.find(tasks, self.ledger.every(tasks), self.machine, self.ledger.gone)
 
     def recover(self, stale: Stale) -> tuple[Move, ...]:
         """Settle for an attempt that is gone; its process tree has been killed before.
@@ -404,7 +312,7 @@ class FileQueue:
                     return ()
                 result = Result(Outcome.RELEASED, "its lease file is gone")
             else:
-                if now is None or now.token != lease.token or not self._gone(now):
+                if now is None or now.token != lease.token or not self.ledger.gone(now):
                     return ()
                 tasks = Tasks(self._there().document.entries)
                 if not staleness.holds(tasks, now, self.machine):
@@ -422,14 +330,14 @@ class FileQueue:
         """Append new tasks. Raises RolecallError with what is wrong with them."""
         with self.lock():
             for _ in range(RESTARTS):
-                text = self.read()
+                text = self.ledger.read()
                 if text is None:
                     raise RolecallError(
                         "there is no queue",
                         where=self.config.queue_file,
                         hint=f"make one: invoke init --workspace {self.config.workspace}",
                     )
-                update = self._begin(text)
+                update = self.ledger.begin(text)
                 try:
                     update.append(intake.checked(tasks, update.tasks, self.machine))
                 except ValueError as error:
@@ -438,11 +346,6 @@ class FileQueue:
                 if update.write():
                     return tuple(update.moves)
         raise _restless(self.config.queue_file)
-
-
-def _value(lease: Lease) -> Changes:
-    """What a held task says of its lease."""
-    return {"owner": lease.owner, "token": lease.token, "started_at": lease.started_at}
 
 
 def _restless(path: str) -> RolecallError:

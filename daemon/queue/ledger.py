@@ -1,0 +1,103 @@
+"""What the queue's file and its leases say now, and the updates that begin from there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from daemon import lifecycle
+from daemon.config import Config
+from daemon.errors import RolecallError
+from daemon.lifecycle import Changes, Entry, Rules, Tasks
+from daemon.model import Lease, Move
+from daemon.process import Identity
+from daemon.queue import lease as leases
+from daemon.queue.text import Text, Update
+
+
+class Ledger:
+    """The files of one queue, and how to judge them: by these clocks, from this host."""
+
+    def __init__(
+        self,
+        config: Config,
+        me: Callable[[], Identity],
+        clock: Callable[[], float],
+        boottime: Callable[[], float],
+    ) -> None:
+        self.config, self.machine, self.me = config, config.machine, me
+        self.clock, self.boottime = clock, boottime
+        self.leases = leases.Leases(config.paths.leases, config.paths.locks)
+        self.problems: tuple[str, ...] = ()
+
+    def read(self) -> Text | None:
+        """The queue as it is now; None where there is no file. Raises QueueUnreadable."""
+        return Text.read(self.config.queue_file)
+
+    def every(self, tasks: Tasks) -> leases.Found:
+        """All lease files; what is wrong with them and with single tasks is remembered."""
+        found = self.leases.every()
+        self.problems = (*tasks.problems, *found.broken.values())
+        return found
+
+    def gone(self, lease: Lease) -> str:
+        """Whether the lease's attempt is gone, and why; "" while it is live."""
+        return leases.gone(lease, self.me(), self.clock(), self.boottime())
+
+    def live(self, found: leases.Found) -> dict[str, Lease]:
+        """Those that are live, by task id."""
+        return {name: lease for name, lease in found.leases.items() if not self.gone(lease)}
+
+    def rules(self, role: str) -> Rules:
+        """What the state machine needs of the role. Raises RolecallError if there is none."""
+        try:
+            return self.machine.roles[role]
+        except KeyError:
+            raise RolecallError(f"there is no role {role!r} in this config") from None
+
+    def begin(self, text: Text) -> Update:
+        """An update that restores what an old buffer undid and makes the automatic moves."""
+        update = Update(text)
+        for lease in self.live(self.every(update.tasks)).values():
+            self._restore(update, lease)
+        update.move_on(self.machine, self.clock())
+        return update
+
+    def _restore(self, update: Update, lease: Lease) -> None:
+        """Write a live lease's hold again, where an old buffer brought back what was before it."""
+        entry, rules = update.tasks.by_id.get(lease.task_id), self.machine.roles.get(lease.role)
+        if (
+            entry is not None
+            and rules is not None
+            and lifecycle.token_of(entry.task) < lease.token
+            and entry.task.get("status") in rules.claims
+        ):
+            changes = lifecycle.claim(entry, rules, value(lease), lease.token, self.clock())
+            source, why = str(entry.task["status"]), "its attempt still runs"
+            update.change(entry, changes)
+            move = Move(lease.task_id, lease.role, source, rules.holds, why, token=lease.token)
+            update.moves.append(move)
+
+    def ready(
+        self, update: Update, rules: Rules, *, ignore_wip: bool
+    ) -> list[tuple[Entry, Lease | None]]:
+        """What the role could claim now, each with the dead lease that it still has, if any."""
+        tasks = update.tasks
+        limit = lifecycle.wip_limit(update.text.document.root.get("wip_limits"), rules)
+        if not ignore_wip and lifecycle.wip(tasks, rules) >= limit:
+            return []
+        found = self.every(tasks)
+        live, slots = self.live(found), self.config.roles[rules.name].slots
+        mine = (rules.name, self.me().host)
+        here = [each for each in live.values() if (each.role, each.host) == mine]
+        if slots is not None and len(here) >= slots:
+            return []
+        # A lease of ours bars the way until it is recovered: what is left of its tree comes first.
+        taken = {name for name, lease in found.leases.items() if lease.token > 0}
+        taken |= live.keys() | found.broken.keys()
+        ready = lifecycle.claimable(tasks, rules, self.clock(), taken)
+        return [(entry, found.leases.get(entry.task["id"])) for entry in ready]
+
+
+def value(lease: Lease) -> Changes:
+    """What a held task says of its lease."""
+    return {"owner": lease.owner, "token": lease.token, "started_at": lease.started_at}

@@ -1,0 +1,69 @@
+"""What settling puts into an update of the queue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from daemon import lifecycle
+from daemon.errors import LeaseLost
+from daemon.lifecycle import Entry, Machine
+from daemon.model import Lease, Move, Outcome, Result, parse_time
+from daemon.queue import intake
+from daemon.queue.text import Update
+
+
+def held(update: Update, lease: Lease, now: Lease | None, machine: Machine) -> Entry:
+    """The task that is held under this lease. Raises LeaseLost if none is.
+
+    ``now`` is what stands in the lease's file.
+    """
+    name, rules = lease.task_id, machine.roles[lease.role]
+    entry = update.tasks.by_id.get(name)
+    if entry is None:
+        raise LeaseLost(f"{name} is no longer in the queue")
+    token = lifecycle.token_of(entry.task)
+    if token > lease.token or (now is not None and now.token > lease.token):
+        raise LeaseLost(f"{name} has a later attempt than this one of token {lease.token}")
+    status = entry.task.get("status")
+    if status != rules.holds or lifecycle.held_by_us(entry.task) != lease.token:
+        raise LeaseLost(f"{name} was changed by hand: its status is {status}")
+    return entry
+
+
+def conclude(  # noqa: PLR0913  # all that a result meets
+    update: Update,
+    entry: Entry,
+    lease: Lease,
+    result: Result,
+    *,
+    machine: Machine,
+    now: float,
+    random: Callable[[], float],
+) -> None:
+    """Put the result into the update, and what follows by itself."""
+    result = lifecycle.weigh(machine.roles[lease.role], result)
+    new: list[dict[str, Any]] = []
+    if result.add_tasks and result.outcome in (Outcome.SUCCESS, Outcome.REJECTED):
+        try:
+            new = intake.checked(result.add_tasks, update.tasks, machine)
+        except ValueError as error:
+            result = result._replace(outcome=Outcome.ERROR, note=f"add_tasks: {error}")
+    transition = lifecycle.settle(entry, machine, lease.role, result, now, random)
+    update.change(entry, transition.changes)
+    started = parse_time(lease.started_at)
+    update.moves.append(
+        Move(
+            lease.task_id,
+            lease.role,
+            transition.source,
+            transition.target,
+            transition.why,
+            outcome=result.outcome.value,
+            attempt=lease.attempt,
+            token=lease.token,
+            seconds=None if started is None else max(0.0, now - started),
+        )
+    )
+    update.append(new)
+    update.move_on(machine, now)

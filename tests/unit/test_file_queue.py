@@ -1,0 +1,330 @@
+"""The queue's file: links, modes, hands in the middle of our work, full disks, strange files."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon import process
+from daemon.errors import LockTimeout, QueueUnreadable, RolecallError
+from daemon.model import Outcome, Result
+from daemon.queue import durable, lock
+from daemon.queue.file import FileQueue
+from tests.queues import FileBackend
+
+
+@pytest.fixture
+def backend(tmp_path: Path) -> FileBackend:
+    """A queue of two ready tasks."""
+    made = FileBackend(tmp_path)
+    made.fill({"id": "T1", "status": "ready"}, {"id": "T2", "status": "ready"})
+    return made
+
+
+def claimed(queue: FileQueue) -> str:
+    """The id of the task that the builder wins."""
+    claim = queue.claim("builder", "me", ignore_wip=True)
+    assert claim is not None
+    return claim.lease.task_id
+
+
+def left(backend: FileBackend) -> set[str]:
+    """The names beside the queue, and the leases."""
+    names = {path.name for path in backend.folder.iterdir()}
+    return names | {path.name for path in (backend.folder / "leases").glob("*")}
+
+
+def test_a_missing_queue_is_empty(tmp_path: Path) -> None:
+    """It has no task and nothing stale; adding to it names the command that makes one."""
+    queue = FileBackend(tmp_path).open()
+    assert (queue.claim("builder", "me"), queue.signature(), queue.stale()) == (None, None, [])
+    assert queue.snapshot().tasks.every == []
+    with pytest.raises(RolecallError, match="invoke init"):
+        queue.add([{"id": "T"}])
+
+
+def test_a_symlinked_queue_stays_one(backend: FileBackend) -> None:
+    """The file that the link names is replaced, with its mode."""
+    real = backend.folder / "real" / "queue.json"
+    real.parent.mkdir()
+    backend.path.rename(real)
+    real.chmod(0o640)
+    backend.path.symlink_to(real)
+    claimed(backend.open())
+    assert backend.path.is_symlink()
+    assert real.stat().st_mode & 0o777 == 0o640
+    assert [path.name for path in real.parent.iterdir()] == ["queue.json"]
+    assert json.loads(real.read_text())["tasks"][0]["status"] == "in_progress"
+
+
+class Meddler:
+    """A clock that lets a person act at one of its looks: in the middle of an update."""
+
+    def __init__(self, backend: FileBackend, look: int, act: Callable[[], None]) -> None:
+        self.backend, self.look, self.act = backend, look, act
+
+    def __call__(self) -> float:
+        self.look -= 1
+        if self.look == 0:
+            self.act()
+        return self.backend.clock.wall
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("look", range(1, 5))
+def test_a_hand_in_the_middle_of_a_claim_is_kept(
+    backend: FileBackend, look: int, *, in_place: bool
+) -> None:
+    """Whenever a person saves, their change stands, and the claim is made on what they wrote."""
+
+    def act() -> None:
+        document = backend.document()
+        document["tasks"][0]["status"] = "cancelled"
+        document["tasks"][1]["title"] = "by hand"
+        if in_place:
+            backend.path.write_text(json.dumps(document))
+        else:
+            backend.put(document)
+
+    meddler = Meddler(backend, look, act)
+    queue = FileQueue(backend.config, clock=meddler)
+    won = claimed(queue)
+    assert meddler.look <= 0
+    task = backend.task("T2")
+    assert (won, task["title"], task["status"]) == ("T2", "by hand", "in_progress")
+    assert backend.task("T1")["status"] == "cancelled"
+    assert [lease.task_id for lease in queue.live()] == ["T2"]
+    assert sorted(path.name for path in (backend.folder / "runs").iterdir()) == ["T2"]
+
+
+def test_a_hand_in_the_middle_of_a_settle_is_kept(backend: FileBackend) -> None:
+    """The settling write is made on what the person wrote."""
+    lease = backend.open().claim("builder", "me")
+    assert lease is not None
+
+    def random() -> float:
+        if "title" not in backend.task("T2"):
+            backend.change("T2", title="by hand")
+        return 0.0
+
+    queue = FileQueue(backend.config, random=random)
+    queue.settle(lease.lease, Result(Outcome.ERROR))
+    assert backend.task("T2")["title"] == "by hand"
+    assert (backend.task("T1")["status"], backend.task("T1")["attempts"]) == ("ready", 1)
+
+
+def test_a_half_written_queue_settles_later(backend: FileBackend) -> None:
+    """Unreadable or absent, it is left as it is, and the lease with it."""
+    claim = backend.open().claim("builder", "me")
+    assert claim is not None
+    whole = backend.path.read_bytes()
+    for break_it in (lambda: backend.path.write_bytes(whole[:50]), backend.path.unlink):
+        break_it()
+        with pytest.raises(QueueUnreadable):
+            backend.open().settle(claim.lease, Result(Outcome.SUCCESS))
+        assert len(backend.open().live()) == 1
+    backend.path.write_bytes(whole)
+    assert backend.open().settle(claim.lease, Result(Outcome.SUCCESS))
+
+
+def in_child(run: Callable[[], None]) -> int:
+    """Run it in a process of its own; its exit status."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            run()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.parametrize("limit", [200, 3000])
+def test_a_write_that_fails_leaves_the_old_whole(backend: FileBackend, limit: int) -> None:
+    """No byte is lost, nothing half-made is left, and the error says which file it was."""
+    backend.change("T1", description="x" * 5000)
+    before, files = backend.path.read_bytes(), left(backend)
+
+    def run() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        queue = backend.open()
+        if limit < 1000:
+            assert queue.claim("builder", "me") is None
+            assert all("cannot write" in problem for problem in queue.problems())
+        else:
+            with pytest.raises(RolecallError, match="cannot write") as error:
+                queue.claim("builder", "me")
+            assert error.value.problems[0].where == str(backend.path)
+
+    assert in_child(run) == 0
+    assert backend.path.read_bytes() == before
+    assert left(backend) - files == {"locks", "leases"} | ({"runs"} if limit > 1000 else set())
+    assert list((backend.folder / "leases").iterdir()) == []
+
+
+STRANGE: dict[str, Callable[[Path], object]] = {
+    "a link": lambda path: path.symlink_to("/etc/passwd"),
+    "a dangling link": lambda path: path.symlink_to("nowhere"),
+    "a folder": lambda path: path.mkdir(),
+    "a pipe": os.mkfifo,
+    "no JSON": lambda path: path.write_text("{"),
+    "deep": lambda path: path.write_text("[" * 60_000),
+    "large": lambda path: path.write_text(" " * 100_000),
+    "another's": lambda path: path.write_text(
+        json.dumps(
+            dict.fromkeys(["role", "owner", "started_at", "heartbeat_at"], "")
+            | {"task_id": "T2", "ttl_seconds": 5}
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_a_strange_lease_stops_only_its_task(backend: FileBackend, kind: str) -> None:
+    """One problem names the file; it is neither followed nor removed; the next task is claimed."""
+    path = backend.lease_file("T1")
+    path.parent.mkdir()
+    STRANGE[kind](path)
+    queue = backend.open()
+    assert claimed(queue) == "T2"
+    assert queue.stale() == []
+    assert len(queue.problems()) == 1
+    assert str(path) in queue.problems()[0]
+    assert os.path.lexists(path)
+
+
+@pytest.mark.parametrize("place", ["runs/T1", "locks/lease-T1.lock"])
+def test_a_link_in_our_way_is_not_followed(backend: FileBackend, place: str) -> None:
+    """A run folder or a lock that is a link stops its own task, and nothing is made behind it."""
+    target = backend.folder / "elsewhere"
+    target.mkdir()
+    (backend.folder / place).parent.mkdir(exist_ok=True)
+    (backend.folder / place).symlink_to(target)
+    queue = backend.open()
+    assert claimed(queue) == "T2"
+    assert place in "".join(queue.problems())
+    assert list(target.iterdir()) == []
+    assert not backend.lease_file("T1").exists()
+
+
+def by_hand(backend: FileBackend, **values: Any) -> None:
+    """A lease with the public six, as other tools write it."""
+    lease = {
+        "task_id": "T1",
+        "role": "builder",
+        "owner": "a person",
+        "started_at": "2020-01-01T00:00:00Z",
+        "ttl_seconds": 60,
+        "heartbeat_at": "2020-01-01T00:00:00+00:00",
+        **values,
+    }
+    backend.lease_file("T1").parent.mkdir(exist_ok=True)
+    backend.lease_file("T1").write_text(json.dumps(lease))
+
+
+def test_a_lease_by_hand_counts_until_it_runs_out(backend: FileBackend) -> None:
+    """Then its file goes, and the task stays whose it was."""
+    by_hand(backend, heartbeat_at="2999-01-01T00:00:00Z")
+    queue = backend.open()
+    assert claimed(queue) == "T2"
+    backend.fill({"id": "T1", "status": "in_progress", "agent": "builder", "lease": "me"})
+    by_hand(backend)
+    (stale,) = queue.stale()
+    assert stale.why == "orphan"
+    before = backend.path.read_bytes()
+    assert queue.recover(stale) == ()
+    assert backend.path.read_bytes() == before
+    assert not backend.lease_file("T1").exists()
+    assert queue.stale() == []
+
+
+def test_tokens_only_grow(backend: FileBackend) -> None:
+    """Whichever remembers the largest, task, lease or run folder, decides."""
+    (backend.folder / "runs" / "T1" / "41").mkdir(parents=True)
+    (backend.folder / "runs" / "T1" / "notes").mkdir()
+    claim = backend.open().claim("builder", "me")
+    assert claim is not None
+    assert (claim.lease.token, os.path.basename(claim.run_dir)) == (42, "42")
+
+
+def test_leftovers_of_a_killed_writer_are_replaced(backend: FileBackend) -> None:
+    """A temporary file that somebody left is no obstacle, nor is a link in its place followed."""
+    aside = backend.path.with_name(f".{backend.path.name}.new")
+    aside.symlink_to("/etc/passwd")
+    claimed(backend.open())
+    assert not os.path.lexists(aside)
+
+
+def test_a_full_disk_is_told_apart() -> None:
+    """What no task can be written for stops the claim; what one task has in its way does not."""
+    assert isinstance(
+        durable.failure(OSError(28, "No space left on device"), "q"), durable.DiskError
+    )
+    assert not isinstance(durable.failure(OSError(21, "Is a directory"), "q"), durable.DiskError)
+
+
+# --- locks ---------------------------------------------------------------------------------------
+
+
+def holder(path: Path, *, stopped: bool) -> int:
+    """A process that holds the lock, and perhaps is stopped."""
+    ready, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with lock.hold(str(path)):
+            os.write(write, b".")
+            while True:
+                signal.pause()
+    os.read(ready, 1)
+    os.close(ready)
+    os.close(write)
+    if stopped:
+        os.kill(pid, signal.SIGSTOP)
+        os.waitpid(pid, os.WUNTRACED)
+    return pid
+
+
+def test_a_lock_that_is_held_is_named(tmp_path: Path) -> None:
+    """Waiting ends, and the error says who holds it; a holder that runs is not harmed."""
+    path = tmp_path / "queue.lock"
+    pid = holder(path, stopped=False)
+    try:
+        with (
+            pytest.raises(LockTimeout, match=f"process {pid} on {os.uname().nodename}"),
+            lock.hold(str(path), 0.2),
+        ):
+            pass
+        assert process.is_alive(pid, process.identity(pid).pid_started)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def test_a_stopped_holder_is_killed(tmp_path: Path) -> None:
+    """A holder of ours that was stopped all the time that we waited is killed."""
+    path = tmp_path / "queue.lock"
+    pid = holder(path, stopped=True)
+    with lock.hold(str(path), 0.3):
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    assert path.exists()
+
+
+def test_a_removed_lock_file_is_no_lock(tmp_path: Path) -> None:
+    """Who waits on a file that is no longer there starts again on the one that is."""
+    path = tmp_path / "queue.lock"
+    pid = holder(path, stopped=False)
+    path.unlink()
+    try:
+        with lock.hold(str(path), 5):
+            assert path.read_text().split()[0] == str(os.getpid())
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
