@@ -99,7 +99,7 @@ def configuration() -> str:
                 INTRODUCTION,
                 "## Top-level keys",
                 _table(schema.TOP.keys),
-                "## Keys of a role\n\nUnder `roles.<role>`. " + ROLES,
+                "## Keys of a role, under `roles.<role>`\n\n" + ROLES,
                 _moves(),
                 _table(schema.ROLE.keys),
                 "### `backoff`",
@@ -154,24 +154,27 @@ def _moves() -> str:
 
 
 INTRODUCTION = """\
-One host's config is a YAML mapping of these keys: the variables of the host in `inventory/`, or one
-file named by `python -m daemon --config FILE`, where roles that the file does not name do not exist.
-`invoke config` prints what counts on a host and where each value came from. A file that starts with
+One host's config is a YAML mapping of these keys: the variables of the host in `inventory/`, or
+one file named by `python -m daemon --config FILE`, where roles that the file does not name do
+not exist. `invoke config` prints what counts on a host and where each value came from. A file
+that starts with
 
 ```yaml
 # yaml-language-server: $schema=../../docs/rolecall.schema.json
 ```
 
-is completed and checked in editors that know the YAML language server (the path counts from the file).
+is completed and checked in editors that know the YAML language server (the path counts from the
+file).
 
-All problems of a config are reported at once, each with file and line; unknown and duplicate keys,
-wrong types and unknown roles are problems too. An empty value is an unset one. Times are seconds.
-`~` is the home folder, and relative paths count from the workspace. Anchors, aliases and merge keys
-(`<<`) work; tags of one's own, templates (`{{ }}`) in an inventory and Ansible Vault do not."""
+All problems of a config are reported at once, each with file and line; unknown and duplicate
+keys, wrong types and unknown roles are problems too. An empty value is an unset one. Times are
+seconds. `~` is the home folder, and relative paths count from the workspace. Anchors, aliases
+and merge keys (`<<`) work; tags of one's own, templates (`{{ }}`) in an inventory and Ansible
+Vault do not."""
 
 ROLES = """\
-These five roles know where their tasks come from and go to; a role of another name must say all of
-it. No status is claimed or held by two roles."""
+These five roles know where their tasks come from and go to; a role of another name must say all
+of it. No status is claimed or held by two roles."""
 
 ANSIBLE = """\
 Accepted in an inventory; others that start with `ansible_` are left to Ansible."""
@@ -180,8 +183,9 @@ PRECEDENCE = """\
 ## Precedence in an inventory
 
 As in Ansible, later ones win: `vars` in `hosts.yml` of `all`, of parent groups, of child groups;
-`group_vars/all.yml`; `group_vars/` of parent groups, of child groups; the host's own in `hosts.yml`;
-`host_vars/`. Groups of one depth are taken by `ansible_group_priority`, then by name. A variable of a
-later layer replaces the earlier one as a whole, except `roles`, which merges key by key, all the way
-down; lists are replaced. `group_vars/NAME.yml` may also be a folder `group_vars/NAME/` of such files.
-Host ranges (`web[1:9]`), INI files, inventory scripts and plugins are not read."""
+`group_vars/all.yml`; `group_vars/` of parent groups, of child groups; the host's own in
+`hosts.yml`; `host_vars/`. Groups of one depth are taken by `ansible_group_priority`, then by
+name. A variable of a later layer replaces the earlier one as a whole, except `roles`, which
+merges key by key, all the way down; lists are replaced. `group_vars/NAME.yml` may also be a
+folder `group_vars/NAME/` of such files. Host ranges (`web[1:9]`), INI files, inventory scripts
+and plugins are not read."""

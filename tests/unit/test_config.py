@@ -187,6 +187,7 @@ def test_the_workspace_where_none_is_named(write: Write, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("url", ["file:/q/x.json", "file:///q/x.json", "file://localhost/q/x.json"])
 def test_forms_of_a_file_url(write: Write, url: str) -> None:
+    """A file: URL may have no authority, an empty one, or localhost."""
     assert load(write(f"queue: {url}\nroles: {{builder: }}\n")).queue == "file:/q/x.json"
 
 
