@@ -30,7 +30,7 @@ HELP = {
 }
 
 
-def command(**help_: str) -> Callable[[Callable[..., int | None]], Any]:
+def command(name: str | None = None, **help_: str) -> Callable[[Callable[..., int | None]], Any]:
     """Make an invoke task of a function; an error is our text on stderr and our exit status."""
 
     def decorate(body: Callable[..., int | None]) -> Any:
@@ -62,7 +62,7 @@ def command(**help_: str) -> Callable[[Callable[..., int | None]], Any]:
             inspect.Parameter("context", kind),
             inspect.Parameter("debug", kind, default=False),
         )
-        run.__name__, run.__doc__ = body.__name__, body.__doc__
+        run.__name__, run.__doc__ = name or body.__name__, body.__doc__
         run.__module__ = body.__module__
         run.__signature__ = inspect.Signature([first, *own.values(), last])  # type: ignore[attr-defined]
         known = {name: HELP[name] for name in (*own, "debug") if name in HELP}
@@ -209,6 +209,7 @@ def logs(
 
 
 @command(
+    "list",
     status="only these statuses, with commas between",
     role="only what this role holds or claims",
     board="by status, with each role's WIP",
@@ -315,6 +316,5 @@ def check(
 
 
 agents = Collection("agents", start, stop, restart, status, logs)
-queue = Collection("queue", show, add, check)
-queue.add_task(list_, "list")
+queue = Collection("queue", list_, show, add, check)
 namespace = Collection(init, install, uninstall, config, doctor, agents, queue)

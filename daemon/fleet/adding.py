@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Collection
@@ -81,13 +82,18 @@ def new_tasks(path: str | None, *, depends: str | None, **keys: str | None) -> l
     if not given.get("title"):
         raise UsageError("a task needs a title", hint='invoke queue.add --title "..."')
     if "priority" in given:
-        try:
-            number = float(given["priority"])
-            given["priority"] = int(number) if number.is_integer() else number
-        except (ValueError, OverflowError):
-            text = given["priority"]
-            raise UsageError(f"--priority {text}: want a number, 1 first") from None
+        given["priority"] = _priority(given["priority"])
     return [given]
+
+
+def _priority(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise UsageError(f"--priority {text}: want a number, 1 first")
+    return int(number) if number.is_integer() else number
 
 
 def add(config: Config, tasks: list[dict[str, Any]]) -> list[str]:

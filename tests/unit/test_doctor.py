@@ -1,0 +1,193 @@
+"""``invoke doctor``: what makes a host ready, and what to type where it is not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from daemon.config import Config
+from daemon.fleet import doctor
+from daemon.fleet.doctor import Finding, Place
+from daemon.fleet.here import UsageError
+from daemon.fleet.output import Style
+from tests.operator import git_init
+from tests.queues import FileBackend
+
+
+class Machine:
+    """A place to look at, with a PATH of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.workspace = git_init(path / "shop")
+        self.bin = path / "bin"
+        self.program(self.bin / "my-agent")
+        self.program(path / "checkout" / ".venv" / "bin" / "python")
+        (path / "linger").mkdir()
+        self.environ = {"PATH": str(self.bin), "HOME": str(path)}
+        backend = FileBackend(
+            self.workspace, agent="command", command=("my-agent",), worktree=False
+        )
+        backend.fill()
+        self.config = backend.config._replace(supervisor="pidfile")
+
+    def program(self, path: Path, text: str = "") -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+
+    def place(self) -> Place:
+        none = str(self.path / "none")
+        return Place(
+            self.environ,
+            systemd=none,
+            linger=str(self.path / "linger"),
+            journal=none,
+            mountinfo=str(self.path / "mountinfo"),
+            checkout=str(self.path / "checkout"),
+        )
+
+    def builder(self, **changes: object) -> Config:
+        roles = {**self.config.roles}
+        roles["builder"] = roles["builder"]._replace(**changes)  # type: ignore[arg-type]
+        return self.config._replace(roles=roles)
+
+    def look(self, config: Config | None = None, role: str | None = None) -> list[Finding]:
+        return doctor.examine(config or self.config, self.place(), role)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    """A host that is ready, under PID files."""
+    return Machine(tmp_path)
+
+
+def of(findings: list[Finding], check: str) -> list[Finding]:
+    return [finding for finding in findings if finding.check == check]
+
+
+def test_a_ready_host_has_nothing_that_fails(machine: Machine) -> None:
+    """Warnings may be left, and each says what to type."""
+    findings = machine.look()
+    assert not doctor.failed(findings)
+    assert all(finding.hint for finding in findings if finding.state != "ok")
+
+
+def test_a_missing_agent_fails_once_for_all_its_roles(machine: Machine) -> None:
+    """The PATH that counts is the one that workers have."""
+    (machine.bin / "my-agent").unlink()
+    findings = machine.look()
+    (found,) = of(findings, "agent")
+    assert found.state == "fail"
+    assert found.role == "planner, builder, tester, refiner, integrator"
+    assert f"my-agent is not on the PATH that workers have ({machine.bin})" in found.what
+    assert doctor.failed(findings)
+
+
+def test_a_role_without_an_agent_fails(machine: Machine) -> None:
+    """Its tasks would all go to a person."""
+    (found,) = of(machine.look(machine.builder(agent=None), "builder"), "agent")
+    assert (found.state, found.role) == ("fail", "builder")
+
+
+@pytest.mark.parametrize("command", ["tools/agent", "{workspace}/tools/agent"])
+def test_an_agent_of_the_workspace_is_found(machine: Machine, command: str) -> None:
+    """A relative path counts from the workspace."""
+    machine.program(machine.workspace / "tools" / "agent")
+    (found,) = of(machine.look(machine.builder(command=(command,)), "builder"), "agent")
+    assert found.state == "ok"
+
+
+def test_a_missing_gate_fails(machine: Machine) -> None:
+    """It would block every task of the role."""
+    (found,) = of(machine.look(machine.builder(gates=(("no-such-gate", "-q"),))), "gate")
+    assert (found.state, found.role) == ("fail", "builder")
+
+
+def test_a_secret_that_others_may_read_fails(machine: Machine) -> None:
+    """The hint closes it; then its variables count as set."""
+    secrets = machine.path / "builder.env"
+    secrets.write_text("API_KEY=abcdef\n")
+    secrets.chmod(0o644)
+    config = machine.builder(env_file=str(secrets), pass_env=("API_KEY",))
+    found = of(machine.look(config, "builder"), "secrets")
+    assert (found[0].state, found[0].hint) == ("fail", f"chmod 600 {secrets}")
+    secrets.chmod(0o600)
+    (found,) = ([each] for each in of(machine.look(config, "builder"), "secrets"))
+    assert found[0].state == "ok"
+    assert "abcdef" not in str(found)
+
+
+def test_a_variable_that_workers_do_not_have_is_warned_about(machine: Machine) -> None:
+    """pass_env passes what is there, and says nothing when it is not."""
+    config = machine.builder(pass_env=("API_KEY",))
+    (found,) = of(machine.look(config, "builder"), "secrets")
+    assert found.state == "warn"
+    machine.environ["API_KEY"] = "x"
+    assert not of(machine.look(config, "builder"), "secrets")
+
+
+def test_a_prompt_that_is_named_must_be_there(machine: Machine) -> None:
+    """One that nobody named has a built-in stand-in."""
+    (found,) = of(machine.look(role="builder"), "prompt")
+    assert found.state == "warn"
+    named = machine.builder(prompt=str(machine.path / "missing.md"))
+    (found,) = of(machine.look(named, "builder"), "prompt")
+    assert found.state == "fail"
+
+
+def test_the_queue_is_read(machine: Machine) -> None:
+    """A missing one is a warning, an unreadable one fails with its line."""
+    queue = machine.workspace / "SPRINT_QUEUE.json"
+    assert of(machine.look(), "queue")[0].state == "ok"
+    queue.write_text('{"tasks": [\n<<<<<<< HEAD\n')
+    (found,) = of(machine.look(), "queue")
+    assert found.state == "fail"
+    assert f"{queue}:2" in found.what
+    queue.unlink()
+    (found,) = of(machine.look(), "queue")
+    assert found.state == "warn"
+    assert "invoke init --workspace" in found.hint
+
+
+def test_a_network_file_system_is_warned_about(machine: Machine) -> None:
+    """The file queue serves one host on a local file system."""
+    table = machine.path / "mountinfo"
+    table.write_text("21 1 0:5 / / rw - nfs4 host:/ rw\n")
+    found = of(machine.look(), "file system")
+    assert [finding.state for finding in found] == ["warn", "warn"]
+
+
+def test_what_pid_files_cannot_promise_is_said(machine: Machine) -> None:
+    """Without cgroups a process can escape the end of its attempt."""
+    (found,) = of(machine.look(), "process trees")
+    assert found.state == "warn"
+    assert "escapes" in found.what
+
+
+def test_a_folder_that_is_no_repository_fails(machine: Machine) -> None:
+    """So does a missing checkout environment; each with what to type."""
+    config = machine.config._replace(workspace=str(machine.path / "bin"))
+    (found,) = of(machine.look(config), "workspace")
+    assert (found.state, found.hint.split(" && ")[0]) == ("fail", f"git init {machine.bin}")
+    (machine.path / "checkout" / ".venv" / "bin" / "python").unlink()
+    (found,) = of(machine.look(), "environment")
+    assert (found.state, found.hint) == ("fail", "make setup")
+
+
+def test_an_unknown_role_is_a_usage_error(machine: Machine) -> None:
+    """With a guess."""
+    with pytest.raises(UsageError, match="bilder"):
+        machine.look(role="bilder")
+
+
+def test_the_report_has_a_line_for_each_finding_and_escapes(machine: Machine) -> None:
+    """Paths come from files too."""
+    text = doctor.report(
+        [Finding("queue", "fail", "bad \x1b[2J", "mend"), *machine.look()], Style()
+    )
+    assert "\\x1b[2J -> mend" in text
+    assert len(text.splitlines()) == 1 + len(machine.look())
+    assert os.environ["HOME"] not in text

@@ -1,0 +1,193 @@
+"""``invoke init``: what it makes, what it keeps, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from daemon import prompt
+from daemon.errors import RolecallError
+from daemon.fleet import here
+from daemon.fleet.init import TEMPLATES, init, repository, set_workspace
+from tests.operator import git_init, write_inventory
+
+
+@pytest.fixture
+def inventory(tmp_path: Path) -> Path:
+    """An inventory of the five roles that names no workspace."""
+    return write_inventory(tmp_path / "inventory")
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    """A repository to give to Rolecall."""
+    return git_init(tmp_path / "shop")
+
+
+def did(steps: list[object]) -> set[str]:
+    return {str(step).split()[0] for step in steps}
+
+
+def test_a_repository_gets_all_that_it_needs(shop: Path, inventory: Path) -> None:
+    """Queue, five prompts, an inventory entry, and git leaves our paths alone."""
+    init(str(shop), str(inventory))
+    queue = shop / ".oodatcaa" / "work" / "SPRINT_QUEUE.json"
+    document = json.loads(queue.read_text())
+    assert document["tasks"] == []
+    assert document["wip_limits"]["tester"] == 1
+    assert "metadata" in document
+    assert queue.read_text() == json.dumps(document, indent=2) + "\n"
+    prompts = {path.stem for path in (shop / ".oodatcaa" / "prompts").iterdir()}
+    assert prompts == {"planner", "builder", "tester", "refiner", "integrator"}
+    entry = yaml.safe_load((inventory / "host_vars" / "localhost.yml").read_text())
+    assert entry == {"workspace": str(shop)}
+    assert here.fleet(str(inventory)).config().workspace == str(shop)
+    for name in (".leases", ".locks", ".agent-runs", ".agent-daemon-logs", ".agent-daemon-pids"):
+        (shop / name).mkdir()
+        (shop / name / "file").touch()
+    seen = subprocess.run(
+        ["git", "-C", str(shop), "status", "--short"], capture_output=True, text=True, check=True
+    )
+    assert seen.stdout == "?? .oodatcaa/\n"
+
+
+def test_the_second_time_changes_nothing(shop: Path, inventory: Path) -> None:
+    """Every line says kept, and every file is the same to the byte and the second."""
+    init(str(shop), str(inventory))
+    roots = (shop, inventory)
+    before = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for r in roots for p in r.rglob("*")}
+    steps = init(str(shop), str(inventory))
+    after = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for r in roots for p in r.rglob("*")}
+    assert {step.did for step in steps} == {"kept"}
+    assert before == after
+
+
+def test_what_stands_there_is_kept(shop: Path, inventory: Path) -> None:
+    """A queue, a prompt, host variables and exclude lines of a person's own survive."""
+    queue = shop / ".oodatcaa" / "work" / "SPRINT_QUEUE.json"
+    queue.parent.mkdir(parents=True)
+    queue.write_text("<<<<<<< HEAD\n")
+    own = shop / ".oodatcaa" / "prompts" / "builder.md"
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    exclude = shop / ".git" / "info" / "exclude"
+    exclude.write_text("*.tmp")
+    entry = inventory / "host_vars" / "localhost.yml"
+    entry.write_text("# mine\nrun: [builder]  # only this one\n")
+    init(str(shop), str(inventory))
+    assert queue.read_text() == "<<<<<<< HEAD\n"
+    assert own.read_text() == "mine"
+    assert exclude.read_text().startswith("*.tmp\n/.leases/\n")
+    assert "# mine" in entry.read_text()
+    assert "run: [builder]  # only this one\n" in entry.read_text()
+    assert here.fleet(str(inventory)).config().run == ("builder",)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("workspace: /old  # here\nrun: [builder]\n", "workspace: /new  # here\nrun: [builder]\n"),
+        ('run: [builder]\nworkspace: "/old"\n', "run: [builder]\nworkspace: /new\n"),
+        ("workspace:\n", "workspace: /new\n"),
+        ("# mine\n", "# mine\nworkspace: /new\n"),
+        ("---\nrun: [builder]", "---\nworkspace: /new\nrun: [builder]"),
+        ("", "workspace: /new\n"),
+    ],
+)
+def test_another_workspace_changes_that_value_only(tmp_path: Path, before: str, after: str) -> None:
+    """Comments, order and quotes of all else stay as they were."""
+    path = tmp_path / "localhost.yml"
+    path.write_text(before)
+    assert set_workspace(str(path), "/new").did == "changed"
+    assert path.read_text() == after
+
+
+def test_a_path_of_any_characters_is_written_as_yaml(tmp_path: Path) -> None:
+    """Colons, quotes, hashes and letters of any alphabet come back as they were."""
+    for name in ("a: b", 'it\'s "x"', "x #y", "Größe", "- z", "{a}", "back\\slash"):
+        path = tmp_path / "localhost.yml"
+        path.unlink(missing_ok=True)
+        set_workspace(str(path), f"/{name}")
+        assert yaml.safe_load(path.read_text()) == {"workspace": f"/{name}"}
+
+
+@pytest.mark.parametrize("text", ["- a list\n", "{run: [builder]}\n", "a: b: c\n", "text\n"])
+def test_variables_that_cannot_be_added_to_are_left_alone(tmp_path: Path, text: str) -> None:
+    """The error names the file and the line; not a byte is changed."""
+    path = tmp_path / "localhost.yml"
+    path.write_text(text)
+    with pytest.raises(RolecallError) as error:
+        set_workspace(str(path), "/new")
+    assert f"{path}:1" in str(error.value)
+    assert path.read_text() == text
+
+
+def test_a_folder_that_is_no_repository_says_what_to_type(tmp_path: Path, inventory: Path) -> None:
+    """Nothing is made; the hint is the command."""
+    plain = tmp_path / "plain folder"
+    plain.mkdir()
+    with pytest.raises(RolecallError) as error:
+        init(str(plain), str(inventory))
+    assert str(error.value).endswith(f"hint:  git init '{plain}'")
+    assert not list(plain.iterdir())
+    assert not list((inventory / "host_vars").iterdir())
+    with pytest.raises(RolecallError, match="no such folder"):
+        repository(str(tmp_path / "missing"))
+
+
+def test_a_folder_inside_a_repository_names_its_top(shop: Path) -> None:
+    """The workspace is the repository."""
+    (shop / "src").mkdir()
+    with pytest.raises(RolecallError) as error:
+        repository(str(shop / "src"))
+    assert f"invoke init --workspace {shop}" in str(error.value)
+
+
+def test_a_linked_worktree_can_be_a_workspace(shop: Path, inventory: Path, tmp_path: Path) -> None:
+    """Its .git is a file; git itself says where its exclude file is."""
+    who = ["-c", "user.name=x", "-c", "user.email=x@x"]
+    for arguments in (
+        [*who, "commit", "-q", "--allow-empty", "-m", "first"],
+        ["worktree", "add", "-q", str(tmp_path / "linked")],
+    ):
+        subprocess.run(["git", "-C", str(shop), *arguments], check=True, capture_output=True)
+    steps = init(str(tmp_path / "linked"), str(inventory))
+    assert steps[-1].path == str(shop / ".git" / "info" / "exclude")
+
+
+def test_a_broken_inventory_is_said_before_anything_is_made(shop: Path, inventory: Path) -> None:
+    """An error leaves nothing half done."""
+    (inventory / "group_vars" / "all.yml").write_text("roles: {builder: {wip_limt: 3}}\n")
+    with pytest.raises(RolecallError, match="wip_limt"):
+        init(str(shop), str(inventory))
+    assert not (shop / ".oodatcaa").exists()
+
+
+def test_without_a_workspace_anywhere_it_asks_for_one(inventory: Path) -> None:
+    """A usage error, with what to type."""
+    with pytest.raises(here.UsageError, match="which repository"):
+        init(None, str(inventory))
+
+
+@pytest.mark.parametrize("role", ["planner", "builder", "tester", "refiner", "integrator"])
+def test_a_default_prompt_renders_without_a_template_engine(role: str) -> None:
+    """Plain values only (jinja2 would cost each attempt its import), and it names the result."""
+    text = (Path(TEMPLATES) / f"{role}.md.j2").read_text()
+    assert not prompt.PLAIN.sub("", text).count("{{")
+    values = {
+        "task": {"id": "T1"},
+        "task_json": "{}",
+        "role": role,
+        "attempt": 1,
+        "workspace": "/w",
+        "worktree": "/t",
+        "result_file": "/r/result.json",
+        "task_file": "/r/task.json",
+    }
+    rendered = prompt.render(text, values)
+    assert "/r/result.json" in rendered
+    assert "ROLECALL_RESULT_FILE" in rendered
