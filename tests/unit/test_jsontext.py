@@ -163,8 +163,8 @@ APPENDED = {
         '{\n "a": 1,\n "tasks": [\n  {\n   "id": "N",\n   "d": ["A"]\n  }\n ]\n}\n',
     ),
     "lines": (
-        '{"tasks": [\n   {\n      "id": "A"\n   }\n]}',
-        '{"tasks": [\n   {\n      "id": "A"\n   },\n   {\n      "id": "N",\n      "d": ["A"]\n   }\n]}',
+        '{"tasks": [\n {\n   "id": "A"\n }\n]}',
+        '{"tasks": [\n {\n   "id": "A"\n },\n {\n   "id": "N",\n   "d": ["A"]\n }\n]}',
     ),
     "a task a line": (
         '{"tasks": [\n  {"id": "A"},\n  {"id": "B"}\n]}',
