@@ -1,0 +1,259 @@
+"""The way to a host: run a command there, read and write its files. Local today."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+from daemon import process
+from daemon.errors import RolecallError
+
+if TYPE_CHECKING:
+    from daemon.inventory import Host
+
+READY = b"READY=1"
+UNREACHABLE = 4
+
+
+class Unreachable(RolecallError):
+    """A host that cannot be worked with now."""
+
+    exit_code = UNREACHABLE
+
+
+class Ran(NamedTuple):
+    """What a command came to. ``status`` is negative where a signal ended it."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def said(self) -> str:
+        """What it has to say of a failure, in one line."""
+        return "; ".join((self.err.strip() or self.out.strip()).splitlines())
+
+
+class Started(NamedTuple):
+    """A process that was started to stay. ``problem``: why it does not ("" where it does)."""
+
+    pid: int
+    problem: str
+
+
+class Local:
+    """This machine, as the user who runs the command."""
+
+    def __init__(self, name: str = "localhost") -> None:
+        self.name = name
+        self.home = os.path.expanduser("~")
+        # Under su, cron and some ssh servers nobody says where the user manager listens.
+        self.environ = {"XDG_RUNTIME_DIR": f"/run/user/{os.getuid()}", **os.environ}
+        #: The Python that has our dependencies, and the checkout it runs.
+        self.python = sys.executable
+        self.checkout = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+    @property
+    def user(self) -> str:
+        """The account's name."""
+        try:
+            return pwd.getpwuid(os.getuid()).pw_name
+        except KeyError:
+            return str(os.getuid())
+
+    def run(self, argv: Sequence[str], *, stdin: str = "", seconds: float = 60) -> Ran:
+        """Run a command to its end. One that cannot be run, or takes too long, is an error."""
+        try:
+            done = subprocess.run(
+                argv,
+                input=stdin,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                env=self.environ,
+                timeout=seconds,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            command = " ".join(argv[:4])
+            raise Unreachable(f"no answer within {seconds:g} s", where=command) from error
+        except OSError as error:
+            raise Unreachable(f"{argv[0]} cannot be run: {error.strerror}") from error
+        return Ran(done.returncode, done.stdout, done.stderr)
+
+    def lines(self, argv: Sequence[str]) -> Iterator[str]:
+        """The lines that a command prints, as it prints them. Ends it when closed."""
+        with subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            env=self.environ,
+        ) as running:
+            try:
+                for line in running.stdout or ():
+                    yield line.rstrip("\n")
+            finally:
+                running.terminate()
+
+    def exists(self, path: str) -> bool:
+        """Whether there is such a file or folder."""
+        return os.path.lexists(path)
+
+    def read(self, path: str) -> str | None:
+        """A file's text, or None where there is no such file."""
+        try:
+            with open(path, encoding="utf-8", errors="surrogateescape") as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+
+    def tail(self, path: str, lines: int) -> list[str]:
+        """The last lines of a file; none where there is no such file."""
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 400 * lines))
+            return file.read().decode(errors="replace").splitlines()[-lines:]
+        return []
+
+    def write(self, path: str, text: str, mode: int) -> None:
+        """Put a whole file there, or leave the old one as it is."""
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        aside = f"{path}.{os.getpid()}.tmp"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(aside, flags, mode)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
+                os.fchmod(descriptor, mode)
+                file.write(text)
+                file.flush()
+                os.fsync(descriptor)
+            os.rename(aside, path)
+        except BaseException:
+            os.unlink(aside)
+            raise
+
+    def mode(self, path: str) -> int | None:
+        """A file's permission bits, or None where there is no such file."""
+        try:
+            return os.stat(path).st_mode & 0o7777
+        except FileNotFoundError:
+            return None
+
+    def remove(self, path: str) -> None:
+        """Remove a file, and the folders around it that are empty then."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        folder = os.path.dirname(path)
+        with contextlib.suppress(OSError):
+            while folder not in {self.home, "/"}:
+                os.rmdir(folder)
+                folder = os.path.dirname(folder)
+
+    def list(self, folder: str) -> list[str]:
+        """The names in a folder, in order; none where there is no such folder."""
+        try:
+            return sorted(os.listdir(folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def signal(self, pid: int, started: int, number: int) -> bool:
+        """Send a signal to exactly that process; whether it was still there."""
+        try:
+            descriptor = os.pidfd_open(pid)
+        except OSError:
+            return False
+        try:
+            if not process.is_alive(pid, started):
+                return False
+            signal.pidfd_send_signal(descriptor, number)
+        except ProcessLookupError:
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+
+    def spawn(self, argv: list[str], cwd: str, log: str, seconds: float) -> Started:
+        """Start a process that outlives us, and wait until it says READY=1 as sd_notify does.
+
+        Its stderr is appended to ``log``. One that is not ready in time is killed.
+        """
+        os.makedirs(os.path.dirname(log), exist_ok=True)
+        folder = os.path.join(self._runtime(), f"rolecall-{os.getpid()}-{time.monotonic_ns()}")
+        os.mkdir(folder, 0o700)
+        address = os.path.join(folder, "notify")
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+                channel.bind(address)
+                pid = os.fork()
+                if pid == 0:
+                    self._become(argv, cwd, log, address)
+                problem = _wait_ready(pid, channel, seconds)
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(address)
+            os.rmdir(folder)
+        return Started(pid, problem)
+
+    def _runtime(self) -> str:
+        # A socket's path may have 107 bytes, and TMPDIR may be long.
+        folder = self.environ["XDG_RUNTIME_DIR"]
+        return folder if os.access(folder, os.W_OK) else "/tmp"  # noqa: S108  # mkdir is exclusive
+
+    def _become(self, argv: list[str], cwd: str, log: str, address: str) -> NoReturn:
+        try:
+            os.setsid()
+            os.chdir(cwd)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+            os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+            os.dup2(0, 1)
+            os.dup2(os.open(log, flags, 0o600), 2)
+            os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+            for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+            os.execve(argv[0], argv, {**os.environ, "NOTIFY_SOCKET": address})  # noqa: S606
+        except OSError as error:
+            os.write(2, f"error: {argv[0]}: {error.strerror}\n".encode())
+        finally:
+            os._exit(127)
+
+
+def _wait_ready(pid: int, channel: socket.socket, seconds: float) -> str:
+    """Wait for the process's word; why there is none, or "" when it is ready."""
+    until = time.monotonic() + seconds
+    watch = os.pidfd_open(pid)
+    try:
+        while (left := until - time.monotonic()) > 0:
+            readable = select.select([channel.fileno(), watch], [], [], left)[0]
+            if channel.fileno() in readable and READY in channel.recv(4096).split(b"\n"):
+                return ""
+            if readable == [watch]:
+                status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                if status < 0:
+                    return f"ended by signal {-status} before it was ready"
+                return f"ended with exit status {status} before it was ready"
+        signal.pidfd_send_signal(watch, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        return f"not ready within {seconds:g} s: killed"
+    finally:
+        os.close(watch)
+
+
+def connect(host: Host) -> Local:
+    """The connection to a host of the inventory. Raises Unreachable."""
+    if host.connection == "local":
+        return Local(host.name)
+    raise Unreachable(
+        f"no way to reach a host by {host.connection} yet",
+        where=host.name,
+        hint="ansible_connection: local, and run the command on that host",
+    )

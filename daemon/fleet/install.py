@@ -1,0 +1,203 @@
+"""Put a host's files there and take them away: compare, write only what differs, say what."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from daemon.config import Config, to_json
+from daemon.errors import RolecallError
+from daemon.fleet import agents, linger, units
+from daemon.fleet.connection import Local, connect
+from daemon.fleet.supervisor import SYSTEMD, Supervisor, supervisor
+
+if TYPE_CHECKING:
+    from daemon.inventory import Host, Inventory
+
+UNIT_MODE, CONFIG_MODE = 0o644, 0o600
+LINGER_RECORD = "linger"  # beside the configs: install has turned lingering on
+
+
+class Change(NamedTuple):
+    """One thing that was, or would be, done. ``kind``: create, change, remove, action."""
+
+    host: str
+    path: str
+    kind: str
+    text: str = ""
+    diff: str = ""
+
+
+class Installed(NamedTuple):
+    """What became of one host. ``notes``: what a person has to do."""
+
+    host: str
+    supervisor: str
+    changes: tuple[Change, ...] = ()
+    notes: tuple[str, ...] = ()
+    error: RolecallError | None = None
+
+
+class Plan(NamedTuple):
+    """The differences between what a host has and what it should have."""
+
+    write: dict[str, str]  # path to text: files to create or change
+    remove: tuple[str, ...]
+    actions: tuple[str, ...]
+    changes: tuple[Change, ...]
+
+
+def install(inventory: Inventory, hosts: list[Host], *, check: bool = False) -> list[Installed]:
+    """Make every host run the roles that its config names; ``check`` only says what would be."""
+    return [_on(inventory, host, lambda *of: _install(*of, check=check)) for host in hosts]
+
+
+def uninstall(inventory: Inventory, hosts: list[Host], *, check: bool = False) -> list[Installed]:
+    """Remove what install made, and nothing else; workers drain first."""
+    return [_on(inventory, host, lambda *of: _uninstall(*of, check=check)) for host in hosts]
+
+
+Doing = Callable[[Local, Config, Supervisor], Installed]
+
+
+def _on(inventory: Inventory, host: Host, do: Doing) -> Installed:
+    name = ""
+    try:
+        connection, config = connect(host), inventory.config(host)
+        found = supervisor(connection, config)
+        name = found.name
+        return do(connection, config, found)
+    except RolecallError as error:
+        return Installed(host.name, name, error=error)
+
+
+def plan(connection: Local, config: Config, found: Supervisor) -> Plan:
+    """What install has to do. Raises RolecallError where the prefix is another workspace's."""
+    path = units.config_file(connection.home, config.unit_prefix)
+    wanted = {path: _config_text(config), **found.files()}
+    present = found.installed()
+    text = connection.read(path)
+    if text is not None:
+        present[path] = text
+    _refuse_foreign(config, {each: present[each] for each in wanted if each in present})
+    write = {each: text for each, text in wanted.items() if present.get(each) != text}
+    if path not in write and connection.mode(path) != CONFIG_MODE:
+        write[path] = wanted[path]
+    remove = tuple(each for each in present if each not in wanted)
+    changed = [*remove, *(each for each in write if each != path)]
+    actions = found.missing(changed)
+    if found.name == SYSTEMD and not linger.state(connection):
+        actions.append(f"enable lingering of {connection.user}")
+    changes = [_change(connection, each, present.get(each), new) for each, new in write.items()]
+    changes += [_removal(connection, each) for each in remove]
+    changes += [Change(connection.name, "", "action", each) for each in actions]
+    return Plan(write, remove, tuple(actions), tuple(changes))
+
+
+def _install(connection: Local, config: Config, found: Supervisor, *, check: bool) -> Installed:
+    todo = plan(connection, config, found)
+    done = Installed(connection.name, found.name, todo.changes)
+    if check or not (todo.write or todo.remove or todo.actions):
+        return done
+    path = units.config_file(connection.home, config.unit_prefix)
+    found.forget(todo.remove)
+    for each, text in todo.write.items():
+        connection.write(each, text, CONFIG_MODE if each == path else UNIT_MODE)
+    for each in todo.remove:
+        connection.remove(each)
+    found.reload([*todo.remove, *(each for each in todo.write if each != path)])
+    found.enable()
+    if found.name != SYSTEMD or linger.state(connection):
+        return done
+    note = linger.enable(connection)
+    if note:
+        refused = [each for each in todo.changes if not each.text.startswith("enable lingering")]
+        return done._replace(changes=tuple(refused), notes=(note,))
+    connection.write(_record(connection), "invoke install has turned lingering on\n", CONFIG_MODE)
+    return done
+
+
+def _uninstall(connection: Local, config: Config, found: Supervisor, *, check: bool) -> Installed:
+    name = connection.name
+    path = units.config_file(connection.home, config.unit_prefix)
+    present = found.installed()
+    text = connection.read(path)
+    if text is not None:
+        present[path] = text
+    _refuse_foreign(config, present)
+    others = [
+        each
+        for each in connection.list(os.path.dirname(path))
+        if each.endswith(".yml") and each != os.path.basename(path)
+    ]
+    record = _record(connection)
+    dark = connection.exists(record) and not others
+    changes = [_removal(connection, each) for each in present]
+    if dark:
+        changes.append(Change(name, "", "action", f"disable lingering of {connection.user}"))
+    if check or not (present or dark):
+        return Installed(name, found.name, tuple(changes))
+    notes = [
+        f"{role}: {told.did}: {told.note}"
+        for role, told in agents.stop_here(connection, config, found, list(config.roles)).items()
+        if not told.ok
+    ]
+    unit_files = [each for each in present if each != path]
+    found.forget(unit_files)
+    for each in present:
+        connection.remove(each)
+    found.reload(unit_files)
+    if dark:
+        note = linger.disable(connection)
+        notes += [note] if note else []
+        connection.remove(record)
+    return Installed(name, found.name, tuple(changes), tuple(notes))
+
+
+def _config_text(config: Config) -> str:
+    return (
+        f"{units.header(config, 'invoke install').partition(chr(10))[0]}\n"
+        "# and written anew by the next one. Edit the inventory instead.\n"
+        f"{to_json(config, indent=2)}\n"
+    )
+
+
+def _refuse_foreign(config: Config, present: dict[str, str]) -> None:
+    for path, text in present.items():
+        workspace = units.workspace_of(text)
+        if workspace == config.workspace:
+            continue
+        if workspace is None:
+            raise RolecallError(
+                "there is a file of that name that invoke install has not made",
+                where=path,
+                hint="move it away, or set another unit_prefix",
+            )
+        raise RolecallError(
+            f'unit_prefix "{config.unit_prefix}" is used by another workspace: {workspace}',
+            where=path,
+            hint="set another unit_prefix for this one, or uninstall the other one first",
+        )
+
+
+def _record(connection: Local) -> str:
+    return os.path.join(os.path.dirname(units.config_file(connection.home, "")), LINGER_RECORD)
+
+
+def _change(connection: Local, path: str, old: str | None, new: str) -> Change:
+    name = connection.name
+    before, after = (old or "").splitlines(keepends=True), new.splitlines(keepends=True)
+    if old is None:
+        diff = difflib.unified_diff([], after, "/dev/null", path)
+        return Change(name, path, "create", diff="".join(diff))
+    if old == new:
+        return Change(name, path, "change", text=f"mode {CONFIG_MODE:o}")
+    return Change(
+        name, path, "change", diff="".join(difflib.unified_diff(before, after, path, path))
+    )
+
+
+def _removal(connection: Local, path: str) -> Change:
+    return Change(connection.name, path, "remove")

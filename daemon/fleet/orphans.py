@@ -1,0 +1,83 @@
+"""Attempts whose worker is gone: what a stop has to end itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from daemon import process
+from daemon.config import Config
+from daemon.errors import LeaseLost, RolecallError
+from daemon.fleet.connection import Local
+from daemon.model import Lease, Outcome, Result
+
+if TYPE_CHECKING:
+    from daemon.queue.file import FileQueue
+
+MARGIN = 15  # seconds beyond two kill graces, for an attempt to end its tree and settle
+POLL = 0.1
+
+
+def end(connection: Local, config: Config, roles: Sequence[str]) -> dict[str, list[str]]:
+    """End the roles' attempts on this host that no worker looks after.
+
+    TERM lets an attempt release its task. What has not gone after two kill graces is killed, and
+    its task released here. Returns the ids of the tasks, by role.
+    """
+    from daemon.queue.file import FileQueue  # noqa: PLC0415  # only where there is a queue to ask
+
+    queue = FileQueue(config)
+    left = [lease for lease in _live(queue, roles) if _is_orphan(lease)]
+    ended: dict[str, list[str]] = {}
+    for lease in left:
+        ended.setdefault(lease.role, []).append(lease.task_id)
+        connection.signal(lease.pid, lease.pid_started, signal.SIGTERM)
+    grace = max((config.roles[lease.role].kill_grace for lease in left), default=0.0)
+    until = time.monotonic() + 2 * grace + MARGIN
+    while left and time.monotonic() < until:
+        time.sleep(POLL)
+        left = [lease for lease in left if process.is_alive(lease.pid, lease.pid_started)]
+    for lease in left:
+        _kill(config, queue, lease)
+    return ended
+
+
+def _live(queue: FileQueue, roles: Sequence[str]) -> list[Lease]:
+    try:
+        leases = queue.live(host=os.uname().nodename)
+    except RolecallError:
+        return []  # an unreadable queue: its attempts settle when it is mended
+    ours = (process.machine_id(), process.pid_namespace())
+    return [
+        lease
+        for lease in leases
+        if lease.role in roles and (lease.machine_id, lease.pid_namespace) == ours
+    ]
+
+
+def _is_orphan(lease: Lease) -> bool:
+    """Whether its worker is gone. A foreground run (``--once``) is the parent of its attempts."""
+    attempt = process.stat(lease.pid)
+    if attempt is None or attempt.started != lease.pid_started:
+        return False  # the next worker settles it
+    if lease.unit:
+        return True  # its worker was a unit that has been stopped
+    try:
+        with open(f"/proc/{attempt.parent}/cmdline", "rb") as file:
+            return b"daemon" not in file.read().split(b"\0")
+    except OSError:
+        return True
+
+
+def _kill(config: Config, queue: FileQueue, lease: Lease) -> None:
+    from daemon import executor, launch  # noqa: PLC0415  # the rare case
+
+    run_dir = os.path.join(config.paths.runs, lease.task_id, str(lease.token))
+    executor.kill_tree(lease, launch.marker(run_dir))
+    try:
+        queue.settle(lease, Result(Outcome.RELEASED, "stopped, killed"))
+    except LeaseLost:
+        return

@@ -1,0 +1,104 @@
+"""What keeps workers running on a host: one interface, two kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+from daemon.config import Config
+from daemon.fleet.connection import Local
+
+SYSTEMD, PIDFILE = "systemd", "pidfile"
+BOOTED = "/run/systemd/system"  # sd_booted(3)
+
+
+class State(NamedTuple):
+    """One worker as its supervisor sees it. ``since`` is in seconds since the epoch.
+
+    ``state``: running, starting, stopping, stopped, failed or not installed.
+    """
+
+    state: str
+    pid: int | None = None
+    since: float | None = None
+    restarts: int = 0
+    text: str = ""
+
+
+class Told(NamedTuple):
+    """What came of telling a worker to start or stop. ``note``: why not, in several lines."""
+
+    did: str
+    ok: bool = True
+    note: str = ""
+
+
+class Supervisor(Protocol):
+    """Starts, stops and watches the workers of one workspace on one host.
+
+    Each call takes several roles and answers for each of them.
+    """
+
+    name: str
+
+    def files(self) -> dict[str, str]:
+        """The files it needs on the host for the roles that run there: path to text."""
+        ...
+
+    def installed(self) -> dict[str, str]:
+        """Those of its prefix that are on the host, wanted or not: path to text."""
+        ...
+
+    def missing(self, changed: Sequence[str]) -> list[str]:
+        """What it would have to be told (words for a person) once those paths have changed."""
+        ...
+
+    def forget(self, removed: Sequence[str]) -> None:
+        """Stop and disable what these paths define, before they are removed."""
+        ...
+
+    def reload(self, changed: Sequence[str]) -> None:
+        """Read again what these paths define, if there are any."""
+        ...
+
+    def enable(self) -> None:
+        """Make the workers start at boot, where the supervisor can."""
+        ...
+
+    def states(self, roles: Sequence[str]) -> dict[str, State]:
+        """How the workers are."""
+        ...
+
+    def start(self, roles: Sequence[str]) -> dict[str, Told]:
+        """Start the workers, and wait until each is ready or has failed."""
+        ...
+
+    def stop(self, roles: Sequence[str]) -> dict[str, Told]:
+        """Stop the workers: each drains within its stop budget first."""
+        ...
+
+    def restart(self, roles: Sequence[str]) -> dict[str, Told]:
+        """Hand the attempts over to new workers."""
+        ...
+
+    def logs(self, roles: Sequence[str], lines: int, *, follow: bool) -> Iterator[str]:
+        """What the workers said, oldest first."""
+        ...
+
+
+def supervisor_name(connection: Local, config: Config) -> str:
+    """The kind of supervisor that the host gets: what the config says, ``auto`` resolved."""
+    if config.supervisor != "auto":
+        return config.supervisor
+    return SYSTEMD if connection.exists(BOOTED) else PIDFILE
+
+
+def supervisor(connection: Local, config: Config) -> Supervisor:
+    """The host's supervisor."""
+    if supervisor_name(connection, config) == SYSTEMD:
+        from daemon.fleet.systemd import Systemd  # noqa: PLC0415  # one of the two is needed
+
+        return Systemd(connection, config)
+    from daemon.fleet.pidfile import PidFiles  # noqa: PLC0415
+
+    return PidFiles(connection, config)
