@@ -30,7 +30,7 @@ class RolecallError(Exception):
     exit_code = EXIT_ERROR
 
     def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
-        self.problems = (Problem(where, what, hint),)
+        self.problems: tuple[Problem, ...] = (Problem(where, what, hint),)
         super().__init__(what)
 
     def __str__(self) -> str:

@@ -72,7 +72,7 @@ class Machine(NamedTuple):
 class Entry(NamedTuple):
     """One task, at its place in the queue's flat, depth-first order."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # it hides tuple.index, which nobody needs
     task: dict[str, Any]
     parent: str | None  # the id of the task that it stands in as a subtask
 
@@ -97,7 +97,7 @@ class Tasks:
         self.problems: list[str] = []
         for entry in self.every:
             identifier = entry.task.get("id")
-            if not is_task_id(identifier):
+            if not isinstance(identifier, str) or not is_task_id(identifier):
                 self.problems.append(f"task {entry.index + 1} has no valid id: {identifier!r:.80}")
             elif identifier in self.by_id:
                 self.problems.append(
