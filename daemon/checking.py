@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -28,12 +27,18 @@ def raise_all(problems: Iterable[Problem]) -> None:
     raise ConfigError.of(sorted(unique, key=place))
 
 
+def close(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The known name that this one is probably meant to be; "" where none is near."""
+    import difflib  # noqa: PLC0415  # only what is wrong needs it
+
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), "")
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """The hint of a name that is not known."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    if close:
-        return f'did you mean "{close[0]}"?'
+    if near := close(name, known):
+        return f'did you mean "{near}"?'
     return f"known: {', '.join(known)}" if known else ""
 
 
@@ -57,9 +62,9 @@ def check(placed: Placed, problems: list[Problem]) -> Placed:
         others[name] = value
         if name in ansible:
             others[name] = _value(value, ansible[name].kind, name, problems)
-        elif close := difflib.get_close_matches(name, ansible, n=1, cutoff=0.9):
+        elif near := close(name, ansible, 0.9):
             what = f'unknown key "{name}"'
-            problems.append(Problem(value.key, what, f'did you mean "{close[0]}"?'))
+            problems.append(Problem(value.key, what, f'did you mean "{near}"?'))
     checked = _value(placed._replace(data=own), schema.TOP, "", problems)
     return checked._replace(data={**others, **checked.data})
 
@@ -142,8 +147,8 @@ def _misfit(value: Placed, kind: Kind, path: str) -> Problem:
         return Problem(value.where, f"{path}: {data} is not in this version", kind.hint)
     hint = kind.hint
     if "enum" in kind.schema and isinstance(data, str):
-        close = difflib.get_close_matches(data, kind.schema["enum"], n=1)
-        hint = f'did you mean "{close[0]}"?' if close else hint
+        near = close(data, kind.schema["enum"])
+        hint = f'did you mean "{near}"?' if near else hint
     elif hint == QUOTE and isinstance(data, int | float):
         hint = f'write it in quotes: "{_scalar(data)}"' if not kind.secret else hint
     elif hint == QUOTE:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -143,7 +142,7 @@ class Inventory:
 
     def local_host(self) -> Host:
         """The host that we are on: its connection is local, or it is named as this machine."""
-        here = socket.gethostname()
+        here = os.uname().nodename
         local = [host for host in self.every if host.connection == "local"]
         named = [host for host in self.every if host.name in {here, here.partition(".")[0]}]
         localhost = [host for host in local if host.name == "localhost"]

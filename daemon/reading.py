@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from daemon import schema, yamltext
-from daemon.checking import check, raise_all, suggest
+from daemon.checking import check, close, raise_all, suggest
 from daemon.config import FILE, Config, Paths, Role, role_from
 from daemon.errors import ConfigError, Problem
 from daemon.kinds import Key
@@ -105,10 +103,10 @@ class _Builder:
         else:
             path = url[len(FILE) :]
             if path.startswith("//"):
-                parts = urlsplit(url)
-                if parts.netloc not in {"", "localhost"}:
+                host = path[2:].partition("/")[0]
+                if host not in {"", "localhost"}:
                     hint = "write file: and a path, with no host"
-                    self.problem(where, f"queue: a file of another host ({parts.netloc})", hint)
+                    self.problem(where, f"queue: a file of another host ({host})", hint)
                 path = path[2:].removeprefix("localhost")
             if not path or path.endswith("/"):
                 self.problem(where, "queue: the URL names no file", f"such as file:{schema.QUEUE}")
@@ -149,8 +147,8 @@ class _Builder:
         if missing:  # nothing more is said of a role that is not whole
             moves.update(dict.fromkeys(MOVES, UNKNOWN), claims=[])
         if missing := [key for key in missing if key not in wrong]:
-            known = difflib.get_close_matches(name, DEFAULT_ROLES, n=1)
-            hint = f'did you mean "{known[0]}"? ' if known else ""
+            near = close(name, DEFAULT_ROLES)
+            hint = f'did you mean "{near}"? ' if near else ""
             self.problem(
                 where(""),
                 f"roles.{name} lacks {', '.join(missing)}",

@@ -199,6 +199,9 @@ class _Conversion:
 
     def scalar(self, node: yaml.ScalarNode) -> Any:
         text: str = node.value
+        if not text.isascii() and any("\ud800" <= each <= "\udfff" for each in text):
+            self.problem(node, "half a character (a lone surrogate) stands there")
+            return WRONG
         # YAML 1.1 reads 1:30 as ninety and 2026-01-01 as a date; nobody means that here.
         if node.tag == f"{_TAG}timestamp" or (":" in text and node.tag != f"{_TAG}str"):
             return text
@@ -206,7 +209,7 @@ class _Conversion:
             return self.scalars.construct_object(node)
         except (ValueError, KeyError, OverflowError, yaml.YAMLError):
             self.problem(node, f"{text[:40]!r} cannot be read as {node.tag.replace(_TAG, '!!')}")
-            return None
+            return WRONG
 
     def mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Placed]:
         if depth > MAX_DEPTH:

@@ -335,6 +335,8 @@ BAD = {
     "two documents": ("roles: {builder: }\n---\nroles: {}", 2, "is not YAML", ""),
     "unknown alias": ("roles: *no", 1, "is not YAML", ""),
     "control byte": ("a: 1\nb: \x01\n", 2, "is not allowed", ""),
+    "half a character": ('workspace: "\\ud800"\nroles: {builder: }', 1, "lone surrogate", ""),
+    "no such number": ("max_adaptations: !!int x\nroles: {builder: }", 1, "cannot be read", ""),
     "custom tag": ("roles: !ruby/object {}", 1, "the tag !ruby/object", "plain value"),
     "python tag": ("roles: !!python/object/apply:os.system [id]", 1, "the tag", ""),
     "set": ("roles: !!set {builder}", 1, "the tag !!set", ""),
