@@ -1,0 +1,116 @@
+"""What a program prints, kept in a file: secrets masked as it is written, and never too much."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+
+from daemon.errors import RolecallError
+
+MASK = b"***"
+LIMIT = 64 << 20  # bytes of one file; what comes after them is read and thrown away
+
+
+class Mask:
+    """Replaces secrets in a stream, also those that arrive in pieces or overlap each other."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        self._secrets = [form for secret in secrets if secret for form in _forms(secret)]
+        self._held = b""  # the tail that may be the beginning of a secret
+        self._covered = 0  # how many bytes of it the last mask stands for already
+
+    def feed(self, data: bytes) -> bytes:
+        """The bytes that are known by now to be fit to show."""
+        data = self._held + data
+        return self._show(data, min((_tail(data, s) for s in self._secrets), default=len(data)))
+
+    def flush(self) -> bytes:
+        """What was held back, for nothing comes behind it."""
+        return self._show(self._held, len(self._held))
+
+    def _show(self, data: bytes, end: int) -> bytes:
+        """The part up to ``end``, masked; the rest is held."""
+        done, parts = self._covered, []
+        for start, stop in _found(data, self._secrets):
+            if start >= end:
+                break
+            if start >= done:
+                parts += [data[done:start], MASK]
+            done = max(done, stop)
+        parts.append(data[done:end])
+        self._held, self._covered = data[end:], max(0, done - end)
+        return b"".join(parts)
+
+
+def _forms(secret: str) -> set[bytes]:
+    """The secret as it is, and as it stands inside a JSON string."""
+    quoted = secret.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return {os.fsencode(secret), os.fsencode(quoted)}
+
+
+def _tail(data: bytes, secret: bytes) -> int:
+    """Where the longest tail begins that may go on to become the secret."""
+    at = data.find(secret[:1], max(0, len(data) - len(secret) + 1))
+    while at >= 0 and not secret.startswith(data[at:]):
+        at = data.find(secret[:1], at + 1)
+    return at if at >= 0 else len(data)
+
+
+def _found(data: bytes, secrets: list[bytes]) -> list[tuple[int, int]]:
+    """Where secrets stand, in order; they may overlap."""
+    found = []
+    for secret in secrets:
+        at = data.find(secret)
+        while at >= 0:
+            found.append((at, at + len(secret)))
+            at = data.find(secret, at + 1)
+    return sorted(found)
+
+
+class Capture:
+    """A file that output is appended to. A full disk loses output, never the program."""
+
+    def __init__(self, path: str, secrets: Iterable[str], limit: int = LIMIT) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            self._file = os.open(path, flags | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise RolecallError(f"output cannot be kept: {error.strerror}", where=path) from error
+        facts = os.fstat(self._file)
+        if not stat.S_ISREG(facts.st_mode):
+            os.close(self._file)
+            raise RolecallError("output cannot be kept: not a regular file", where=path)
+        self._path, self._mask, self._limit = path, Mask(secrets), limit
+        self._room = max(0, limit - facts.st_size)
+        self._full = False
+        self._lost, self._why = 0, ""
+
+    def feed(self, data: bytes) -> None:
+        """Keep this too."""
+        self._keep(self._mask.feed(data))
+
+    def close(self) -> str:
+        """Write what was held back; returns what was lost, in words."""
+        self._keep(self._mask.flush())
+        os.close(self._file)
+        if not self._lost:
+            return ""
+        return f"{self._lost} bytes of output were lost: {self._path}: {self._why}"
+
+    def _keep(self, data: bytes) -> None:
+        if self._full:
+            return
+        self._write(data[: self._room])
+        if len(data) > self._room:
+            self._full = True
+            self._write(b"\n[rolecall: output beyond %d bytes is not kept]\n" % self._limit)
+        self._room -= min(self._room, len(data))
+
+    def _write(self, data: bytes) -> None:
+        while data:
+            try:
+                data = data[os.write(self._file, data) :]
+            except OSError as error:
+                self._lost, self._why = self._lost + len(data), error.strerror or str(error)
+                return
