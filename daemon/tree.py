@@ -174,7 +174,7 @@ def end(find: Callable[[], list[Stat]], pause: Callable[[float], None], grace: f
         else:
             hard_until = hard_until or now + PATIENCE
             if now > hard_until:
-                raise _outlived(left)
+                raise outlived(left)
             strike(left)
             wait = 0.0 if new else min(max(2 * wait, SHORTEST), LONGEST)
         seen |= new
@@ -196,7 +196,8 @@ def strike(targets: list[Stat]) -> None:
         send(target, signal.SIGKILL)
 
 
-def _outlived(left: list[Stat]) -> RolecallError:
+def outlived(left: list[Stat]) -> RolecallError:
+    """The error that names what KILL did not end: it hangs in the kernel, or is another user's."""
     pids = ", ".join(str(each.pid) for each in left[:5]) + (", ..." if len(left) > 5 else "")  # noqa: PLR2004  # enough to look at
     noun = "process" if len(left) == 1 else "processes"
     return RolecallError(
