@@ -3,60 +3,45 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from daemon import environment, mounts, worktree
 from daemon.config import Config, Role
-from daemon.errors import RolecallError
+from daemon.errors import Problem, RolecallError
+from daemon.fleet import linger
+from daemon.fleet.connection import Local
+from daemon.fleet.finding import FAIL, OK, WARN, Finding, failed, report, together
 from daemon.fleet.here import one_of
 from daemon.fleet.init import CHECKOUT
-from daemon.fleet.output import Style, escape
+from daemon.fleet.supervisor import SYSTEMD, supervisor_name
+from daemon.fleet.systemd import manager_problem
 from daemon.prompt import default_path
 from daemon.queue.file import FileQueue
 
-OK, WARN, FAIL = "ok", "warn", "fail"
-COLOUR_OF = {OK: "green", WARN: "yellow", FAIL: "red"}
 OLDEST_PYTHON = (3, 11)
-PATIENCE = 10.0  # seconds that a manager may take to answer
 NOT_FOUND = "is not on the PATH that workers have ("
-INSTALL = "install it, or name it by its full path"
+INSTALL = "install it, name it by its full path, or set PATH where workers get theirs"
 INVENTORY_HINT = "edit inventory/group_vars/all.yml"
 
-
-class Finding(NamedTuple):
-    """One thing that was looked at: ok, warn or fail; what was found; what to type.
-
-    ``role`` names the roles that it is about, where it is about some.
-    """
-
-    check: str
-    state: str
-    what: str
-    hint: str = ""
-    role: str = ""
+__all__ = ["Finding", "Place", "examine", "failed", "report"]
 
 
 class Manager(NamedTuple):
-    """What this account's systemd said: its version, and the environment that units get."""
+    """This account's user manager: the environment that units get, or why it does not answer."""
 
-    version: str
     environ: Mapping[str, str]
-    problem: str
+    problem: Problem | None = None
 
 
 class Place(NamedTuple):
     """Where the doctor looks; a test builds one of its own."""
 
     environ: Mapping[str, str]
-    systemd: str = "/run/systemd/system"
-    linger: str = "/var/lib/systemd/linger"
     journal: str = "/var/log/journal"
     mountinfo: str = "/proc/self/mountinfo"
     checkout: str = CHECKOUT
@@ -66,12 +51,10 @@ def examine(config: Config, place: Place | None = None, role: str | None = None)
     """Look at everything that the roles of this host need."""
     place = place or Place(os.environ)
     findings = list(_python(place))
-    supervisor, units = config.supervisor, place.environ
-    if supervisor == "auto":
-        supervisor = "systemd" if os.path.isdir(place.systemd) else "pidfile"
-    if supervisor == "systemd":
-        manager = ask_manager(place.environ)
-        findings += _systemd(place, manager)
+    connection, units = Local(), place.environ
+    if supervisor_name(connection, config) == SYSTEMD:
+        manager = ask_manager(connection)
+        findings += _systemd(place, connection, manager)
         units = units if manager.problem else manager.environ
     else:
         findings += _pidfile()
@@ -81,63 +64,21 @@ def examine(config: Config, place: Place | None = None, role: str | None = None)
         if role
         else [config.roles[name] for name in config.run]
     )
-    findings += _together([each for one in roles for each in _role(config, one, units)])
+    findings += together([each for one in roles for each in _role(config, one, units)])
     return findings
 
 
-def _together(findings: list[Finding]) -> list[Finding]:
-    """What was found of several roles in the same words, said once."""
-    names: dict[Finding, list[str]] = {}
-    for finding in findings:
-        names.setdefault(finding._replace(role=""), []).append(finding.role)
-    return [
-        finding._replace(role=", ".join(dict.fromkeys(roles))) for finding, roles in names.items()
-    ]
-
-
-def failed(findings: list[Finding]) -> bool:
-    """Whether something keeps this host from working."""
-    return any(finding.state == FAIL for finding in findings)
-
-
-def report(findings: list[Finding], style: Style) -> str:
-    """A line for each finding."""
-    size = max((len(finding.check) for finding in findings), default=0)
-    lines = []
-    for each in findings:
-        state = style.paint(each.state, COLOUR_OF[each.state]) + " " * (4 - len(each.state))
-        what = f"{each.role}: {each.what}" if each.role else each.what
-        hint = f" -> {each.hint}" if each.hint else ""
-        lines.append(f"{state}  {each.check:<{size}}  {escape(what + hint)}")
-    return "\n".join(lines)
-
-
-def ask_manager(environ: Mapping[str, str]) -> Manager:
+def ask_manager(connection: Local) -> Manager:
     """Whether this account's manager answers, and with what environment it starts units."""
-    runtime = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
-    env = {**environ, "XDG_RUNTIME_DIR": runtime, "LC_ALL": "C"}
-    told = []
-    for command in (["show", "--property=Version", "--value"], ["show-environment"]):
-        try:
-            done = subprocess.run(
-                ["systemctl", "--user", "--no-pager", *command],
-                capture_output=True,
-                text=True,
-                errors="replace",
-                env=env,
-                timeout=PATIENCE,
-                check=False,
-                stdin=subprocess.DEVNULL,
-            )
-        except FileNotFoundError:
-            return Manager("", {}, "systemctl is not installed")
-        except subprocess.TimeoutExpired:
-            return Manager("", {}, f"no answer in {PATIENCE:g} s")
-        if done.returncode:
-            return Manager("", {}, (done.stderr.strip().splitlines() or ["no answer"])[0])
-        told.append(done.stdout)
-    pairs = (line.partition("=") for line in told[1].splitlines())
-    return Manager(told[0].strip(), {key: _unquoted(value) for key, _, value in pairs}, "")
+    try:
+        problem = manager_problem(connection)
+        if problem:
+            return Manager({}, problem.problems[0])
+        told = connection.run(["systemctl", "--user", "--no-pager", "show-environment"])
+    except RolecallError as error:
+        return Manager({}, error.problems[0])
+    pairs = (line.partition("=") for line in told.out.splitlines())
+    return Manager({key: _unquoted(value) for key, _, value in pairs})
 
 
 def _unquoted(value: str) -> str:
@@ -160,30 +101,22 @@ def _python(place: Place) -> Iterator[Finding]:
         yield Finding("environment", FAIL, f"there is no {ours}", "make setup")
 
 
-def _systemd(place: Place, manager: Manager) -> Iterator[Finding]:
-    uid, user = os.getuid(), getpass.getuser()
+def _systemd(place: Place, connection: Local, manager: Manager) -> Iterator[Finding]:
     if manager.problem:
-        yield Finding(
-            "supervisor",
-            FAIL,
-            f"systemd, but this account's manager can't be reached: {manager.problem}",
-            f"loginctl enable-linger {user}; export XDG_RUNTIME_DIR=/run/user/{uid}",
-        )
+        yield Finding("supervisor", FAIL, manager.problem.what, manager.problem.hint)
     else:
-        yield Finding("supervisor", OK, f"systemd {manager.version}")
+        yield Finding("supervisor", OK, "systemd")
     if not place.environ.get("XDG_RUNTIME_DIR"):
-        yield Finding(
-            "runtime folder",
-            WARN,
-            "XDG_RUNTIME_DIR is not set: systemctl --user will not find the manager",
-            f"export XDG_RUNTIME_DIR=/run/user/{uid}",
-        )
-    if os.path.exists(os.path.join(place.linger, user)):
-        yield Finding("linger", OK, f"on: {user}'s workers run on after logout")
+        what = "XDG_RUNTIME_DIR is not set: systemctl --user will not find the manager"
+        hint = f"export XDG_RUNTIME_DIR=/run/user/{os.getuid()}"
+        yield Finding("supervisor", WARN, what, hint)
+    user = connection.user
+    if linger.state(connection):
+        yield Finding("linger", OK, f"on: the workers of {user} run on after logout")
     else:
-        what = f"off: {user}'s workers end some seconds after the last logout"
-        yield Finding("linger", WARN, what, f"loginctl enable-linger {user}  (or root does)")
-    if os.path.isdir(place.journal):
+        what = f"off: the workers of {user} end some seconds after the last logout"
+        yield Finding("linger", WARN, what, f"as root: loginctl enable-linger {user}")
+    if connection.exists(place.journal):
         yield Finding("journal", OK, "persistent")
     else:
         what = f"not persistent (no {place.journal}): journalctl --user shows nothing"
@@ -228,7 +161,8 @@ def _git(config: Config) -> Iterator[Finding]:
     except worktree.GitError:
         needs = any(config.roles[name].worktree for name in config.run)
         what = f"{workspace} has no commit: no worktree can be made of it"
-        yield Finding("workspace", FAIL if needs else WARN, what, "git commit")
+        hint = f"git -C {shlex.quote(workspace)} commit --allow-empty -m 'First commit'"
+        yield Finding("workspace", FAIL if needs else WARN, what, hint)
     else:
         yield Finding("workspace", OK, workspace)
 

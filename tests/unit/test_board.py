@@ -332,7 +332,7 @@ def test_a_whole_queue_can_be_added(tmp_path: Path) -> None:
 
 
 def test_options_beside_a_file_are_refused() -> None:
-    """A title for which of the file's tasks?"""
+    """A title would be for which of the tasks in the file."""
     with pytest.raises(UsageError, match="--json brings whole tasks"):
         adding.new_tasks("-", depends=None, title="x")
 

@@ -9,7 +9,8 @@ import pytest
 
 from daemon.config import Config
 from daemon.fleet import doctor
-from daemon.fleet.doctor import Finding, Place
+from daemon.fleet.doctor import Place
+from daemon.fleet.finding import Finding
 from daemon.fleet.here import UsageError
 from daemon.fleet.output import Style
 from tests.operator import git_init
@@ -25,7 +26,6 @@ class Machine:
         self.bin = path / "bin"
         self.program(self.bin / "my-agent")
         self.program(path / "checkout" / ".venv" / "bin" / "python")
-        (path / "linger").mkdir()
         self.environ = {"PATH": str(self.bin), "HOME": str(path)}
         backend = FileBackend(
             self.workspace, agent="command", command=("my-agent",), worktree=False
@@ -39,12 +39,9 @@ class Machine:
         path.chmod(0o755)
 
     def place(self) -> Place:
-        none = str(self.path / "none")
         return Place(
             self.environ,
-            systemd=none,
-            linger=str(self.path / "linger"),
-            journal=none,
+            journal=str(self.path / "none"),
             mountinfo=str(self.path / "mountinfo"),
             checkout=str(self.path / "checkout"),
         )

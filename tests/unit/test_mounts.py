@@ -27,7 +27,7 @@ MOUNTS = """\
         ("/mnt/shop", "fuse.sshfs", True),
     ],
 )
-def test_the_nearest_mount_decides(tmp_path: Path, path: str, kind: str, network: bool) -> None:
+def test_the_nearest_mount_decides(tmp_path: Path, path: str, kind: str, *, network: bool) -> None:
     """Names count as a whole, escapes are read, and the later of two mounts hides the first."""
     table = tmp_path / "mountinfo"
     table.write_text(MOUNTS)

@@ -29,7 +29,7 @@ class Terminal(io.StringIO):
     ],
 )
 def test_colour_is_for_terminals_and_never_with_no_color(
-    stream: io.StringIO, environ: dict[str, str], colour: bool
+    stream: io.StringIO, environ: dict[str, str], *, colour: bool
 ) -> None:
     """A pipe, NO_COLOR and a dumb terminal get plain text."""
     assert Style.of(stream, environ).colour is colour

@@ -45,7 +45,7 @@ def test_every_command_is_there(operator: Operator) -> None:
     def names(node: dict[str, list[dict[str, str]]], prefix: str = "") -> set[str]:
         own = {prefix + task["name"] for task in node["tasks"] if task["help"]}
         for inner in node["collections"]:
-            own |= names(inner, f"{prefix}{inner['name']}.")  # type: ignore[arg-type, index]
+            own |= names(inner, f"{prefix}{inner['name']}.")  # type: ignore[arg-type]
         return own
 
     assert names(listed) == COMMANDS
