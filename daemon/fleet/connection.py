@@ -159,7 +159,7 @@ class Local:
                 os.rmdir(folder)
                 folder = os.path.dirname(folder)
 
-    def list(self, folder: str) -> list[str]:
+    def names(self, folder: str) -> list[str]:
         """The names in a folder, in order; none where there is no such folder."""
         try:
             return sorted(os.listdir(folder))

@@ -129,7 +129,7 @@ def _uninstall(connection: Local, config: Config, found: Supervisor, *, check: b
     _refuse_foreign(config, present)
     others = [
         each
-        for each in connection.list(os.path.dirname(path))
+        for each in connection.names(os.path.dirname(path))
         if each.endswith(".yml") and each != os.path.basename(path)
     ]
     record = _record(connection)

@@ -62,7 +62,7 @@ class Systemd:
         wanted = {service(self.prefix, role) for role in self.config.run}
         wanted |= {units.target(self.prefix), units.slice_(self.prefix)}
         found = {}
-        for name in self.connection.list(self.folder):
+        for name in self.connection.names(self.folder):
             path = os.path.join(self.folder, name)
             if units.is_ours(name, self.prefix):
                 text = self.connection.read(path) or ""
