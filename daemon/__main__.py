@@ -9,7 +9,7 @@ import socket
 import sys
 from typing import NoReturn
 
-from daemon import environment, executor, transient
+from daemon import environment, executor, mounts, transient
 from daemon.config import Config, load_apart
 from daemon.errors import EXIT_CONFIG, ConfigError, RolecallError
 from daemon.log import Log
@@ -106,11 +106,15 @@ def run(args: argparse.Namespace) -> int:
         if foreground:
             return 0
     watch = Watch(config.queue_file, config.paths.leases)
+    log = Log(config.paths.logs, name, owner(name), form=args.log_format)
+    kind = mounts.kind(config.queue_file)
+    if mounts.is_network(kind):
+        log.say(f"the queue is on a network file system ({kind}): locks may not hold", "warning")
     worker = Worker(
         config,
         roles,
         FileQueue(config),
-        Log(config.paths.logs, name, owner(name), form=args.log_format),
+        log,
         mode=mode,
         owner=owner,
         notifier=notifier,

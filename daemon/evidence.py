@@ -50,10 +50,13 @@ def read_result(folder: str) -> Result | None:
         return None
     except OSError as error:
         raise RolecallError(f"it cannot be opened: {error.strerror}") from error
-    with open(descriptor, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise RolecallError("it is no regular file")
-        data = file.read(RESULT_BYTES + 1)
+        with open(descriptor, "rb", closefd=False) as file:
+            data = file.read(RESULT_BYTES + 1)
+    finally:
+        os.close(descriptor)
     if len(data) > RESULT_BYTES:
         raise RolecallError("it is larger than 1 MiB")
     try:
@@ -70,12 +73,13 @@ def parse_result(said: Any) -> Result:
     unknown = sorted(set(said) - KEYS)
     if unknown:
         raise RolecallError(f"unknown key {unknown[0]!r}")
+    said = {key: value for key, value in said.items() if value is not None}
     outcome, status = said.get("outcome", "success"), said.get("status")
-    if outcome not in SAYABLE:
+    if not isinstance(outcome, str) or outcome not in SAYABLE:
         raise RolecallError(f"outcome is none of {', '.join(SAYABLE)}")
-    note, retry_after = said.get("note") or "", said.get("retry_after")
-    artifacts, add_tasks = said.get("artifacts") or [], said.get("add_tasks") or []
-    usage = said.get("usage") or {}
+    note, retry_after = said.get("note", ""), said.get("retry_after")
+    artifacts, add_tasks = said.get("artifacts", []), said.get("add_tasks", [])
+    usage = said.get("usage", {})
     checks = (
         ("status", status is None or isinstance(status, str), "a string"),
         ("note", isinstance(note, str), "a string"),

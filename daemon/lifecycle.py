@@ -133,6 +133,16 @@ def held_by_us(task: dict[str, Any]) -> int:
     return token if token == token_of(task) else 0
 
 
+def is_held(task: dict[str, Any], rules: Rules, token: int) -> bool:
+    """Whether the role holds the task under this token.
+
+    A next status of the role's own that an agent wrote into the queue, the hold left as it was, is
+    what the agent claims: the attempt still has to settle. Any other status is a person's move.
+    """
+    held = {rules.holds, rules.on_success, rules.on_rejected} - {rules.on_exhausted}
+    return task.get("status") in held and held_by_us(task) == token > 0
+
+
 def _held_by_hand(task: dict[str, Any], now: float) -> bool:
     """Whether ``lease`` is another tool's or a person's, and still alive by its own account."""
     lease = task.get("lease")

@@ -179,6 +179,7 @@ class Worker:
                 self.look_at = min(self.look_at, time.monotonic() + RETRY)
             return
         self.log.once("queue", "")
+        self.log.once("tasks", "; ".join(self.queue.problems()))
         self.tell()
 
     def recover(self) -> None:

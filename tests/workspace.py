@@ -132,7 +132,7 @@ class Workspace:
     def file(self, name: str) -> str:
         """What an agent wrote; waits for it."""
         path = self.path / name
-        return wait_for(lambda: path.exists() and path.read_text(), name)
+        return wait_for(lambda: path.read_text() if path.exists() else "", name)
 
     def events(self) -> list[dict[str, Any]]:
         path = self.path / ".agent-daemon-logs" / "events.jsonl"

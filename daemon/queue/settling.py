@@ -25,8 +25,8 @@ def held(update: Update, lease: Lease, now: Lease | None, machine: Machine) -> E
     token = lifecycle.token_of(entry.task)
     if token > lease.token or (now is not None and now.token > lease.token):
         raise LeaseLost(f"{name} has a later attempt than this one of token {lease.token}")
-    status = entry.task.get("status")
-    if status != rules.holds or lifecycle.held_by_us(entry.task) != lease.token:
+    if not lifecycle.is_held(entry.task, rules, lease.token):
+        status = entry.task.get("status")
         raise LeaseLost(f"{name} was changed by hand: its status is {status}")
     return entry
 
@@ -42,7 +42,10 @@ def conclude(  # noqa: PLR0913  # all that a result meets
     random: Callable[[], float],
 ) -> None:
     """Put the result into the update, and what follows by itself."""
-    result = lifecycle.weigh(machine.roles[lease.role], result)
+    rules, status = machine.roles[lease.role], entry.task.get("status")
+    if status != rules.holds and result.status is None:
+        result = result._replace(status=str(status))  # the agent said it in the queue itself
+    result = lifecycle.weigh(rules, result)
     new: list[dict[str, Any]] = []
     if result.add_tasks and result.outcome in (Outcome.SUCCESS, Outcome.REJECTED):
         try:

@@ -37,9 +37,7 @@ def holds(tasks: Tasks, lease: Lease, machine: Machine) -> bool:
     return (
         entry is not None
         and rules is not None
-        and lease.token > 0
-        and entry.task.get("status") == rules.holds
-        and lifecycle.held_by_us(entry.task) == lease.token
+        and lifecycle.is_held(entry.task, rules, lease.token)
     )
 
 

@@ -129,6 +129,29 @@ def test_gates_decide(ws: Workspace) -> None:
     assert ws.status() == "awaiting_test"
 
 
+@pytest.mark.parametrize(
+    ("then", "status"),
+    [("exit 0", "needs_adapt"), ("touch good", "awaiting_test"), ("touch good; exit 3", "ready")],
+)
+def test_a_status_that_an_agent_writes_into_the_queue_is_a_claim(
+    ws: Workspace, then: str, status: str
+) -> None:
+    """Exit status and gates still decide, whatever the agent made of its task's status."""
+    said = f'sed -i \'s/"in_progress"/"awaiting_test"/\' {ws.queue}; {then}'
+    build(ws, said, gates=[["test", "-f", "good"]])
+    ws.run("--role", "builder", "--once")
+    assert ws.status() == status
+    assert ws.task().get("lease") is None
+
+
+def test_a_bad_task_stops_no_other(ws: Workspace) -> None:
+    """It is skipped with one error, which names it."""
+    build(ws, "exit 0", {**TASK, "id": "../etc"}, TASK, TASK)
+    ws.start("--role", "builder")
+    ws.wait_status("awaiting_test")
+    wait_for(lambda: "../etc" in ws.log() and "taken: T1" in ws.log())
+
+
 def test_drain_takes_everything_in_order(ws: Workspace) -> None:
     """More tasks than slots, by priority; it ends when nothing is claimable now."""
     tasks = [{**TASK, "id": f"T{i}", "priority": 9 - i} for i in range(6)]

@@ -303,3 +303,24 @@ def test_moves_can_be_turned_off() -> None:
     last = task("L", "blocked", dependencies=["C"])
     off = MACHINE._replace(unblock=False, close_stories=False)
     assert moved(last, story, machine=off) == {}
+
+
+@pytest.mark.parametrize(
+    ("status", "lease", "held"),
+    [
+        ("in_progress", {"token": 4}, True),
+        ("awaiting_test", {"token": 4}, True),
+        ("needs_adapt", {"token": 4}, True),
+        ("needs_manual", {"token": 4}, False),
+        ("cancelled", {"token": 4}, False),
+        ("awaiting_test", None, False),
+        ("in_progress", {"token": 3}, False),
+        ("in_progress", {"owner": "ann"}, False),
+    ],
+)
+def test_what_an_agent_claims_and_what_a_person_moved(
+    status: str, lease: dict[str, Any] | None, *, held: bool
+) -> None:
+    """A next status with the hold as it was is a claim; settled tasks and others' are not held."""
+    found = task(status=status, token=4, lease=lease)
+    assert lifecycle.is_held(found, BUILDER, 4) is held
