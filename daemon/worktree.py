@@ -23,7 +23,7 @@ def git(folder: str, *arguments: str) -> str:
     command = ["git", "-C", folder, *SAFE, *arguments]
     environment = {**os.environ, "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
     try:
-        done = subprocess.run(  # noqa: S603  # a list, no shell
+        done = subprocess.run(  # a list, no shell
             command, capture_output=True, env=environment, stdin=subprocess.DEVNULL, check=False
         )
     except FileNotFoundError:
