@@ -16,6 +16,7 @@ from invoke.collection import Collection
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
+INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 HELP = {
     "role": "one role; every role where none is named",
     "limit": "hosts and groups of the inventory, with commas between",
@@ -43,7 +44,11 @@ def command(name: str | None = None, **help_: str) -> Callable[[Callable[..., in
             except RolecallError as error:
                 if debug:
                     raise
-                raise Exit(str(error), error.exit_code) from None
+                from daemon.fleet.output import error_text
+
+                raise Exit(error_text(error), error.exit_code) from None
+            except KeyboardInterrupt:
+                raise Exit(code=INTERRUPTED) from None
             except BrokenPipeError:
                 # Whoever read our output has seen enough; Python's own flush must not complain.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -28,7 +28,7 @@ COLOUR_OF = {
     "id": "red",
     **dict.fromkeys(PROBLEMS, "red"),
 }
-LISTED = {"claimable": "", "ended": "", "held": ""}  # nothing to wait for
+QUIET = frozenset({"claimable", "ended", "held"})  # nothing to wait for
 
 
 class Run(NamedTuple):
@@ -140,6 +140,7 @@ def _text(value: Any) -> str:
 
 def _row(wait: Wait) -> list[str]:
     task = wait.entry.task
+    told = wait.why.removeprefix("waits for ")
     return [
         _text(task.get("id")),
         _text(task.get("status")),
@@ -147,7 +148,7 @@ def _row(wait: Wait) -> list[str]:
         _text(task.get("priority")),
         _text(attempts_of(task) or None),
         _text(task.get("title")),
-        LISTED.get(wait.kind, wait.why.removeprefix("waits for ")),
+        "" if wait.kind in QUIET and not wait.why.startswith("goes to") else told,
     ]
 
 
@@ -261,7 +262,7 @@ def check(board: Board, style: Style) -> str:
         parts.append("\n".join(lines))
     else:
         ended = len(board.standing.waits) - len(open_tasks)
-        parts.append(f"no problems; {len(open_tasks)} tasks open, {ended} ended")
+        parts.append(f"no problems; open tasks: {len(open_tasks)}, ended: {ended}")
     return "\n\n".join(parts)
 
 

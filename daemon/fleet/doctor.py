@@ -17,7 +17,6 @@ from daemon.fleet import linger
 from daemon.fleet.connection import Local
 from daemon.fleet.finding import FAIL, OK, WARN, Finding, failed, report, together
 from daemon.fleet.here import one_of
-from daemon.fleet.init import CHECKOUT
 from daemon.fleet.supervisor import SYSTEMD, supervisor_name
 from daemon.fleet.systemd import manager_problem
 from daemon.prompt import default_path
@@ -44,14 +43,13 @@ class Place(NamedTuple):
     environ: Mapping[str, str]
     journal: str = "/var/log/journal"
     mountinfo: str = "/proc/self/mountinfo"
-    checkout: str = CHECKOUT
 
 
 def examine(config: Config, place: Place | None = None, role: str | None = None) -> list[Finding]:
     """Look at everything that the roles of this host need."""
     place = place or Place(os.environ)
-    findings = list(_python(place))
     connection, units = Local(), place.environ
+    findings = [_python(connection)]
     if supervisor_name(connection, config) == SYSTEMD:
         manager = ask_manager(connection)
         findings += _systemd(place, connection, manager)
@@ -88,17 +86,12 @@ def _unquoted(value: str) -> str:
     return value
 
 
-def _python(place: Place) -> Iterator[Finding]:
+def _python(connection: Local) -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
-    old = sys.version_info[:2] < OLDEST_PYTHON
-    wanted = ".".join(map(str, OLDEST_PYTHON))
-    hint = f"install Python {wanted}, then: make setup" if old else ""
-    yield Finding("python", FAIL if old else OK, version, hint)
-    ours = os.path.join(place.checkout, ".venv", "bin", "python")
-    if os.access(ours, os.X_OK):
-        yield Finding("environment", OK, os.path.dirname(os.path.dirname(ours)))
-    else:
-        yield Finding("environment", FAIL, f"there is no {ours}", "make setup")
+    if sys.version_info[:2] < OLDEST_PYTHON:
+        wanted = ".".join(map(str, OLDEST_PYTHON))
+        return Finding("python", FAIL, version, f"install Python {wanted}, then: make setup")
+    return Finding("python", OK, f"{version}, {connection.python}")
 
 
 def _systemd(place: Place, connection: Local, manager: Manager) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from daemon.log import escape
 
-__all__ = ["COLOURS", "Style", "as_json", "escape", "table", "value_text", "width"]
+__all__ = ["COLOURS", "Style", "as_json", "error_text", "escape", "table", "value_text", "width"]
 
 COLOURS = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "cyan": 36, "dim": 2, "bold": 1}
 GAP = "  "
@@ -45,6 +45,11 @@ class Style:
 def as_json(value: Any) -> str:
     """Two-space JSON in ASCII: no control character of a title reaches a terminal."""
     return json.dumps(value, indent=2, ensure_ascii=True).replace("\x7f", "\\u007f")
+
+
+def error_text(error: object) -> str:
+    """An error for a terminal: its lines as they are, all else that controls one escaped."""
+    return "\n".join(escape(line) for line in str(error).split("\n"))
 
 
 def value_text(value: Any) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from daemon.errors import EXIT_ERROR
-from daemon.fleet.output import Style, as_json, escape
+from daemon.fleet.output import Style, as_json, error_text, escape
 
 if TYPE_CHECKING:
     from daemon.fleet.agents import Done
@@ -66,7 +66,7 @@ def errors(results: Sequence[Installed]) -> int:
     """Say on stderr what went wrong where; returns the exit status."""
     failed = [result for result in results if result.error]
     for result in failed:
-        print(f"{escape(result.host)}: {result.error}", file=sys.stderr)
+        print(f"{escape(result.host)}: {error_text(result.error)}", file=sys.stderr)
     statuses = [result.error.exit_code for result in failed if result.error]
     return max(statuses, default=0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from daemon.fleet.cycles import children, cycles
 from daemon.lifecycle import (
     ENDED,
     PARKED,
@@ -72,13 +73,33 @@ PROBLEMS = frozenset({"cycle", "unknown", "cancelled", "unclaimed"})
 
 
 def standing(view: View) -> Standing:
-    """Judge the whole queue."""
-    judge = _Judge(view)
-    waits = [judge.wait(entry) for entry in view.tasks.every]
+    """Judge the whole queue, as a worker will find it: the automatic moves come first."""
+    coming = {move.entry.index: move for move in moves(view.tasks, view.machine, view.now)}
+    moved = Tasks(
+        entry._replace(task={**entry.task, **coming[entry.index].changes})
+        if entry.index in coming
+        else entry
+        for entry in view.tasks.every
+    )
+    judge = _Judge(view._replace(tasks=moved))
+    waits = [
+        _announce(judge.wait(after), before, coming.get(before.index))
+        for after, before in zip(moved.every, view.tasks.every, strict=True)
+    ]
     problems = list(view.tasks.problems)
     problems += [f"{w.entry.task['id']}: {w.why}" for w in waits if w.kind in PROBLEMS]
     problems += _limit_problems(view, judge.wips)
     return Standing(waits, list(judge.wips.values()), problems)
+
+
+def _announce(wait: Wait, before: Entry, move: Transition | None) -> Wait:
+    """The standing of the task as it is written now, and the move that is to come."""
+    if move is None:
+        return wait._replace(entry=before)
+    why = f"goes to {move.target} at the next look: {move.why}"
+    if wait.kind == "ended":
+        return Wait(before, "", "moves", why)
+    return wait._replace(entry=before, why=f"{why}; then {wait.why}")
 
 
 def _limit_problems(view: View, wips: Mapping[str, Wip]) -> list[str]:
@@ -102,68 +123,6 @@ def _limit_problems(view: View, wips: Mapping[str, Wip]) -> list[str]:
     return found
 
 
-def cycles(tasks: Tasks) -> dict[str, list[str]]:
-    """Each task that waits for itself, with the shortest way back to it: [A, B, A]."""
-    needs: dict[str, list[str]] = {}
-    for entry in tasks.entries:
-        if entry.task.get("status") not in ENDED:
-            waiting_for = (name for name, _ in waits_for(entry.task, tasks))
-            needs[entry.task["id"]] = [name for name in waiting_for if name in tasks.by_id]
-        if entry.task.get("status") == PLANNED:  # it is satisfied when its children have ended
-            needs[entry.task["id"]] += [
-                str(child["id"])
-                for child in children(entry, tasks)
-                if child.get("status") not in ENDED and child.get("id") in tasks.by_id
-            ]
-    # Peel off whatever can still come to its end; only cycles, and what waits for them, remain.
-    waiting: dict[str, list[str]] = {}
-    count = dict.fromkeys(needs, 0)
-    for task_id, needed in needs.items():
-        for name in needed:
-            if name in needs:
-                waiting.setdefault(name, []).append(task_id)
-                count[task_id] += 1
-    free = [task_id for task_id, left in count.items() if left == 0]
-    while free:
-        for task_id in waiting.get(free.pop(), []):
-            count[task_id] -= 1
-            if count[task_id] == 0:
-                free.append(task_id)
-    stuck = {task_id for task_id, left in count.items() if left > 0}
-    return {start: way for start in needs if start in stuck and (way := _way(start, needs, stuck))}
-
-
-def children(entry: Entry, tasks: Tasks) -> list[dict[str, Any]]:
-    """The tasks that name it as their parent, and its subtasks."""
-    own = entry.task["id"]
-    return [
-        each.task
-        for each in tasks.every
-        if own in (each.task.get("parent"), each.task.get("parent_task"), each.parent)
-        and each is not entry
-    ]
-
-
-def _way(start: str, needs: Mapping[str, list[str]], stuck: set[str]) -> list[str]:
-    """The shortest way from a task over its dependencies back to it; empty where there is none."""
-    came_from: dict[str, str] = {}
-    edge = [start]
-    while edge:
-        reached = []
-        for task_id in edge:
-            for name in needs[task_id]:
-                if name == start:
-                    way = [start, task_id] if task_id != start else [start]
-                    while way[-1] != start:
-                        way.append(came_from[way[-1]])
-                    return [*reversed(way[1:]), start] if len(way) > 1 else [start, start]
-                if name in stuck and name not in came_from:
-                    came_from[name] = task_id
-                    reached.append(name)
-        edge = reached
-    return []
-
-
 def _circle(way: list[str]) -> str:
     return f"waits for itself: {' -> '.join(way)}"
 
@@ -180,9 +139,6 @@ class _Judge:
             for status in rules.claims:
                 self.claimers.setdefault(status, rules)
         self.holders = {rules.holds: rules for rules in reversed(roles.values())}
-        self.moves: dict[int, Transition] = {
-            move.entry.index: move for move in moves(view.tasks, view.machine, view.now)
-        }
         self.line: dict[int, int] = {}  # index of a claimable task: how many are claimed before it
         self.wips: dict[str, Wip] = {}
         for name, rules in roles.items():
@@ -203,9 +159,6 @@ class _Judge:
             return Wait(entry, "", "id", "its id is not valid, or taken: it is left alone")
         if status in self.holders:
             return Wait(entry, self.holders[status].name, "held", self._hold(task, status))
-        if entry.index in self.moves:
-            move = self.moves[entry.index]
-            return Wait(entry, "", "moves", f"goes to {move.target} at the next look: {move.why}")
         rules = self.claimers.get(status)
         name = rules.name if rules else ""
         if (needs := self._needs(entry)) is not None and (rules or status == "blocked"):

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from daemon.errors import RolecallError
+from daemon.errors import QueueUnreadable, RolecallError
 from daemon.fleet import adding, board, waiting
 from daemon.fleet.board import Board
 from daemon.fleet.here import UsageError
 from daemon.fleet.output import Style
 from daemon.model import Outcome, Result, format_time
 from tests.queues import FileBackend
+from tests.workspace import ROOT
 
 PLAIN = Style()
 
@@ -172,9 +173,20 @@ def test_a_move_that_happens_by_itself_is_announced(backend: FileBackend) -> Non
     """A blocked task whose dependencies are satisfied does not wait for a person."""
     backend.fill(task("T1", "blocked", dependencies=["T2"]), task("T2", "done"))
     assert why(backend, "T1") == (
-        "moves",
-        "goes to ready at the next look: its dependencies are satisfied",
+        "claimable",
+        "goes to ready at the next look: its dependencies are satisfied; then claimable by builder",
     )
+
+
+def test_a_story_that_ends_by_itself_is_announced(backend: FileBackend) -> None:
+    """And what waits for it is judged as it will be then."""
+    backend.fill(
+        task("S1", "planning_complete"),
+        task("T1", "done", parent="S1"),
+        task("T2", dependencies=["S1"]),
+    )
+    assert why(backend, "S1") == ("moves", "goes to done at the next look: its children have ended")
+    assert why(backend, "T2")[0] == "claimable"
 
 
 def test_a_story_waits_for_its_children(backend: FileBackend) -> None:
@@ -342,3 +354,26 @@ def test_a_priority_is_a_number(text: str) -> None:
     """1 first."""
     with pytest.raises(UsageError, match="want a number"):
         adding.new_tasks(None, depends=None, title="x", priority=text)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "tests/data/queues").iterdir()), ids=lambda p: p.stem
+)
+def test_real_queues_are_shown_whole(backend: FileBackend, path: Path) -> None:
+    """Every task has its line and its reason; what is called claimable is what workers claim."""
+    backend.path.write_bytes(path.read_bytes())
+    if b"<<<<<<<" in path.read_bytes():
+        with pytest.raises(QueueUnreadable):
+            look(backend)
+        return
+    found = look(backend)
+    tasks = json.loads(path.read_text())["tasks"]
+    assert len(board.listing(found.standing.waits, PLAIN).splitlines()) > len(tasks)
+    for wait in found.standing.waits:
+        assert wait.kind == "ended" or wait.why
+        assert board.show(found, wait, PLAIN)
+    for role in backend.config.roles:
+        claim = backend.open().claim(role, "desk", dry_run=True)
+        ready = [w for w in found.standing.waits if (w.kind, w.role) == ("claimable", role)]
+        ids = {wait.entry.task["id"] for wait in ready}
+        assert (claim.lease.task_id in ids) if claim else not ids

@@ -25,7 +25,6 @@ class Machine:
         self.workspace = git_init(path / "shop")
         self.bin = path / "bin"
         self.program(self.bin / "my-agent")
-        self.program(path / "checkout" / ".venv" / "bin" / "python")
         self.environ = {"PATH": str(self.bin), "HOME": str(path)}
         backend = FileBackend(
             self.workspace, agent="command", command=("my-agent",), worktree=False
@@ -43,7 +42,6 @@ class Machine:
             self.environ,
             journal=str(self.path / "none"),
             mountinfo=str(self.path / "mountinfo"),
-            checkout=str(self.path / "checkout"),
         )
 
     def builder(self, **changes: object) -> Config:
@@ -165,13 +163,10 @@ def test_what_pid_files_cannot_promise_is_said(machine: Machine) -> None:
 
 
 def test_a_folder_that_is_no_repository_fails(machine: Machine) -> None:
-    """So does a missing checkout environment; each with what to type."""
+    """The hint makes it one."""
     config = machine.config._replace(workspace=str(machine.path / "bin"))
     (found,) = of(machine.look(config), "workspace")
     assert (found.state, found.hint.split(" && ")[0]) == ("fail", f"git init {machine.bin}")
-    (machine.path / "checkout" / ".venv" / "bin" / "python").unlink()
-    (found,) = of(machine.look(), "environment")
-    assert (found.state, found.hint) == ("fail", "make setup")
 
 
 def test_an_unknown_role_is_a_usage_error(machine: Machine) -> None:

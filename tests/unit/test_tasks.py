@@ -148,6 +148,14 @@ def test_an_unreadable_queue_is_refused_with_its_line(operator: Operator) -> Non
     assert operator.queue.read_text() == text
 
 
+def test_an_error_cannot_drive_a_terminal(operator: Operator) -> None:
+    """What an error quotes comes from files, and is escaped as all else is."""
+    operator.write_queue({"id": "T1", "title": "x", "status": "\x1b[2Jready"})
+    done = operator.invoke("queue.list", "--status", "2Jready")
+    assert "\\x1b[2Jready" in done.stderr
+    assert "\x1b" not in done.stderr
+
+
 def test_a_traceback_needs_debug(operator: Operator) -> None:
     """For those who mend Rolecall itself."""
     assert "Traceback" in operator.invoke("queue.show", "T9", "--debug").stderr
