@@ -7,9 +7,11 @@ from typing import Any
 
 from daemon.lifecycle import ENDED, PLANNED, Entry, Tasks, waits_for
 
+LONGEST = 8  # tasks of a ring that are named
+
 
 def cycles(tasks: Tasks) -> dict[str, list[str]]:
-    """Each task that waits for itself, with the shortest way back to it: [A, B, A]."""
+    """Each task that waits for itself, with a way back to it: [A, B, A]."""
     needs: dict[str, list[str]] = {}
     for entry in tasks.entries:
         if entry.task.get("status") not in ENDED:
@@ -21,22 +23,46 @@ def cycles(tasks: Tasks) -> dict[str, list[str]]:
                 for child in children(entry, tasks)
                 if child.get("status") not in ENDED and child.get("id") in tasks.by_id
             ]
-    # Peel off whatever can still come to its end; only cycles, and what waits for them, remain.
-    waiting: dict[str, list[str]] = {}
-    count = dict.fromkeys(needs, 0)
+    stuck = _stuck(needs, _stuck(_reversed(needs), set(needs)))
+    found: dict[str, list[str]] = {}
+    for start in needs:
+        if start in stuck and start not in found:
+            ring = _way(start, needs, stuck)
+            found |= {name: _shown(ring, place) for place, name in enumerate(ring)}
+    return found
+
+
+def _reversed(needs: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {name: [] for name in needs}
     for task_id, needed in needs.items():
         for name in needed:
-            if name in needs:
-                waiting.setdefault(name, []).append(task_id)
-                count[task_id] += 1
-    free = [task_id for task_id, left in count.items() if left == 0]
+            if name in found:
+                found[name].append(task_id)
+    return found
+
+
+def _stuck(waiting: Mapping[str, list[str]], among: set[str]) -> set[str]:
+    """What is left when all is peeled off, again and again, that nothing left points to."""
+    count = dict.fromkeys(among, 0)
+    for name in among:
+        for each in waiting[name]:
+            if each in count:
+                count[each] += 1
+    free = [name for name, left in count.items() if left == 0]
     while free:
-        for task_id in waiting.get(free.pop(), []):
-            count[task_id] -= 1
-            if count[task_id] == 0:
-                free.append(task_id)
-    stuck = {task_id for task_id, left in count.items() if left > 0}
-    return {start: way for start in needs if start in stuck and (way := _way(start, needs, stuck))}
+        for each in waiting[free.pop()]:
+            if each in count:
+                count[each] -= 1
+                if count[each] == 0:
+                    free.append(each)
+    return {name for name, left in count.items() if left > 0}
+
+
+def _shown(ring: list[str], place: int) -> list[str]:
+    """The ring from a place in it round to there again; the middle of a long one is left out."""
+    name = ring[place]
+    following = [ring[(place + step) % len(ring)] for step in range(1, min(len(ring), LONGEST))]
+    return [name, *following, *["..."] * (len(ring) > LONGEST), name]
 
 
 def children(entry: Entry, tasks: Tasks) -> list[dict[str, Any]]:
@@ -51,7 +77,7 @@ def children(entry: Entry, tasks: Tasks) -> list[dict[str, Any]]:
 
 
 def _way(start: str, needs: Mapping[str, list[str]], stuck: set[str]) -> list[str]:
-    """The shortest way from a task over its dependencies back to it; empty where there is none."""
+    """The shortest ring of tasks that starts there; empty where none comes back."""
     came_from: dict[str, str] = {}
     edge = [start]
     while edge:
@@ -59,10 +85,10 @@ def _way(start: str, needs: Mapping[str, list[str]], stuck: set[str]) -> list[st
         for task_id in edge:
             for name in needs[task_id]:
                 if name == start:
-                    way = [start, task_id] if task_id != start else [start]
-                    while way[-1] != start:
-                        way.append(came_from[way[-1]])
-                    return [*reversed(way[1:]), start] if len(way) > 1 else [start, start]
+                    ring = [task_id]
+                    while ring[-1] != start:
+                        ring.append(came_from[ring[-1]])
+                    return ring[::-1]
                 if name in stuck and name not in came_from:
                     came_from[name] = task_id
                     reached.append(name)

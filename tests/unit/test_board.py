@@ -107,7 +107,7 @@ def test_a_long_chain_of_dependencies_is_judged_without_recursion(backend: FileB
     backend.fill(*chain, task("T3000", dependencies=["T0"]))
     kind, text = why(backend, "T0")
     assert kind == "cycle"
-    assert text.endswith("T3000 -> T0")
+    assert text.endswith("T6 -> T7 -> ... -> T0")
 
 
 def test_beyond_the_wip_limit_a_task_waits_for_its_turn(backend: FileBackend) -> None:
