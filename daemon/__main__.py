@@ -85,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
     executor.become_subreaper()
     config = load(args)
     host = socket.gethostname()
-    roles = [args.role] if args.role else list(config.run or config.roles)
+    run_here = config.run or tuple(config.roles)
+    roles = [args.role] if args.role else [name for name in config.roles if name in run_here]
 
     def owner(role: str) -> str:
         return args.owner or f"{host}:{role}"

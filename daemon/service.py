@@ -40,6 +40,11 @@ class Notifier:
             self._status = text
             self.send("STATUS=" + text.replace("\n", " "))
 
+    def alive(self) -> None:
+        """Give a sign of life, where one is wanted."""
+        if self.watchdog is not None:
+            self.send("WATCHDOG=1")
+
 
 class PidFile:
     """A pid and, on the second line, the start time in ticks that makes it trustworthy."""

@@ -46,7 +46,8 @@ class Watch:
 
     def __init__(self, queue_file: str, leases: str) -> None:
         self.fd = -1
-        self._folders = {os.path.dirname(queue_file): os.path.basename(queue_file), leases: ".json"}
+        folder, name = os.path.split(os.path.realpath(queue_file))
+        self._folders = {folder: name, leases: ".json"}
         self._watched: dict[int, str] = {}
         self._inotify: Any = None
         try:

@@ -171,6 +171,7 @@ class Worker:
                     until = max(0.0, later - time.time())
                     self.look_at = min(self.look_at, time.monotonic() + until)
             self.follow()
+            self.watch.renew()  # the first claim makes the leases' folder
         except (OSError, RolecallError) as error:
             text = str(error).replace("\n", "; ")
             self.log.once("queue", text, "error")
@@ -365,6 +366,7 @@ class Worker:
             self.reap()
             if not self.held():
                 return
+            self.notifier.alive()
             wait([self.watch.fd, *self.children], 0.5)
             self.watch.changed()
         for lease in self.held():
@@ -393,7 +395,7 @@ class Worker:
     def sleep(self) -> None:
         """Until something happens, a time comes, or the supervisor wants a sign of life."""
         now = time.monotonic()
-        self.notifier.send("WATCHDOG=1") if self.notifier.watchdog else None
+        self.notifier.alive()
         times = [self.notifier.watchdog, *([self.stop_at - now] if self.stop_at else [])]
         if self.stop_at is None and not (self.mode.once or self.mode.drain):
             times.append(self.look_at - now)

@@ -38,6 +38,17 @@ def test_a_rename_over_the_queue_wakes(folders: tuple[Path, Path]) -> None:
     watch.close()
 
 
+def test_a_linked_queue_wakes_too(folders: tuple[Path, Path]) -> None:
+    """The file behind the link is what changes."""
+    queue, leases = folders
+    link = leases / "linked.json"
+    link.symlink_to(queue)
+    watch = Watch(str(link), str(leases))
+    queue.write_text("{ }")
+    assert watch.changed()
+    watch.close()
+
+
 def test_a_lease_wakes_when_it_goes_but_not_when_it_beats(folders: tuple[Path, Path]) -> None:
     """Every heartbeat would otherwise wake every worker."""
     queue, leases = folders
