@@ -195,3 +195,28 @@ def test_doctor_fails_where_something_is_missing(operator: Operator) -> None:
     assert done.returncode == 1
     assert {each["check"] for each in findings if each["state"] == "fail"} == {"agent"}
     assert "there is no agent" in operator.invoke("doctor").stdout
+
+
+def test_workers_are_installed_started_and_stopped(tmp_path: Path) -> None:
+    """The life of a fleet of one worker: each command says what it did, in one line a thing."""
+    operator = Operator(tmp_path, run=["builder"], workspace=str(tmp_path / "shop"))
+    operator.init()
+    assert operator.invoke("agents.status").returncode == 3
+    would = operator.invoke("install", "--check", "--diff")
+    assert "would create ~/.config/rolecall/agent.yml" in would.stdout
+    assert "\n+" in would.stdout
+    assert operator.invoke("install").stdout == "localhost: created ~/.config/rolecall/agent.yml\n"
+    assert operator.invoke("install").stdout == "localhost: nothing to do\n"
+    try:
+        assert operator.invoke("agents.start").stdout == "localhost: builder: started\n"
+        status = operator.invoke("agents.status", "--json")
+        assert status.returncode == 0
+        assert [row["state"] for row in json.loads(status.stdout)] == ["running"]
+        assert "builder started" in operator.invoke("agents.logs").stdout
+        assert operator.invoke("agents.restart").returncode == 0
+    finally:
+        stopped = operator.invoke("agents.stop")
+    assert stopped.stdout == "localhost: builder: stopped\n"
+    assert operator.invoke("uninstall").stdout == (
+        "localhost: removed ~/.config/rolecall/agent.yml\n"
+    )
