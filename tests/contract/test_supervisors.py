@@ -1,0 +1,251 @@
+"""What every supervisor does, by effect: one suite for systemd and for pid files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.fleet import LONG_AGENT, Fleet, Shell, build, local
+from tests.system.conftest import Machine, testbed
+from tests.workspace import wait_for
+
+__all__ = ["testbed"]  # pytest finds a fixture by its name here
+
+BUILDER = {"builder": {"script": LONG_AGENT}}
+TWO = {"builder": {"script": "cat >/dev/null"}, "tester": {"script": "cat >/dev/null"}}
+
+
+@pytest.fixture(scope="module", params=["pidfile", "systemd"])
+def supervisor(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="module")
+def shell(supervisor: str, request: pytest.FixtureRequest) -> Iterator[Shell]:
+    """Pid files need no root and no machine; systemd is a machine of the test bed."""
+    if supervisor == "pidfile":
+        yield local
+        return
+    make: Callable[[str], Machine] = request.getfixturevalue("testbed")
+    machine = make(f"supervisors-{os.getpid()}")
+    machine.up()
+
+    yield lambda script: machine.run("sh", "-c", script, check=False)
+    machine._testbed("down", machine.name)
+
+
+@pytest.fixture
+def fleet(shell: Shell, supervisor: str) -> Iterator[Fleet]:
+    made = Fleet(shell, supervisor)
+    yield made
+    done = made.invoke("uninstall")
+    made.sh(f"rm -rf {made.workspace} {made.inventory}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_installing_twice_changes_nothing_the_second_time(fleet: Fleet) -> None:
+    """Neither a byte, nor a time, nor an inode; and it says so."""
+    fleet.configure(TWO)
+    assert "created" in fleet.do("install")
+    before = fleet.files()
+    assert fleet.do("install") == "localhost: nothing to do\n"
+    assert fleet.files() == before
+
+
+def test_a_check_says_what_would_change_and_changes_nothing(fleet: Fleet) -> None:
+    """``--check --diff`` shows the files; afterwards there is none."""
+    fleet.configure(TWO)
+    before = fleet.files()
+    said = fleet.do("install", "--check", "--diff")
+    assert "would create" in said
+    assert '+  "workspace"' in said
+    assert fleet.files() == before
+
+
+def test_a_changed_role_is_one_changed_file_and_its_diff(fleet: Fleet) -> None:
+    """A longer timeout of the builder is seen in the diff, and only there."""
+    fleet.configure(TWO)
+    fleet.do("install")
+    fleet.configure({**TWO, "builder": {**TWO["builder"], "timeout": 77}})
+    said = fleet.do("install", "--diff").splitlines()
+    assert [line for line in said if line.startswith(("+ ", "- "))] == [
+        '-      "timeout": 20.0,',
+        '+      "timeout": 77.0,',
+    ]
+    assert sum(" changed " in line for line in said) == 1
+
+
+def test_uninstalling_leaves_nothing(fleet: Fleet) -> None:
+    """The home holds what it held before, though the workers ran."""
+    fleet.configure(TWO)
+    before = fleet.files().split(" ")[0::3]
+    fleet.do("install")
+    fleet.do("agents.start")
+    assert "removed" in fleet.do("uninstall")
+    assert fleet.files().split(" ")[0::3] == before
+    assert {row["state"] for row in fleet.rows().values()} == {"not installed"}
+    assert fleet.do("uninstall") == "localhost: nothing to do\n"
+
+
+def test_what_is_not_installed_does_not_start(fleet: Fleet) -> None:
+    """It says what to type instead."""
+    fleet.configure(TWO)
+    done = fleet.invoke("agents.start")
+    assert done.returncode == 1
+    assert "builder: not installed\n  invoke install\n" in done.stdout
+
+
+def test_started_workers_run_and_work(fleet: Fleet) -> None:
+    """Status is 0 and running; a task that is there, and one that comes, are worked on."""
+    fleet.configure(TWO)
+    fleet.write_queue(build("T1"))
+    fleet.do("install")
+    assert fleet.invoke("agents.status").returncode == 3
+    assert fleet.do("agents.start") == "localhost: builder: started\nlocalhost: tester: started\n"
+    assert fleet.invoke("agents.status").returncode == 0
+    rows = fleet.rows()
+    assert [row["state"] for row in rows.values()] == ["running", "running"]
+    assert all(fleet.alive(row["pid"]) for row in rows.values())
+    fleet.wait_status("ready_for_integrator", "T1")
+    fleet.write_queue(build("T2"))
+    fleet.wait_status("ready_for_integrator", "T2")
+    assert "already running" in fleet.do("agents.start")
+    assert {role: row["pid"] for role, row in fleet.rows().items()} == {
+        role: row["pid"] for role, row in rows.items()
+    }
+
+
+def test_one_role_is_started_and_stopped_alone(fleet: Fleet) -> None:
+    """The other one is left as it is."""
+    fleet.configure(TWO)
+    fleet.do("install")
+    fleet.do("agents.start", "--role", "tester")
+    assert [row["state"] for row in fleet.rows().values()] == ["stopped", "running"]
+    fleet.do("agents.start")
+    fleet.do("agents.stop", "--role", "tester")
+    assert [row["state"] for row in fleet.rows().values()] == ["running", "stopped"]
+
+
+def test_stopping_releases_what_does_not_end_in_time(fleet: Fleet) -> None:
+    """After the stop budget the agent is ended, its task goes back, no process is left."""
+    fleet.configure({"builder": {"script": LONG_AGENT, "stop_budget": 0.5}})
+    fleet.write_queue(build())
+    fleet.do("install")
+    fleet.do("agents.start")
+    agent = fleet.agent()
+    assert fleet.rows()["builder"]["working_on"][0]["task_id"] == "T1"
+    assert fleet.do("agents.stop") == "localhost: builder: stopped\n"
+    assert not fleet.alive(agent)
+    assert fleet.task()["status"] == "ready"
+    assert fleet.lease() is None
+    assert "not running" in fleet.do("agents.stop")
+
+
+def test_a_restart_hands_the_attempt_over(fleet: Fleet) -> None:
+    """Another worker, the same agent, and the new worker counts it as its own."""
+    fleet.configure({"builder": {"script": LONG_AGENT, "stop_budget": 0.5}})
+    fleet.write_queue(build())
+    fleet.do("install")
+    fleet.do("agents.start")
+    agent, worker = fleet.agent(), fleet.rows()["builder"]["pid"]
+    assert fleet.do("agents.restart") == "localhost: builder: restarted\n"
+    row = fleet.rows()["builder"]
+    assert row["pid"] != worker
+    assert row["state"] == "running"
+    assert [each["task_id"] for each in row["working_on"]] == ["T1"]
+    assert fleet.alive(agent)
+    fleet.do("agents.stop")
+    assert not fleet.alive(agent)
+
+
+def test_an_attempt_outlives_the_death_of_its_worker(fleet: Fleet, supervisor: str) -> None:
+    """Kill -9 of the worker: its agent works on, and the next worker stops it in its turn."""
+    fleet.configure({"builder": {"script": LONG_AGENT, "stop_budget": 0.5}})
+    fleet.write_queue(build())
+    fleet.do("install")
+    fleet.do("agents.start")
+    agent, worker = fleet.agent(), fleet.rows()["builder"]["pid"]
+    fleet.sh(f"kill -9 {worker}")
+    wait_for(lambda: not fleet.alive(worker), "the worker is dead")
+    if supervisor == "pidfile":
+        assert fleet.rows()["builder"]["state"] == "failed"
+        fleet.do("agents.start")
+    wait_for(lambda: fleet.rows()["builder"]["state"] == "running", "another worker")
+    assert fleet.alive(agent)
+    assert fleet.rows()["builder"]["working_on"][0]["task_id"] == "T1"
+    fleet.do("agents.stop")
+    assert not fleet.alive(agent)
+    assert fleet.task()["status"] == "ready"
+
+
+def test_a_stop_ends_attempts_whose_worker_is_dead(fleet: Fleet, supervisor: str) -> None:
+    """Nobody else would: the worker that drains is gone."""
+    fleet.configure(BUILDER)
+    fleet.write_queue(build())
+    fleet.do("install")
+    fleet.do("agents.start")
+    agent = fleet.agent()
+    if supervisor == "pidfile":
+        fleet.sh(f"kill -9 {fleet.rows()['builder']['pid']}")
+    else:
+        fleet.sh(
+            "systemctl --user kill --signal=KILL agent-builder && systemctl --user stop agent-builder"
+        )
+    assert fleet.alive(agent)
+    assert "T1 had no worker" in fleet.do("agents.stop")
+    assert not fleet.alive(agent)
+    wait_for(lambda: fleet.task()["status"] == "ready", "the task is released")
+
+
+def test_a_worker_that_cannot_start_is_told_with_its_reason(fleet: Fleet) -> None:
+    """A secret that others can read: exit status 78, its words, and no second try."""
+    fleet.write("work.env", "TOKEN=123456\n")
+    fleet.sh("chmod 644 work.env")
+    fleet.configure({"builder": {"script": "true", "env_file": "~/work.env"}})
+    fleet.do("install")
+    done = fleet.invoke("agents.start")
+    assert done.returncode == 1
+    assert "builder: not started" in done.stdout
+    assert "work.env" in done.stdout
+    assert "78" in done.stdout
+    assert fleet.invoke("agents.status").returncode == 3
+    fleet.sh("rm work.env")
+
+
+def test_logs_tell_what_happened(fleet: Fleet) -> None:
+    """The move of a task is in the logs of its role."""
+    fleet.configure(TWO)
+    fleet.write_queue(build())
+    fleet.do("install")
+    fleet.do("agents.start")
+    fleet.wait_status("ready_for_integrator")
+    wait_for(lambda: "in_progress -> awaiting_test" in fleet.do("agents.logs"), "the move")
+    assert "in_progress" not in fleet.do("agents.logs", "--role", "tester")
+
+
+def test_a_prefix_of_another_workspace_is_refused(fleet: Fleet, shell: Shell) -> None:
+    """Nothing of the other's is overwritten; with a prefix of its own it lives beside it."""
+    fleet.configure(TWO)
+    fleet.do("install")
+    other = Fleet(shell, fleet.supervisor, "other")
+    other.configure(TWO)
+    before = fleet.files()
+    done = other.invoke("install")
+    assert done.returncode == 1
+    assert 'unit_prefix "agent" is used by another workspace' in done.stderr
+    assert other.invoke("uninstall").returncode == 1
+    assert [line for line in fleet.files().splitlines() if "other" not in line] == [
+        line for line in before.splitlines() if "other" not in line
+    ]
+    other.configure(TWO, unit_prefix="second")
+    other.do("install")
+    other.do("agents.start")
+    assert {row["state"] for row in fleet.rows().values()} == {"stopped"}
+    fleet.do("agents.start")
+    assert {row["state"] for row in other.rows().values()} == {"running"}
+    other.do("uninstall")
+    assert {row["state"] for row in fleet.rows().values()} == {"running"}
+    other.sh("rm -rf other other.inventory")
