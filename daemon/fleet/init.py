@@ -48,6 +48,11 @@ def init(
         steps.append(set_workspace(entry, top))
     config = here.fleet(folder, limit).config()
     if workspace is None:
+        if os.path.realpath(config.workspace) == os.path.realpath(CHECKOUT):
+            raise here.UsageError(
+                "the inventory names no repository yet, but Rolecall's own checkout",
+                hint="invoke init --workspace DIR",
+            )
         repository(config.workspace)
     elif os.path.realpath(config.workspace) != os.path.realpath(top):
         raise RolecallError(f"the inventory still says workspace: {config.workspace}", where=folder)
