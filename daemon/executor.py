@@ -141,7 +141,13 @@ def kill_tree(
     left = tree.Tree(
         marker, known=known, roots=roots, sessions=lease.sessions if is_ours else (), seen=seen
     )
-    tree.end(left.find, time.sleep, grace)
+
+    def pause(seconds: float) -> None:
+        time.sleep(seconds)
+        if known is not None:
+            tree.reap(known)
+
+    tree.end(left.find, pause, grace)
 
 
 def terminate(lease: Lease) -> bool:
@@ -246,9 +252,7 @@ class _Program:
     def reap(self) -> None:
         """Collect orphans of the tree that have ended; they came to us, for we are a subreaper."""
         self.reap_at = time.monotonic() + REAPING
-        for pid in tree.children(os.getpid()):
-            if pid != self.pid and pid not in self.known:
-                os.waitpid(pid, os.WNOHANG)
+        tree.reap(self.known if self.status is not None else {*self.known, self.pid})
 
     def read(self, fd: int) -> bool:
         """Take what a pipe holds, a chunk at most; whether there was anything."""

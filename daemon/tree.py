@@ -116,12 +116,17 @@ class Tree(NamedTuple):
     seen: int = 0
 
     def find(self) -> list[Stat]:
-        """All of it that runs now, the calling process never included."""
+        """All of it that runs now, the calling process never included.
+
+        A chain of forks can run ahead of every look at /proc, but not without leaving us a zombie
+        at each step: as long as there are any of those, they are what is found.
+        """
         me = os.getpid()
         if self.known is not None:  # what is below us is found quickly: a fork bomb is in a hurry
-            near = _descend(pid for pid in children(me) if pid not in self.known)
+            near = _strays(self.known)
             if near:
-                return near
+                zombies = [found for pid in near if (found := process.stat(pid))]
+                return _descend(reversed(near)) or zombies
         everything = [each for each in process.every() if each.pid != me]
         sessions = self._sessions(everything)
         roots = {
@@ -146,6 +151,12 @@ class Tree(NamedTuple):
             for session in set(self.sessions) & old - {os.getsid(0)}
             if not any(e.pid == session and e.started > self.seen for e in everything)
         }
+
+
+def reap(known: Collection[int]) -> None:
+    """Collect our children that have ended, but for the known ones."""
+    for pid in _strays(known):
+        os.waitpid(pid, os.WNOHANG)
 
 
 def end(find: Callable[[], list[Stat]], pause: Callable[[float], None], grace: float) -> int:
@@ -206,12 +217,16 @@ def outlived(left: list[Stat]) -> RolecallError:
     )
 
 
+def _strays(known: Collection[int]) -> list[int]:
+    return [pid for pid in children(os.getpid()) if pid not in known]
+
+
 def _descend(roots: Iterable[int]) -> list[Stat]:
     """The processes with these pids and what is below them, as far as it runs."""
     me, seen, found = os.getpid(), set[int](), list[Stat]()
     todo = list(roots)
     while todo:
-        pid = todo.pop()
+        pid = todo.pop(0)
         each = process.stat(pid) if pid not in seen and pid != me else None
         seen.add(pid)
         if each is not None:

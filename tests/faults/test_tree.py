@@ -199,11 +199,12 @@ def test_a_pid_that_was_given_out_again_harms_nobody(nursery: Nursery) -> None:
 @pytest.mark.parametrize("field", ["machine_id", "boot_id"])
 def test_an_attempt_of_elsewhere_or_before_is_not_looked_for(nursery: Nursery, field: str) -> None:
     """Another host's processes are not here; another boot's are gone."""
+    far: dict[str, object] = {field: "0" * 32}
     pid = nursery.start("sleep", "100")
     nursery.until(lambda: executor.marked(nursery.marker) == [pid])
-    lease = nursery.lease(pid)
-    executor.kill_tree(lease._replace(**{field: "0" * 32}), nursery.marker)
-    assert not executor.terminate(lease._replace(**{field: "0" * 32}))
+    lease = nursery.lease(pid, **far)
+    executor.kill_tree(lease, nursery.marker)
+    assert not executor.terminate(lease)
     assert running(pid)
 
 
