@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from daemon import executor, process
+from daemon import executor, process, tree
 from daemon.errors import LeaseLost, RolecallError
 from daemon.executor import Ended, Run
 
@@ -48,6 +48,7 @@ class Bench:
         self.folder = folder
         self.marker = f"ROLECALL_RESULT_FILE={folder}/result.json"
         self.stop = Asked()
+        self.before = tree.children(os.getpid())
         self.ticks = 0
         self.on_tick: Callable[[], float] = lambda: 0.02
 
@@ -91,6 +92,10 @@ class Bench:
 
         self.on_tick = look
 
+    def left(self) -> list[int]:
+        """The children that we have now and had not before, ended ones included."""
+        return [pid for pid in tree.children(os.getpid()) if pid not in self.before]
+
     def out(self) -> bytes:
         """What the agent printed."""
         return (self.folder / "out").read_bytes()
@@ -113,7 +118,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     yield bench
     bench.stop.close()
     assert executor.marked(bench.marker) == []
-    assert not process.has_children()
+    assert bench.left() == []
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
@@ -353,7 +358,7 @@ def test_what_an_agent_leaves_running_dies(bench: Bench, script: str) -> None:
     """Nothing is left below us, though all of them hold the output pipes open."""
     ended = bench.sh(f"{script}\nsleep 0.1; exit 6", kill_grace=0.3)
     assert ended[:2] == (6, "exited")
-    assert not process.has_children()
+    assert bench.left() == []
 
 
 @pytest.mark.parametrize("script", LEFT.values(), ids=LEFT)
@@ -361,7 +366,7 @@ def test_the_whole_tree_dies_at_a_timeout(bench: Bench, script: str) -> None:
     """The same, where the agent itself goes on."""
     ended = bench.sh(f"{script}\nexec sleep 100", seconds=0.3, kill_grace=0.3)
     assert ended.why == "timeout"
-    assert not process.has_children()
+    assert bench.left() == []
 
 
 def test_what_is_left_may_clean_up(bench: Bench) -> None:
@@ -411,7 +416,7 @@ def test_forking_without_end_loses(bench: Bench, step: str) -> None:
     began = time.monotonic()
     bench.python(script, kill_grace=0.05)
     assert time.monotonic() - began < 15
-    assert not process.has_children()
+    assert bench.left() == []
 
 
 def test_orphans_that_end_are_collected_while_it_runs(bench: Bench) -> None:
