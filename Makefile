@@ -34,7 +34,7 @@ demo: setup
 	@$(BIN)/python docs/demo/sprint.py
 
 bench: setup
-	@$(BIN)/python tests/bench.py
+	@$(BIN)/python -m tests.bench
 
 # After a change of the dependencies in pyproject.toml; needs pip-tools.
 lock:
