@@ -188,7 +188,7 @@ class Worker:
         for stale in self.queue.stale():
             run_dir = os.path.join(self.config.paths.runs, stale.task_id, str(stale.lease.token))
             try:
-                executor.kill_tree(stale.lease, launch.marker(run_dir))
+                executor.kill_tree(stale.lease, launch.marker(run_dir), known=self.child_pids())
                 self.told(self.queue.recover(stale))
             except QueueUnreadable:
                 raise
@@ -266,12 +266,16 @@ class Worker:
 
     def reap_strays(self) -> None:
         """Orphans of dead attempts come to us, for we are a subreaper: collect the ended ones."""
-        ours = {child.pid for child in self.children.values()}
+        ours = self.child_pids()
         if not process.has_children():
             return
         for found in process.every():
             if found.parent == self.me.pid and found.state == "Z" and found.pid not in ours:
                 os.waitpid(found.pid, os.WNOHANG)
+
+    def child_pids(self) -> list[int]:
+        """The attempts that we started; any other child is an orphan of an attempt that died."""
+        return [child.pid for child in self.children.values()]
 
     def settle_for(self, child: launch.Child, code: int) -> None:
         """An attempt that ended has settled, unless it was killed or never began."""
@@ -372,7 +376,7 @@ class Worker:
         for lease in self.held():
             run_dir = os.path.join(self.config.paths.runs, lease.task_id, str(lease.token))
             try:
-                executor.kill_tree(lease, launch.marker(run_dir))
+                executor.kill_tree(lease, launch.marker(run_dir), known=self.child_pids())
                 self.told(self.queue.settle(lease, Result(Outcome.RELEASED, "stopped, killed")))
             except (OSError, RolecallError) as error:
                 self.log.say(f"{lease.task_id}: {error}", "error")
