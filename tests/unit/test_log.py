@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from pytest_mock import MockerFixture
 
 from daemon import log
 from daemon.log import Log
@@ -31,6 +32,13 @@ def test_a_move_is_a_line_and_a_json_object(
         "owner": "h:builder",
     }
     assert expected.items() <= event.items()
+
+
+def test_a_line_begins_with_the_time_in_utc(tmp_path: Path, mocker: MockerFixture) -> None:
+    """RFC 3339 to the millisecond, wherever the machine stands."""
+    mocker.patch("time.time", return_value=1_800_000_000.25)
+    Log(str(tmp_path), "builder", "h").say("started")
+    assert (tmp_path / "builder.log").read_text() == "2027-01-15T08:00:00.250Z builder started\n"
 
 
 def test_json_on_stderr_where_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
