@@ -29,7 +29,6 @@ HARDENING = (
     "ProtectHome=read-only",
     "PrivateTmp=yes",
     "PrivateDevices=yes",
-    "PrivateIPC=yes",
     "ProtectKernelTunables=yes",
     "ProtectKernelModules=yes",
     "ProtectKernelLogs=yes",
@@ -45,6 +44,7 @@ HARDENING = (
 # Agents build, test and debug: they may open sockets, trace their own processes, map code they
 # just wrote (node) and make namespaces (browsers); what only an administrator needs is closed.
 ATTEMPT = (
+    "PrivateIPC=yes",
     "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK",
     "SystemCallFilter=~@clock @cpu-emulation @module @obsolete @raw-io @reboot @swap",
     "SystemCallErrorNumber=EPERM",

@@ -110,7 +110,7 @@ class Fleet:
     def agent(self) -> int:
         """The pid of a running LONG_AGENT; waits for it."""
         path = f"{self.workspace}/agent.pid"
-        return int(wait_for(lambda: self.shell(f"cat {path}").stdout.strip(), path))
+        return int(wait_for(lambda: self.shell(f"cat {path}").stdout, path))
 
     def alive(self, pid: int) -> bool:
         return self.shell(f"grep -q '^State:.[^ZX]' /proc/{pid}/status").returncode == 0

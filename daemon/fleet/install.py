@@ -40,12 +40,11 @@ class Installed(NamedTuple):
     error: RolecallError | None = None
 
 
-class Plan(NamedTuple):
-    """The differences between what a host has and what it should have."""
+class Difference(NamedTuple):
+    """Between the files that a host has and those it should have."""
 
     write: dict[str, str]  # path to text: files to create or change
     remove: tuple[str, ...]
-    actions: tuple[str, ...]
     changes: tuple[Change, ...]
 
 
@@ -73,59 +72,52 @@ def _on(inventory: Inventory, host: Host, do: Doing) -> Installed:
         return Installed(host.name, name, error=error)
 
 
-def plan(connection: Local, config: Config, found: Supervisor) -> Plan:
-    """What install has to do. Raises RolecallError where the prefix is another workspace's."""
+def compare(connection: Local, config: Config, found: Supervisor) -> Difference:
+    """What differs. Raises RolecallError where the prefix is another workspace's."""
     path = units.config_file(connection.home, config.unit_prefix)
     wanted = {path: _config_text(config), **found.files()}
-    present = found.installed()
-    text = connection.read(path)
-    if text is not None:
-        present[path] = text
+    present = _present(connection, found, path)
     _refuse_foreign(config, {each: present[each] for each in wanted if each in present})
     write = {each: text for each, text in wanted.items() if present.get(each) != text}
     if path not in write and connection.mode(path) != CONFIG_MODE:
         write[path] = wanted[path]
     remove = tuple(each for each in present if each not in wanted)
-    changed = [*remove, *(each for each in write if each != path)]
-    actions = found.missing(changed)
-    if found.name == SYSTEMD and not linger.state(connection):
-        actions.append(f"enable lingering of {connection.user}")
     changes = [_change(connection, each, present.get(each), new) for each, new in write.items()]
-    changes += [_removal(connection, each) for each in remove]
-    changes += [Change(connection.name, "", "action", each) for each in actions]
-    return Plan(write, remove, tuple(actions), tuple(changes))
+    changes += [Change(connection.name, each, "remove") for each in remove]
+    return Difference(write, remove, tuple(changes))
 
 
 def _install(connection: Local, config: Config, found: Supervisor, *, check: bool) -> Installed:
-    todo = plan(connection, config, found)
-    done = Installed(connection.name, found.name, todo.changes)
-    if check or not (todo.write or todo.remove or todo.actions):
-        return done
     path = units.config_file(connection.home, config.unit_prefix)
-    found.forget(todo.remove)
-    for each, text in todo.write.items():
-        connection.write(each, text, CONFIG_MODE if each == path else UNIT_MODE)
-    for each in todo.remove:
-        connection.remove(each)
-    found.reload([*todo.remove, *(each for each in todo.write if each != path)])
-    found.enable()
-    if found.name != SYSTEMD or linger.state(connection):
+    differs = compare(connection, config, found)
+    units_changed = [*differs.remove, *(each for each in differs.write if each != path)]
+    actions, notes = [], []
+    if found.name == SYSTEMD and not linger.state(connection):
+        # First, for it also starts a user manager where there is none yet.
+        note = "" if check else linger.enable(connection)
+        notes += [note] if note else []
+        actions += [] if note else [f"enable lingering of {connection.user}"]
+        if not (check or note):
+            connection.write(_record(connection), "invoke install did it\n", CONFIG_MODE)
+    actions += found.missing(units_changed)
+    changes = [*differs.changes]
+    changes += [Change(connection.name, "", "action", each) for each in actions]
+    done = Installed(connection.name, found.name, tuple(changes), tuple(notes))
+    if check or not changes:
         return done
-    note = linger.enable(connection)
-    if note:
-        refused = [each for each in todo.changes if not each.text.startswith("enable lingering")]
-        return done._replace(changes=tuple(refused), notes=(note,))
-    connection.write(_record(connection), "invoke install has turned lingering on\n", CONFIG_MODE)
+    found.forget(differs.remove)
+    for each, text in differs.write.items():
+        connection.write(each, text, CONFIG_MODE if each == path else UNIT_MODE)
+    for each in differs.remove:
+        connection.remove(each)
+    found.refresh(units_changed)
     return done
 
 
 def _uninstall(connection: Local, config: Config, found: Supervisor, *, check: bool) -> Installed:
     name = connection.name
     path = units.config_file(connection.home, config.unit_prefix)
-    present = found.installed()
-    text = connection.read(path)
-    if text is not None:
-        present[path] = text
+    present = _present(connection, found, path)
     _refuse_foreign(config, present)
     others = [
         each
@@ -134,7 +126,7 @@ def _uninstall(connection: Local, config: Config, found: Supervisor, *, check: b
     ]
     record = _record(connection)
     dark = connection.exists(record) and not others
-    changes = [_removal(connection, each) for each in present]
+    changes = [Change(name, each, "remove") for each in present]
     if dark:
         changes.append(Change(name, "", "action", f"disable lingering of {connection.user}"))
     if check or not (present or dark):
@@ -148,12 +140,19 @@ def _uninstall(connection: Local, config: Config, found: Supervisor, *, check: b
     found.forget(unit_files)
     for each in present:
         connection.remove(each)
-    found.reload(unit_files)
+    if unit_files:
+        found.refresh(unit_files, enable=False)
     if dark:
         note = linger.disable(connection)
         notes += [note] if note else []
         connection.remove(record)
     return Installed(name, found.name, tuple(changes), tuple(notes))
+
+
+def _present(connection: Local, found: Supervisor, path: str) -> dict[str, str]:
+    present = found.installed()
+    text = connection.read(path)
+    return present if text is None else {**present, path: text}
 
 
 def _config_text(config: Config) -> str:
@@ -197,7 +196,3 @@ def _change(connection: Local, path: str, old: str | None, new: str) -> Change:
     return Change(
         name, path, "change", diff="".join(difflib.unified_diff(before, after, path, path))
     )
-
-
-def _removal(connection: Local, path: str) -> Change:
-    return Change(connection.name, path, "remove")

@@ -56,11 +56,8 @@ class PidFiles:
     def forget(self, removed: Sequence[str]) -> None:
         """Nothing to forget."""
 
-    def reload(self, changed: Sequence[str]) -> None:
-        """Nothing to read."""
-
-    def enable(self) -> None:
-        """Nothing starts pid-file workers at boot."""
+    def refresh(self, changed: Sequence[str], *, enable: bool = True) -> None:
+        """Nothing to read, and nothing that starts pid-file workers at boot."""
 
     # --- workers ---------------------------------------------------------------------------
 

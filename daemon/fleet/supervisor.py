@@ -50,19 +50,15 @@ class Supervisor(Protocol):
         ...
 
     def missing(self, changed: Sequence[str]) -> list[str]:
-        """What it would have to be told (words for a person) once those paths have changed."""
+        """What is to be done (words for a person) beside changing these files."""
         ...
 
     def forget(self, removed: Sequence[str]) -> None:
-        """Stop and disable what these paths define, before they are removed."""
+        """Stop and disable what these files define, before they are removed."""
         ...
 
-    def reload(self, changed: Sequence[str]) -> None:
-        """Read again what these paths define, if there are any."""
-        ...
-
-    def enable(self) -> None:
-        """Make the workers start at boot, where the supervisor can."""
+    def refresh(self, changed: Sequence[str], *, enable: bool = True) -> None:
+        """Read changed files again; have the workers start at boot, where it can."""
         ...
 
     def states(self, roles: Sequence[str]) -> dict[str, State]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from daemon.config import Config
 from daemon.errors import EXIT_CONFIG
-from daemon.fleet import units
+from daemon.fleet import linger, units
 from daemon.fleet.connection import Local, Ran, Unreachable
 from daemon.fleet.supervisor import SYSTEMD, State, Told
 from daemon.fleet.units import service, stop_seconds
@@ -26,6 +26,7 @@ STATES = {
 }
 START_SECONDS = 90  # above TimeoutStartSec
 HAND_OVER_SECONDS = 15
+REACH_SECONDS = 10
 MARGIN = 15
 POLL = 0.05
 LOG_LINES = 10
@@ -72,7 +73,8 @@ class Systemd:
 
     def missing(self, changed: Sequence[str]) -> list[str]:
         """Which units are to be enabled, and whether the manager has to read them again."""
-        reload = ["reload the user manager"] if changed else []
+        self._reach()
+        reload = ["reload the user manager"] if changed or self._outdated() else []
         return reload + [f"enable {name}" for name in self._disabled()]
 
     def forget(self, removed: Sequence[str]) -> None:
@@ -84,16 +86,20 @@ class Systemd:
             self._systemctl("disable", "--quiet", *names, check=True)
             self._systemctl("reset-failed", *names)
 
-    def reload(self, changed: Sequence[str]) -> None:
-        """Let the manager read its unit files again, if any of them has changed."""
-        if changed:
+    def refresh(self, changed: Sequence[str], *, enable: bool = True) -> None:
+        """Let the manager read units that have changed; enable those that are not."""
+        if changed or self._outdated():
             self._systemctl("daemon-reload", check=True)
-
-    def enable(self) -> None:
-        """Enable the units that are not."""
-        disabled = self._disabled()
+        disabled = self._disabled() if enable else []
         if disabled:
             self._systemctl("enable", "--quiet", *disabled, check=True)
+
+    def _outdated(self) -> bool:
+        """Whether any unit of the prefix is not what its file says now."""
+        names = [service(self.prefix, role) for role in self.config.run]
+        names += [units.target(self.prefix), units.slice_(self.prefix)]
+        said = self._systemctl("show", "--property=NeedDaemonReload", "--value", "--", *names)
+        return "yes" in said.out.split()
 
     def _disabled(self) -> list[str]:
         # The links that `enable` makes: asking the manager would cost more than looking.
@@ -196,6 +202,14 @@ class Systemd:
         return self.connection.lines(argv)
 
     # --- the manager -----------------------------------------------------------------------
+
+    def _reach(self) -> None:
+        """Wait for a manager that has just been asked for; raises where there is none."""
+        until = time.monotonic() + REACH_SECONDS
+        while problem := manager_problem(self.connection):
+            if time.monotonic() >= until or not linger.state(self.connection):
+                raise problem
+            time.sleep(POLL)
 
     def _all(self, roles: Sequence[str]) -> bool:
         return set(roles) >= set(self.config.run)

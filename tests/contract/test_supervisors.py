@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from daemon import process
 from tests.fleet import LONG_AGENT, Fleet, Shell, build, local
 from tests.system.conftest import Machine, testbed
 from tests.workspace import wait_for
@@ -191,9 +193,8 @@ def test_a_stop_ends_attempts_whose_worker_is_dead(fleet: Fleet, supervisor: str
     if supervisor == "pidfile":
         fleet.sh(f"kill -9 {fleet.rows()['builder']['pid']}")
     else:
-        fleet.sh(
-            "systemctl --user kill --signal=KILL agent-builder && systemctl --user stop agent-builder"
-        )
+        fleet.sh("systemctl --user kill --signal=KILL agent-builder")
+        fleet.sh("systemctl --user stop agent-builder")
     assert fleet.alive(agent)
     assert "T1 had no worker" in fleet.do("agents.stop")
     assert not fleet.alive(agent)
@@ -249,3 +250,31 @@ def test_a_prefix_of_another_workspace_is_refused(fleet: Fleet, shell: Shell) ->
     other.do("uninstall")
     assert {row["state"] for row in fleet.rows().values()} == {"running"}
     other.sh("rm -rf other other.inventory")
+
+
+@pytest.mark.parametrize("started", ["", "{started}", "1"], ids=["no time", "true", "other time"])
+def test_a_stale_or_reused_pid_fools_nobody(started: str) -> None:
+    """A living process that is no worker of ours is neither counted, nor stopped, nor in the way.
+
+    Not even one with the very start time that the pid file names.
+    """
+    fleet = Fleet(local, "pidfile")
+    fleet.configure(TWO)
+    fleet.do("install")
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        found = process.stat(stranger.pid)
+        assert found is not None
+        text = f"{stranger.pid}\n{started.format(started=found.started)}\n"
+        fleet.write("work/.agent-daemon-pids/builder.pid", text)
+        try:
+            row = fleet.rows()["builder"]
+            assert (row["state"], row["pid"]) == ("failed", None)
+            assert "builder: not running" in fleet.do("agents.stop")
+            fleet.write("work/.agent-daemon-pids/builder.pid", text)
+            assert "builder: started" in fleet.do("agents.start")
+            assert fleet.rows()["builder"]["pid"] != stranger.pid
+            assert "builder: restarted" in fleet.do("agents.restart")
+            fleet.do("uninstall")
+            assert stranger.poll() is None
+        finally:
+            stranger.kill()
