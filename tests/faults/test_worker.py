@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -423,6 +424,35 @@ def test_two_workers_keep_one_limit(ws: Workspace) -> None:
     assert [worker.wait(20) for worker in workers] == [0, 0, 0]
     assert max(map(int, ws.file("counts").split())) <= 2
     assert sorted(ws.file("done").split()) == sorted(each["id"] for each in tasks)
+
+
+def test_jq_answers_truly_while_workers_run(ws: Workspace) -> None:
+    """The three queries that people type: what is in progress, the limit, what is ready."""
+    jq = shutil.which("jq")
+    if jq is None:
+        pytest.skip("jq is not installed")
+
+    def ask(query: str) -> list[str]:
+        told = subprocess.check_output([jq, query, str(ws.queue)], text=True)
+        return sorted(line.strip('"') for line in told.splitlines())
+
+    working = '.tasks[] | select(.agent == "builder" and .status == "in_progress") | .id'
+    ready = (
+        '.tasks[] | select(.type == "Build" and .status == "ready" '
+        'and (.lease == null or .lease == "")) | .id'
+    )
+    tasks = [{**TASK, "id": f"T{i}"} for i in range(4)]
+    build(ws, "touch up.$ROLECALL_TASK_ID; while [ ! -e go ]; do sleep 0.05; done", *tasks)
+    assert (ask(working), ask(ready)) == ([], ["T0", "T1", "T2", "T3"])
+    ws.start("--role", "builder")
+    for number in range(3):
+        wait_for((ws.path / f"up.T{number}").exists)
+    assert (ask(working), ask(ready)) == (["T0", "T1", "T2"], ["T3"])
+    assert ask(".wip_limits.builder") == ["3"]
+    (ws.path / "go").touch()
+    ws.wait_status("awaiting_test", "T3")
+    wait_for(lambda: not ask(working))
+    assert ask(ready) == []
 
 
 def test_an_idle_worker_loads_little(ws: Workspace) -> None:
