@@ -12,6 +12,7 @@ from daemon.errors import RolecallError
 from daemon.fleet import agents, linger, units
 from daemon.fleet.connection import Local, connect
 from daemon.fleet.supervisor import SYSTEMD, Supervisor, supervisor
+from daemon.fleet.systemd import bus_problem
 
 if TYPE_CHECKING:
     from daemon.inventory import Host, Inventory
@@ -100,6 +101,8 @@ def _install(connection: Local, config: Config, found: Supervisor, *, check: boo
         if not (check or note):
             connection.write(_record(connection), "invoke install did it\n", CONFIG_MODE)
     actions += found.missing(units_changed)
+    if found.name == SYSTEMD and (note := bus_problem(connection)):
+        notes.append(note)
     changes = [*differs.changes]
     changes += [Change(connection.name, "", "action", each) for each in actions]
     done = Installed(connection.name, found.name, tuple(changes), tuple(notes))

@@ -242,6 +242,16 @@ def manager_problem(connection: Local) -> Unreachable | None:
     )
 
 
+def bus_problem(connection: Local) -> str:
+    """What a person has to do where attempts cannot be started: they are asked for over D-Bus."""
+    if connection.exists(os.path.join(connection.environ["XDG_RUNTIME_DIR"], "bus")):
+        return ""
+    return (
+        f"{connection.user} has no session bus, without which no attempt can be started. "
+        "As root: apt-get install dbus-user-session, and log in again"
+    )
+
+
 def _state(facts: dict[str, str]) -> State:
     if facts.get("LoadState", "not-found") == "not-found":
         return State("not installed", text="invoke install")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from daemon import process
-from tests.fleet import LONG_AGENT, Fleet, Shell, build, local
+from tests.fleet import LONG_AGENT, Fleet, Inside, Shell, build, local
 from tests.system.conftest import Machine, testbed
 from tests.workspace import wait_for
 
@@ -35,7 +35,9 @@ def shell(supervisor: str, request: pytest.FixtureRequest) -> Iterator[Shell]:
     machine = make(f"supervisors-{os.getpid()}")
     machine.up()
 
-    yield lambda script: machine.run("sh", "-c", script, check=False)
+    inside = Inside(machine)
+    yield inside
+    inside.close()
     machine._testbed("down", machine.name)
 
 

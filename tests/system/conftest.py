@@ -57,6 +57,16 @@ class Machine:
             raise AssertionError(f"{' '.join(command)}: exit status {done.returncode}\n{said}")
         return done
 
+    def open(self, *command: str) -> subprocess.Popen[str]:
+        """Start a command inside that is talked to by pipes."""
+        return subprocess.Popen(
+            [str(TESTBED), "exec", self.name, "--", *command],
+            env=self._environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
     def sh(self, script: str, **keys: bool) -> Done:
         """Run a shell script inside."""
         return self.run("sh", "-c", script, **keys)

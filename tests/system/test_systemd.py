@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.fleet import LONG_AGENT, Fleet, build
+from tests.fleet import LONG_AGENT, Fleet, Inside, build
 from tests.system.conftest import Machine
 from tests.workspace import wait_for
 
@@ -29,17 +29,20 @@ def place(testbed: Callable[[str], Machine]) -> Iterator[Machine]:
     made._testbed("down", made.name)
 
 
+@pytest.fixture(scope="module")
+def inside(place: Machine) -> Iterator[Inside]:
+    made = Inside(place)
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def fleet(place: Machine) -> Iterator[Fleet]:
-    made = of(place)
+def fleet(inside: Inside) -> Iterator[Fleet]:
+    made = Fleet(inside, "auto")
     yield made
     done = made.invoke("uninstall")
     made.sh(f"rm -rf {made.workspace} {made.inventory}")
     assert done.returncode == 0, done.stderr
-
-
-def of(machine: Machine) -> Fleet:
-    return Fleet(lambda script: machine.run("sh", "-c", script, check=False), "auto")
 
 
 def running(fleet: Fleet, roles: dict[str, dict[str, Any]]) -> int:
@@ -296,8 +299,9 @@ def test_lingering_is_turned_on_and_off_again(testbed: Callable[[str], Machine])
     """Where it is not allowed, who has to do it is said, and nothing else is in the way."""
     machine = testbed(f"dark-{os.getpid()}")
     machine.up("--no-linger")
+    inside = Inside(machine)
     try:
-        fleet = of(machine)
+        fleet = Fleet(inside, "auto")
         fleet.configure(BUILDER)
         machine.run("systemctl", "mask", "--now", "polkit.service", root=True, check=False)
         done = fleet.invoke("install")
@@ -320,4 +324,5 @@ def test_lingering_is_turned_on_and_off_again(testbed: Callable[[str], Machine])
         assert machine.sh("ls /var/lib/systemd/linger").stdout == ""
         assert machine.run("find", ".config", check=False).returncode == 1
     finally:
+        inside.close()
         machine._testbed("down", machine.name)
