@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Callable, Iterator
 
@@ -32,7 +31,7 @@ def shell(supervisor: str, request: pytest.FixtureRequest) -> Iterator[Shell]:
         yield local
         return
     make: Callable[[str], Machine] = request.getfixturevalue("testbed")
-    machine = make(f"supervisors-{os.getpid()}")
+    machine = make("supervisors")
     machine.up()
 
     inside = Inside(machine)

@@ -95,7 +95,8 @@ def testbed(
         "MACHINE_STATE": str(tmp_path_factory.mktemp("testbed")),
         "MACHINE_NET": f"198.18.{78 + number}",
     }
-    yield lambda name: Machine(name, environ)
+    # Test beds share the kernel's one tree of cgroups, in which a machine is known by its name.
+    yield lambda name: Machine(f"{name}-{os.getpid()}", environ)
     done = subprocess.run(
         [str(TESTBED), "down", "--all"], env=environ, capture_output=True, text=True, check=False
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,7 +22,7 @@ BUILDER = {"builder": {"script": LONG_AGENT, "stop_budget": 0.5}}
 @pytest.fixture(scope="module")
 def place(testbed: Callable[[str], Machine]) -> Iterator[Machine]:
     """A machine of this module's own: it loses power."""
-    made = testbed(f"units-{os.getpid()}")
+    made = testbed("units")
     made.up()
     yield made
     made._testbed("down", made.name)
@@ -297,7 +296,7 @@ def test_after_a_power_cut_all_runs_again(place: Machine, fleet: Fleet) -> None:
 
 def test_lingering_is_turned_on_and_off_again(testbed: Callable[[str], Machine]) -> None:
     """Where it is not allowed, who has to do it is said, and nothing else is in the way."""
-    machine = testbed(f"dark-{os.getpid()}")
+    machine = testbed("dark")
     machine.up("--no-linger")
     inside = Inside(machine)
     try:
