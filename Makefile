@@ -20,6 +20,7 @@ setup: .venv/.installed
 	@test -x $(BIN)/python -a -x $(BIN)/pip || "$(PYTHON)" -m venv --clear .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m compileall -q daemon  # invoke and hardened units would never write it
 	@touch $@
 
 test: lint

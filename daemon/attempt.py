@@ -1,16 +1,16 @@
 """One attempt, a process of its own: it owns its lease from start to settle.
 
-``python -m daemon.attempt`` reads its brief (one JSON object) from standard input; only a worker
-starts it. Its exit status tells the worker how it ended: 0, or 1 for an error.
+Only a worker starts it (``launch``); its brief, one JSON object, comes on standard input. Its exit
+status tells the worker how it ended: 0, or 1 for an error.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
 import signal
-import sys
 import time
 from typing import Any, NamedTuple
 
@@ -111,6 +111,7 @@ class Attempt:
             return Result(Outcome.BLOCKED, f"role {self.role.name} has no agent")
         self.prepare_worktree()
         prompt_text = self.write_prompt()
+        gc.enable()  # launch switched it off for the start
         before = self.look() if self.role.evidence else None
         result = self.run_agent(prompt_text)
         if result.outcome is Outcome.SUCCESS and before is not None and self.look() == before:
@@ -340,7 +341,3 @@ def main() -> int:
     log = Log(brief.config.paths.logs, brief.lease.role, brief.lease.owner, unit=brief.unit_log)
     attempt = Attempt(brief, FileQueue(brief.config), log, Stop(signals))
     return 1 if attempt.run() is Outcome.ERROR else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -197,7 +197,12 @@ def why_not(entry: Entry, tasks: Tasks, rules: Rules, now: float, live: Collecti
 
 def claimable(tasks: Tasks, rules: Rules, now: float, live: Collection[str]) -> list[Entry]:
     """What the role could claim, in the order of claiming; WIP limits are not looked at."""
-    ready = [entry for entry in tasks.entries if not why_not(entry, tasks, rules, now, live)]
+    ready = [
+        entry
+        for entry in tasks.entries
+        # Asked first, for most tasks of a large queue are elsewhere.
+        if entry.task.get("status") in rules.claims and not why_not(entry, tasks, rules, now, live)
+    ]
     return sorted(ready, key=_order)
 
 

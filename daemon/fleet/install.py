@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import difflib
 import os
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from daemon.fleet import agents, linger, units
 from daemon.fleet.connection import Local, connect
 from daemon.fleet.supervisor import SYSTEMD, Supervisor, supervisor
 from daemon.fleet.systemd import bus_problem
+from daemon.transient import ROOT
 
 if TYPE_CHECKING:
     from daemon.inventory import Host, Inventory
@@ -90,6 +92,10 @@ def compare(connection: Local, config: Config, found: Supervisor) -> Difference:
 
 def _install(connection: Local, config: Config, found: Supervisor, *, check: bool) -> Installed:
     path = units.config_file(connection.home, config.unit_prefix)
+    if not check:
+        # Neither invoke nor a unit, which may not write the checkout, would ever keep compiled
+        # modules; without them every attempt starts tens of milliseconds later.
+        compileall.compile_dir(os.path.join(ROOT, "daemon"), quiet=2)
     differs = compare(connection, config, found)
     units_changed = [*differs.remove, *(each for each in differs.write if each != path)]
     actions, notes = [], []

@@ -13,7 +13,7 @@ from daemon.fleet.doctor import Place
 from daemon.fleet.finding import Finding
 from daemon.fleet.here import UsageError
 from daemon.fleet.output import Style
-from tests.operator import git_init
+from tests.console import git_init
 from tests.queues import FileBackend
 
 

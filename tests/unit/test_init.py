@@ -13,7 +13,7 @@ from daemon import prompt
 from daemon.errors import RolecallError
 from daemon.fleet import here
 from daemon.fleet.init import TEMPLATES, init, repository, set_workspace
-from tests.operator import git_init, write_inventory
+from tests.console import git_init, write_inventory
 
 
 @pytest.fixture

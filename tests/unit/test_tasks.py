@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.operator import Operator
+from tests.console import Operator
 from tests.workspace import ROOT
 
 COMMANDS = {
