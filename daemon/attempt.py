@@ -97,7 +97,8 @@ class Attempt:
                 raise
             except (ConfigError, prompt.PromptError) as error:
                 result = Result(Outcome.BLOCKED, "; ".join(p.what for p in error.problems))
-            except (RolecallError, OSError) as error:
+            # ValueError: a prompt with a NUL as an argument, half a character in a name.
+            except (RolecallError, OSError, ValueError, RecursionError) as error:
                 result = Result(Outcome.ERROR, str(error).removeprefix("error: "))
             return self.settle(result)
         except LeaseLost as lost:
@@ -172,7 +173,7 @@ class Attempt:
         ended = self.execute(
             self.arguments(prompt_text),
             env,
-            prompt_text.encode() if role.prompt_via == "stdin" else b"",
+            prompt_text.encode(errors="backslashreplace") if role.prompt_via == "stdin" else b"",
             ("stdout.log", "stderr.log"),
             environment.secrets(passed, extra),
         )

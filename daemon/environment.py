@@ -25,8 +25,10 @@ def read_env_file(path: str) -> dict[str, str]:
     """
     path = os.path.expanduser(path)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(descriptor, encoding="utf-8") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ConfigError("env_file is no regular file", where=path)
             mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
             if mode & 0o077:
                 raise ConfigError(

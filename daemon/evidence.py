@@ -32,8 +32,10 @@ def write_new(folder: str, name: str, text: str) -> None:
     where = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(name, flags, 0o600, dir_fd=where), "w", encoding="utf-8") as file:
-            file.write(text)
+        # JSON may name half a character, which UTF-8 cannot: its escape is written again.
+        data = text.encode(errors="backslashreplace")
+        with open(os.open(name, flags, 0o600, dir_fd=where), "wb") as file:
+            file.write(data)
     finally:
         os.close(where)
 

@@ -5,6 +5,7 @@ The state machine is data (``DEFAULT_ROLES``, or what the YAML says); docs/lifec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -108,8 +109,20 @@ class Tasks:
                 self.entries.append(entry)
 
 
-def _number(value: object) -> float | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+def number(value: object) -> float | None:
+    """A JSON number that can be reckoned with, or None: no boolean, nothing endless."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return value if math.isfinite(value) else None
+    except OverflowError:  # an integer beyond every float
+        return None
+
+
+def status_of(task: dict[str, Any]) -> str:
+    """The task's status; "" for what is no word."""
+    status = task.get("status")
+    return status if isinstance(status, str) else ""
 
 
 def _count(value: object) -> int:
@@ -140,7 +153,7 @@ def is_held(task: dict[str, Any], rules: Rules, token: int) -> bool:
     what the agent claims: the attempt still has to settle. Any other status is a person's move.
     """
     held = {rules.holds, rules.on_success, rules.on_rejected} - {rules.on_exhausted}
-    return task.get("status") in held and held_by_us(task) == token > 0
+    return status_of(task) in held and held_by_us(task) == token > 0
 
 
 def _held_by_hand(task: dict[str, Any], now: float) -> bool:
@@ -148,7 +161,7 @@ def _held_by_hand(task: dict[str, Any], now: float) -> bool:
     lease = task.get("lease")
     if not isinstance(lease, dict) or held_by_us(task):
         return False
-    beat, ttl = parse_time(lease.get("heartbeat_at")), _number(lease.get("ttl_seconds"))
+    beat, ttl = parse_time(lease.get("heartbeat_at")), number(lease.get("ttl_seconds"))
     return beat is not None and ttl is not None and beat + ttl > now
 
 
@@ -160,8 +173,8 @@ def wip(tasks: Tasks, rules: Rules) -> int:
 def wip_limit(limits: object, rules: Rules) -> int:
     """The queue's own limit of the role where it names a sane one, else the role's."""
     value = limits.get(rules.name) if isinstance(limits, dict) else None
-    number = _number(value)
-    return int(number) if number is not None and number >= 0 else rules.wip_limit
+    limit = number(value)
+    return int(limit) if limit is not None and limit >= 0 else rules.wip_limit
 
 
 def dependencies(task: dict[str, Any]) -> list[Any]:
@@ -174,9 +187,9 @@ def waits_for(task: dict[str, Any], tasks: Tasks) -> Iterator[tuple[str, str]]:
     """Each unsatisfied dependency with its status, or "unknown"."""
     for needed in dependencies(task):
         found = tasks.by_id.get(needed) if isinstance(needed, str) else None
-        status = found.task.get("status") if found else "unknown"
+        status = status_of(found.task) if found else "unknown"
         if status not in SATISFIED:
-            yield str(needed), str(status)
+            yield str(needed), status or "no status"
 
 
 def why_not(entry: Entry, tasks: Tasks, rules: Rules, now: float, live: Collection[str]) -> str:
@@ -207,7 +220,7 @@ def claimable(tasks: Tasks, rules: Rules, now: float, live: Collection[str]) -> 
 
 
 def _order(entry: Entry) -> tuple[bool, float, int]:
-    priority = _number(entry.task.get("priority"))
+    priority = number(entry.task.get("priority"))
     return priority is None, priority or 0, entry.index
 
 
@@ -340,9 +353,9 @@ def moves(tasks: Tasks, machine: Machine, now: float) -> list[Transition]:
     """The moves that happen by themselves, to a fixed point. ``tasks`` itself is not changed."""
     done: dict[str, Transition] = {}
 
-    def status(entry: Entry) -> Any:
+    def status(entry: Entry) -> str:
         moved = done.get(str(entry.task.get("id")))
-        return moved.target if moved and moved.entry is entry else entry.task.get("status")
+        return moved.target if moved and moved.entry is entry else status_of(entry.task)
 
     children = _children(tasks)
 
@@ -379,7 +392,7 @@ def moves(tasks: Tasks, machine: Machine, now: float) -> list[Transition]:
                 target, why = "done", "its children have ended"
             else:
                 continue
-            source = str(status(entry))
+            source = status(entry)
             changes = {"status": target, "updated_at": format_time(now)}
             done[entry.task["id"]] = Transition(entry, changes, source, target, why)
             changed = True

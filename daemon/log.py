@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import sys
 import time
 from typing import Any
@@ -30,8 +31,11 @@ def _append(path: str, line: str) -> None:
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        descriptor = os.open(path, flags, 0o600)
+        # A pipe that somebody laid there must not block us.
+        descriptor = os.open(path, flags | os.O_NONBLOCK, 0o600)
         try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return
             # One write a line: several processes append to one file.
             os.write(descriptor, line.encode(errors="backslashreplace"))
             if os.fstat(descriptor).st_size > ROTATE_BYTES:
@@ -52,7 +56,7 @@ class Log:
     def __init__(
         self, folder: str, role: str, owner: str, *, form: str = "text", unit: str = ""
     ) -> None:
-        self._file = os.path.join(folder, f"{role}.log")
+        self._folder, self._role = folder, role
         self._events = os.path.join(folder, "events.jsonl")
         self._owner, self._form, self._unit = owner, form, unit
         self._said: dict[str, str] = {}
@@ -60,11 +64,13 @@ class Log:
         try:
             found = os.fstat(2)
             self._journal = (str(found.st_dev), str(found.st_ino)) == (stream[0], stream[2])
-            self._stderr_is_file = os.path.exists(self._file) and os.path.samestat(
-                found, os.stat(self._file)
-            )
+            file = self._file(role)
+            self._stderr_is_file = os.path.exists(file) and os.path.samestat(found, os.stat(file))
         except OSError:
             self._journal = self._stderr_is_file = False
+
+    def _file(self, role: str) -> str:
+        return os.path.join(self._folder, f"{role}.log")
 
     def move(self, move: Move) -> None:
         """Tell one state change of one task."""
@@ -87,7 +93,7 @@ class Log:
     def say(self, text: str, level: str = "info", **facts: Any) -> None:
         """Tell something else that changed: started, stopping, a queue that cannot be read."""
         now = format_time(time.time())
-        role = os.path.basename(self._file)[:-4]
+        role = str(facts.get("role") or self._role)
         event = {"time": now, "level": level, "owner": self._owner, "role": role, **facts}
         as_json = json.dumps({**event, "message": text}, ensure_ascii=False) + "\n"
         plain = f"{now} {role} {escape(text)}\n"
@@ -104,8 +110,8 @@ class Log:
         except OSError:
             pass
         if not self._journal:
-            if not self._stderr_is_file:
-                _append(self._file, plain)
+            if not (self._stderr_is_file and role == self._role):
+                _append(self._file(role), plain)
             _append(self._events, as_json)
 
     def once(self, topic: str, text: str, level: str = "warning") -> None:

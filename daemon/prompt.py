@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +28,10 @@ class PromptError(RolecallError):
 def read(path: str, *, required: bool) -> str:
     """The template's text; where it is missing and nobody named it, the built-in one."""
     try:
-        with open(path, encoding="utf-8") as file:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(descriptor, encoding="utf-8") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise PromptError("the prompt is no regular file", where=path)
             return file.read()
     except FileNotFoundError:
         if not required:

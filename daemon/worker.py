@@ -18,6 +18,7 @@ from daemon.errors import EXIT_CONFIG, EXIT_ERROR, LeaseLost, QueueUnreadable, R
 from daemon.log import Log
 from daemon.model import Claim, Lease, Move, Outcome, Result
 from daemon.queue.file import FileQueue
+from daemon.queue.lease import is_here
 from daemon.service import Notifier
 from daemon.wake import Signals, Watch, wait
 
@@ -74,6 +75,7 @@ class Worker:
         self.others: dict[tuple[int, int], int] = {}  # attempts not our children: pidfd by identity
         self.stop_at: float | None = None  # when a stop ends what still runs; None: not stopping
         self.handing_over = False
+        self.unsettled: list[tuple[Lease, Result]] = []  # what could not be written yet
         self.failed = False  # an attempt ended in error
         self.seen: object = None  # the queue's signature at the last look
         self.look_at = 0.0
@@ -106,25 +108,37 @@ class Worker:
         try:
             self.recover()
             for name in self.roles:
-                if self.stop_at is None:
-                    self.claim(name)
+                if not self.may_claim():
+                    break
+                self.claim(name)
                 self.finish()
         except QueueUnreadable as error:
             return self.unreadable(error)
-        return EXIT_ERROR if self.failed else 0
+        return self.foreground_status()
 
     def drain(self) -> int:
         """Go on until nothing is claimable now and nothing runs."""
         try:
             while True:
                 self.recover()
-                while self.stop_at is None and sum(map(self.claim, self.roles)):
+                while self.may_claim() and sum(map(self.claim, self.roles)):
                     pass
                 if not self.children:
                     break
                 self.finish(all_of_them=False)
         except QueueUnreadable as error:
             return self.unreadable(error)
+        return self.foreground_status()
+
+    def may_claim(self) -> bool:
+        """Whether nobody has told us to stop or to leave."""
+        self.obey()
+        return self.stop_at is None and not self.handing_over
+
+    def foreground_status(self) -> int:
+        """The exit status of a run in the foreground; one that was told to leave has done it."""
+        if self.handing_over:
+            return self.hand_over()
         return EXIT_ERROR if self.failed else 0
 
     def unreadable(self, error: QueueUnreadable) -> int:
@@ -142,10 +156,20 @@ class Worker:
             self.obey()
             self.reap()
             if self.handing_over:
-                self.hand_over()
                 return
             if self.stop_at is not None and time.monotonic() >= self.stop_at:
                 self.end_attempts()
+            if time.monotonic() >= self.look_at:
+                self.look_at = time.monotonic() + RETRY
+                self.recover_while_waiting()
+
+    def recover_while_waiting(self) -> None:
+        """End an attempt that froze. For a queue that is broken the attempts wait themselves."""
+        try:
+            self.settle_rest()
+            self.recover()
+        except QueueUnreadable as error:
+            self.log.once("queue", str(error).replace("\n", "; "), "error")
 
     # --- looking and claiming --------------------------------------------------------------
 
@@ -162,6 +186,7 @@ class Worker:
         self.seen = self.queue.signature()
         self.look_at = time.monotonic() + min(self.role(name).interval for name in self.roles)
         try:
+            self.settle_rest()
             self.recover()
             for name in self.roles:
                 while self.claim(name):
@@ -214,7 +239,8 @@ class Worker:
             child = self.start(self.config, claim, self.environ, self.unit_log)
         except RolecallError as error:
             result = Result(Outcome.RELEASED, error.problems[0].what)
-            self.told(self.queue.settle(claim.lease, result))
+            self.unsettled.append((claim.lease, result))
+            self.settle_rest()
             raise
         self.children[child.pidfd] = child
         return True
@@ -233,7 +259,7 @@ class Worker:
         alive = {
             (lease.pid, lease.pid_started)
             for lease in self.queue.live(host=self.me.host)
-            if lease.task_id not in ours and lease.pid not in (0, self.me.pid)
+            if lease.task_id not in ours and lease.pid != self.me.pid and is_here(lease, self.me)
         }
         for gone in set(self.others) - alive:
             os.close(self.others.pop(gone))
@@ -292,12 +318,21 @@ class Worker:
             Outcome.RELEASED if stopping else Outcome.ERROR,
             "stopped" if stopping else f"the attempt ended before it began (exit status {code})",
         )
-        try:
-            self.told(self.queue.settle(left[0], result))
-        except LeaseLost:
-            return
-        except (OSError, RolecallError) as error:
-            self.log.once("settle", f"{task_id}: cannot settle: {error}", "error")
+        self.unsettled.append((left[0], result))
+        self.settle_rest()
+
+    def settle_rest(self) -> None:
+        """Settle for attempts that never began; what cannot be written now is kept."""
+        rest, self.unsettled = self.unsettled, []
+        for lease, result in rest:
+            try:
+                self.told(self.queue.settle(lease, result))
+            except LeaseLost:
+                continue
+            except (OSError, RolecallError) as error:
+                self.unsettled.append((lease, result))
+                self.log.once("settle", f"{lease.task_id}: cannot settle: {error}", "error")
+                self.look_at = min(self.look_at, time.monotonic() + RETRY)
 
     def leases(self) -> list[Lease]:
         """The leases of this host that are alive, or whose holder we are."""
@@ -361,17 +396,20 @@ class Worker:
 
     def end_attempts(self) -> None:
         """End what still runs: TERM lets an attempt release its task, KILL does it for it."""
-        held = self.held()
-        for lease in held:
-            executor.terminate(lease)
-        grace = max((self.role(lease.role).kill_grace for lease in held), default=0.0)
+        grace = max((self.role(lease.role).kill_grace for lease in self.held()), default=0.0)
         until = time.monotonic() + 2 * grace + END_MARGIN
+        asked: set[tuple[str, int]] = set()
         while time.monotonic() < until:
             self.reap()
-            if not self.held():
+            held = self.held()
+            if not held:
                 return
+            for lease in held:  # one that has just begun cannot be asked yet
+                who = (lease.task_id, lease.token)
+                if who not in asked and executor.terminate(lease):
+                    asked.add(who)
             self.notifier.alive()
-            wait([self.watch.fd, *self.children], 0.5)
+            wait([self.watch.fd, *self.children], 0.5 if len(asked) == len(held) else 0.05)
             self.watch.changed()
         for lease in self.held():
             run_dir = os.path.join(self.config.paths.runs, lease.task_id, str(lease.token))
@@ -401,7 +439,7 @@ class Worker:
         now = time.monotonic()
         self.notifier.alive()
         times = [self.notifier.watchdog, *([self.stop_at - now] if self.stop_at else [])]
-        if self.stop_at is None and not (self.mode.once or self.mode.drain):
+        if self.stop_at is None:
             times.append(self.look_at - now)
         fds = [self.signals.fd, self.watch.fd, *self.children, *self.others.values()]
         wait(fds, min((each for each in times if each is not None), default=None))

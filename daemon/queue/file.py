@@ -138,7 +138,8 @@ class FileQueue:
             return None
         with self.lock():
             for again in range(RESTARTS):
-                if again or not update.text.is_current():
+                # What another's claim seemed to hold without the lock may be taken back by now.
+                if again or update.changes or not update.text.is_current():
                     text = self.ledger.read()
                     if text is None:
                         return None

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import stat as modes
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
-from daemon import process
+from daemon import lifecycle, process
 from daemon.errors import LeaseLost, RolecallError
 from daemon.model import Lease, is_task_id, parse_time
 from daemon.process import Identity
@@ -53,7 +52,7 @@ def _checked(key: str, value: Any, kind: str) -> Any:
         return value
     if "tuple" in kind and isinstance(value, list) and all(type(each) is int for each in value):
         return tuple(value)
-    if "float" in kind and type(value) in (int, float) and math.isfinite(value):
+    if "float" in kind and lifecycle.number(value) is not None:
         return float(value)
     if kind.endswith(("int", "'int')")) and type(value) is int and value >= 0:
         return value

@@ -68,15 +68,17 @@ def _locked(path: str, wait: float) -> int:
                     # The first look came a little after the first try: allow for that.
                     if killed or not stopped_since or now - stopped_since < wait * 0.8:
                         raise _timeout(path, fd, wait) from None
-                    os.kill(_holder(fd)[0], signal.SIGKILL)
+                    _kill_stopped(fd)
                     killed, start = True, now
                 time.sleep(nap)
                 nap = min(nap * 2, LONGEST_NAP)
                 continue
             if _is(path, fd):
                 return fd
-            os.close(fd)  # somebody removed the file: another one may be locked by others
-            fd = _open(path)
+            # Somebody removed the file: another one may be locked by others.
+            fresh = _open(path)
+            os.close(fd)
+            fd = fresh
     except BaseException:
         os.close(fd)
         raise
@@ -105,6 +107,21 @@ def _stopped(fd: int) -> bool:
         return False
     found = process.stat(pid)
     return found is not None and found.started == started and found.state in "Tt"
+
+
+def _kill_stopped(fd: int) -> None:
+    """KILL the stopped holder, and nobody who took its place or its number since."""
+    pid, started, _ = _holder(fd)
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return
+    try:
+        found = process.stat(pid)
+        if found is not None and found.started == started and _stopped(fd):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    finally:
+        os.close(pidfd)
 
 
 def _lockers(fd: int, otherwise: int) -> set[int]:

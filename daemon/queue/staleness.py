@@ -66,7 +66,7 @@ def hand_expiry(task: dict[str, Any], rules: Rules, now: float) -> float | None:
     held = task.get("lease")
     if not isinstance(held, dict) or task.get("status") not in rules.claims:
         return None
-    beat, seconds = parse_time(held.get("heartbeat_at")), held.get("ttl_seconds")
-    if beat is None or not isinstance(seconds, int | float) or beat + seconds <= now:
+    beat, seconds = parse_time(held.get("heartbeat_at")), lifecycle.number(held.get("ttl_seconds"))
+    if beat is None or seconds is None or beat + seconds <= now:
         return None
     return beat + seconds

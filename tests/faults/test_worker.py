@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -424,6 +425,109 @@ def test_two_workers_keep_one_limit(ws: Workspace) -> None:
     assert [worker.wait(20) for worker in workers] == [0, 0, 0]
     assert max(map(int, ws.file("counts").split())) <= 2
     assert sorted(ws.file("done").split()) == sorted(each["id"] for each in tasks)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"id": "T0", "status": ["done"]},
+        {"id": "T0", "status": "ready", "priority": 10**400},
+        {"id": "T0", "status": "blocked", "dependencies": [{"a": 1}]},
+        {
+            "id": "T0",
+            "status": "ready",
+            "lease": {"heartbeat_at": "2020-01-01T00:00:00Z", "ttl_seconds": 10**400},
+        },
+        {"id": "T0", "status": "ready", "title": "\ud800"},
+        {"id": "T0", "token": 10**400, "status": "ready"},
+        {"id": "T0", "subtasks": {"a": 1}, "dependencies": 7, "attempts": "x", "status": None},
+    ],
+)
+def test_a_strange_task_stops_no_other(ws: Workspace, bad: dict[str, Any]) -> None:
+    """Whatever stands in one task, the next one is worked on, and nobody sees a traceback."""
+    build(ws, "exit 0", bad, {**TASK, "dependencies": []})
+    ws.write_queue(*ws.document()["tasks"], wip_limits={"builder": 3, "tester": 10**400})
+    done = ws.run("--role", "builder", "--drain")
+    assert ws.status() == "awaiting_test", done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_strange_lease_stops_no_other(ws: Workspace) -> None:
+    """An unreadable lease keeps its own task, and a far too long one is no crash."""
+    build(ws, "exit 0", {**TASK, "id": "T0"}, TASK)
+    leases = ws.path / ".leases"
+    leases.mkdir()
+    lease = {"task_id": "T0", "role": "builder", "owner": "ann", "ttl_seconds": 10**400}
+    lease |= {"started_at": "2020-01-01T00:00:00Z", "heartbeat_at": "2020-01-01T00:00:00Z"}
+    (leases / "T0.json").write_text(json.dumps(lease))
+    done = ws.run("--role", "builder", "--drain")
+    assert (ws.status(), ws.status("T0")) == ("awaiting_test", "ready"), done.stderr
+
+
+@pytest.mark.parametrize("place", ["prompt", "log"])
+def test_a_pipe_in_place_of_a_file_hangs_nothing(ws: Workspace, place: str) -> None:
+    """The prompt is refused, the log goes without; neither waits for a writer or a reader."""
+    build(ws, "exit 0")
+    if place == "prompt":
+        path, status = ws.path / ".oodatcaa" / "prompts" / "builder.md", "needs_manual"
+    else:
+        path, status = ws.path / ".agent-daemon-logs" / "events.jsonl", "awaiting_test"
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)
+    assert ws.run("--role", "builder", "--once").returncode == 0
+    assert ws.status() == status
+
+
+def test_once_ends_an_attempt_that_froze(ws: Workspace) -> None:
+    """Nobody else would look: its lease runs out, its tree dies, the pass ends in error."""
+    build(ws, "echo up > up; sleep 600", lease_ttl=2, heartbeat=0.5)
+    worker = ws.start("--role", "builder", "--once")
+    ws.file("up")
+    os.kill(ws.attempt_pid(), signal.SIGSTOP)
+    assert worker.wait(25) == 1
+    assert ws.task()["attempts"] == 1
+    wait_for(lambda: ws.tree() == [])
+
+
+def test_once_that_hands_over_claims_no_more(ws: Workspace) -> None:
+    """USR1 during the builder's attempt: the tester's turn does not come."""
+    wait = {"script": "echo up > up; while [ ! -e go ]; do sleep 0.05; done"}
+    ws.write_config(builder=wait, tester={"script": "exit 0"})
+    ws.write_queue(TASK, {**TASK, "id": "T2", "status": "awaiting_test"})
+    worker = ws.start("--once")
+    ws.file("up")
+    worker.send_signal(signal.SIGUSR1)
+    assert worker.wait(10) == 0
+    assert ws.status("T2") == "awaiting_test"
+    (ws.path / "go").touch()
+    ws.wait_status("awaiting_test")
+
+
+def test_a_lease_that_cannot_be_judged_costs_nothing(ws: Workspace) -> None:
+    """One by hand that names our host and no process is waited for, not looked at for ever."""
+    build(ws, "exit 0", interval=3600)
+    now = datetime.now(UTC).isoformat()
+    lease = {"task_id": "T1", "role": "builder", "owner": "ann", "ttl_seconds": 600}
+    lease |= {"started_at": now, "heartbeat_at": now, "host": os.uname().nodename, "pid": 2**22 + 7}
+    (ws.path / ".leases").mkdir()
+    (ws.path / ".leases" / "T1.json").write_text(json.dumps(lease))
+    worker = ws.start("--role", "builder")
+    wait_for(lambda: "started" in ws.log())
+    ws.write_queue(*ws.document()["tasks"], {**TASK, "id": "T2"})
+    ws.wait_status("awaiting_test", "T2")
+
+    def switches() -> str:
+        status = Path(f"/proc/{worker.pid}/status").read_text()
+        return next(line for line in status.splitlines() if line.startswith("voluntary"))
+
+    seen: list[str] = []
+
+    def sleeps() -> bool:
+        seen.append(switches())
+        return seen[-9:].count(seen[-1]) == 9
+
+    wait_for(sleeps)
+    assert ws.status() == "ready"
 
 
 def test_jq_answers_truly_while_workers_run(ws: Workspace) -> None:

@@ -61,6 +61,13 @@ def test_what_lasts_is_said_once(tmp_path: Path) -> None:
     assert (tmp_path / "builder.log").read_text().count("bad") == 2
 
 
+def test_a_move_is_told_in_the_name_of_its_role(tmp_path: Path) -> None:
+    """A process of several roles (--once) leaves each role's story in that role's log."""
+    Log(str(tmp_path), "all", "h").move(MOVE)
+    assert " builder T1: " in (tmp_path / "builder.log").read_text()
+    assert not (tmp_path / "all.log").exists()
+
+
 def test_rotates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A log does not grow for ever; one older file is kept."""
     monkeypatch.setattr(log, "ROTATE_BYTES", 100)
