@@ -21,6 +21,7 @@ from daemon.fleet.supervisor import SYSTEMD, supervisor_name
 from daemon.fleet.systemd import manager_problem
 from daemon.prompt import default_path
 from daemon.queue.file import FileQueue
+from daemon.transient import ROOT
 
 OLDEST_PYTHON = (3, 11)
 NOT_FOUND = "is not on the PATH that workers have ("
@@ -157,7 +158,11 @@ def _git(config: Config) -> Iterator[Finding]:
         hint = f"git -C {shlex.quote(workspace)} commit --allow-empty -m 'First commit'"
         yield Finding("workspace", FAIL if needs else WARN, what, hint)
     else:
-        yield Finding("workspace", OK, workspace)
+        if os.path.realpath(workspace) == os.path.realpath(ROOT):
+            what = f"{workspace} is Rolecall's own checkout: agents would work on that"
+            yield Finding("workspace", WARN, what, "invoke init --workspace DIR")
+        else:
+            yield Finding("workspace", OK, workspace)
 
 
 def _queue(config: Config, place: Place) -> Iterator[Finding]:

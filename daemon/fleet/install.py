@@ -5,6 +5,7 @@ from __future__ import annotations
 import compileall
 import difflib
 import os
+import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -109,6 +110,7 @@ def _install(connection: Local, config: Config, found: Supervisor, *, check: boo
     actions += found.missing(units_changed)
     if found.name == SYSTEMD and (note := bus_problem(connection)):
         notes.append(note)
+    notes += _missing_agents(config)
     changes = [*differs.changes]
     changes += [Change(connection.name, "", "action", each) for each in actions]
     done = Installed(connection.name, found.name, tuple(changes), tuple(notes))
@@ -121,6 +123,20 @@ def _install(connection: Local, config: Config, found: Supervisor, *, check: boo
         connection.remove(each)
     found.refresh(units_changed)
     return done
+
+
+def _missing_agents(config: Config) -> list[str]:
+    """What would send every task of a role to a person; the doctor looks closer."""
+    roles: dict[str, list[str]] = {}
+    for name in config.run:
+        role = config.roles[name]
+        program = role.command[0] if role.command else ""
+        if program and "/" not in program and shutil.which(program) is None:
+            roles.setdefault(program, []).append(name)
+    return [
+        f"{program}, the agent of {', '.join(names)}, is not found: invoke doctor"
+        for program, names in roles.items()
+    ]
 
 
 def _uninstall(connection: Local, config: Config, found: Supervisor, *, check: bool) -> Installed:
