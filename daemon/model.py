@@ -97,9 +97,13 @@ class Claim(NamedTuple):
 
 
 def format_time(seconds: float) -> str:
-    """Seconds since the epoch as RFC 3339 in UTC, to the millisecond."""
-    whole, thousandths = divmod(round(seconds * 1000), 1000)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{thousandths:03}Z"
+    """Seconds since the epoch as RFC 3339 in UTC; what is below a millisecond is cut off.
+
+    Never later than it was: a time that has come must not be written as one to come.
+    """
+    whole, millionths = divmod(round(seconds * 1_000_000), 1_000_000)
+    start = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
+    return f"{start}.{millionths // 1000:03}Z"
 
 
 def parse_time(text: object) -> float | None:

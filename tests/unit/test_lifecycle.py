@@ -201,6 +201,14 @@ def test_keys_are_added_only_when_they_say_something() -> None:
     assert set(changes) == {"status", "updated_at"}
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.0004, 0.0009, 0.25, 0.9996])
+def test_a_time_is_never_written_later_than_it_is(fraction: float) -> None:
+    """A wait of no time at all is over when it is read again."""
+    read = parse_time(format_time(NOW + fraction))
+    assert read is not None
+    assert NOW + fraction - 0.001 < read <= NOW + fraction
+
+
 def test_adapt_loops_end() -> None:
     """After max_adaptations rejections that lead to a refiner, a person has to look."""
     held = task(status="testing", adaptations=2)
