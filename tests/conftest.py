@@ -37,6 +37,9 @@ STRANGE = (
 def pytest_configure() -> None:
     """Mark this session; pytest-xdist's processes inherit the mark."""
     os.environ.setdefault(SESSION, uuid.uuid4().hex)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # As a shell starts what it puts into the background; what we start would ignore it, too.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
