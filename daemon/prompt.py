@@ -51,11 +51,11 @@ def render(template: str, values: Mapping[str, Any], path: str = "") -> str:
     if not any(mark in left for mark in ("{{", "{%", "{#")):
         return PLAIN.sub(lambda match: _look_up(match[1], values, path), template)
     if sys.flags.no_site:  # as launch starts an attempt: jinja2 is where site would have looked
-        import site  # noqa: PLC0415
+        import site  # noqa: PLC0415  # seldom needed
 
         site.main()
     import jinja2  # noqa: PLC0415  # expensive, and seldom needed
-    import jinja2.sandbox  # noqa: PLC0415
+    import jinja2.sandbox  # noqa: PLC0415  # as above
 
     environment = jinja2.sandbox.SandboxedEnvironment(
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True

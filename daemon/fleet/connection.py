@@ -220,7 +220,7 @@ class Local:
             os.closerange(3, os.sysconf("SC_OPEN_MAX"))
             for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
-            os.execve(argv[0], argv, {**os.environ, "NOTIFY_SOCKET": address})  # noqa: S606
+            os.execve(argv[0], argv, {**os.environ, "NOTIFY_SOCKET": address})  # noqa: S606  # no shell
         except OSError as error:
             os.write(2, f"error: {argv[0]}: {error.strerror}\n".encode())
         finally:

@@ -198,7 +198,7 @@ def _queue(config: Config, place: Place) -> Iterator[Finding]:
 def _inotify() -> Finding:
     slow = "the interval alone wakes workers"
     try:
-        from inotify_simple import INotify  # noqa: PLC0415
+        from inotify_simple import INotify  # noqa: PLC0415  # Linux only
     except ImportError:
         return Finding("inotify", WARN, f"inotify_simple is missing: {slow}", "make setup")
     try:

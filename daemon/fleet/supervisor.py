@@ -95,6 +95,6 @@ def supervisor(connection: Local, config: Config) -> Supervisor:
         from daemon.fleet.systemd import Systemd  # noqa: PLC0415  # one of the two is needed
 
         return Systemd(connection, config)
-    from daemon.fleet.pidfile import PidFiles  # noqa: PLC0415
+    from daemon.fleet.pidfile import PidFiles  # noqa: PLC0415  # or the other
 
     return PidFiles(connection, config)

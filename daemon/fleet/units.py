@@ -153,7 +153,7 @@ def _command(argv: list[str]) -> str:
 @functools.cache
 def _environment() -> Environment:
     # Only what renders pays for it: the status of a fleet needs no templates.
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415  # slow
 
     made = Environment(
         loader=FileSystemLoader(TEMPLATES),
