@@ -217,11 +217,15 @@ def logs(
     "list",
     status="only these statuses, with commas between",
     role="only what this role holds or claims",
+    type="only tasks of this type",
+    standing="only tasks that stand so (claimable, held, backoff, dependency, parked, ...)",
     board="by status, with each role's WIP",
 )
 def list_(
     status: str | None = None,
     role: str | None = None,
+    type: str | None = None,  # noqa: A002  # as the task's key is named
+    standing: str | None = None,
     board: bool = False,
     json: bool = False,
     workspace: str | None = None,
@@ -235,7 +239,8 @@ def list_(
     found = boards.Board(here.fleet(inventory, limit).config(workspace))
     found.hint()
     statuses = [name.strip() for name in (status or "").split(",") if name.strip()]
-    print(boards.print_list(found, found.pick(statuses, role), json_=json, by_status=board))
+    picked = found.pick(statuses, role, type, standing)
+    print(boards.print_list(found, picked, json_=json, by_status=board))
 
 
 @command(task_id="the task's id")
@@ -302,6 +307,83 @@ def add(
         print(line)
 
 
+@command(task_id="the task's id", status="where it shall go (default: where it came from)")
+def retry(
+    task_id: str,
+    status: str | None = None,
+    workspace: str | None = None,
+    limit: str | None = None,
+    inventory: str | None = None,
+) -> None:
+    """Have a task tried again at once: a parked one, or one that waits after an error."""
+    from daemon.fleet import asking, here
+
+    config = here.fleet(inventory, limit).config(workspace)
+    for line in asking.retry(config, task_id, status):
+        print(line)
+
+
+@command(task_id="the task's id")
+def cancel(
+    task_id: str,
+    workspace: str | None = None,
+    limit: str | None = None,
+    inventory: str | None = None,
+) -> None:
+    """Cancel a task; what works on it is ended first."""
+    from daemon.fleet import asking, here
+
+    for line in asking.cancel(here.fleet(inventory, limit).config(workspace), task_id):
+        print(line)
+
+
+@command(task_id="the task's id")
+def release(
+    task_id: str,
+    workspace: str | None = None,
+    limit: str | None = None,
+    inventory: str | None = None,
+) -> None:
+    """Take a task from who holds it: it goes back, and nothing is counted."""
+    from daemon.fleet import asking, here
+
+    for line in asking.release(here.fleet(inventory, limit).config(workspace), task_id):
+        print(line)
+
+
+@command(
+    "import",
+    path="a queue's JSON file; - is standard input",
+    replace="take the file in place of the whole queue",
+)
+def import_(
+    path: str,
+    replace: bool = False,
+    workspace: str | None = None,
+    limit: str | None = None,
+    inventory: str | None = None,
+) -> None:
+    """Take in the tasks of another queue: all, or none where one is another task here."""
+    from daemon.fleet import here, transfer
+
+    for line in transfer.load(here.fleet(inventory, limit).config(workspace), path, replace):
+        print(line)
+
+
+@command(to="a new file (default: standard output)")
+def export(
+    to: str | None = None,
+    workspace: str | None = None,
+    limit: str | None = None,
+    inventory: str | None = None,
+) -> None:
+    """Write the queue out as it is, every byte."""
+    from daemon.fleet import here, transfer
+
+    for line in transfer.export(here.fleet(inventory, limit).config(workspace), to):
+        print(line)
+
+
 @command()
 def check(
     json: bool = False,
@@ -321,5 +403,5 @@ def check(
 
 
 agents = Collection("agents", start, stop, restart, status, logs)
-queue = Collection("queue", list_, show, add, check)
+queue = Collection("queue", list_, show, add, retry, cancel, release, check, import_, export)
 namespace = Collection(init, install, uninstall, config, doctor, agents, queue)

@@ -60,10 +60,14 @@ def read_brief(text: str) -> Brief:
 
 
 class Stop:
-    """The wish of the worker, the supervisor or a person that the attempt should end."""
+    """The wish of the worker, the supervisor or a person that the attempt should end.
+
+    The first two send a signal; a person writes it into the lease. ``why``: whose wish it was.
+    """
 
     def __init__(self, signals: Signals) -> None:
         self.fd = signals.fd
+        self.why = "stopped"
         self._signals = signals
         self._asked = False
 
@@ -71,6 +75,11 @@ class Stop:
         """Whether somebody asked; stays true."""
         self._asked = self._asked or bool(self._signals.taken())
         return self._asked
+
+    def heed(self, lease: Lease) -> None:
+        """Ask, where the lease says that a person did."""
+        if lease.wish_in_words:
+            self.why, self._asked = lease.wish_in_words, True
 
 
 class Attempt:
@@ -84,6 +93,7 @@ class Attempt:
         self.marker = marker(brief.run_dir)
         self.cwd = self.config.workspace
         self.changes: dict[str, Any] = {}
+        self.secrets: tuple[str, ...] = ()
 
     def run(self) -> Outcome:
         """Take the lease over, do the work, settle; returns what it came to."""
@@ -91,6 +101,7 @@ class Attempt:
             me = process.identity()
             self.lease = self.queue.take_over(self.lease, me, self.brief.unit)
             self.renewed = time.monotonic()
+            self.stop.heed(self.lease)
             try:
                 result = self.work()
             except LeaseLost:
@@ -108,6 +119,8 @@ class Attempt:
 
     def work(self) -> Result:
         """Prompt, worktree, agent, result, evidence, gates."""
+        if self.stop.asked():
+            return Result(Outcome.RELEASED, self.stop.why)
         if not self.role.agent:
             return Result(Outcome.BLOCKED, f"role {self.role.name} has no agent")
         self.prepare_worktree()
@@ -169,20 +182,20 @@ class Attempt:
         role = self.role
         extra = environment.read_env_file(role.env_file) if role.env_file else {}
         passed = {key: self.brief.env[key] for key in role.pass_env if key in self.brief.env}
+        self.secrets = environment.secrets(passed, extra)
         env = {**self.environment(), **passed, **extra, **role.env, **self.rolecall()}
         ended = self.execute(
             self.arguments(prompt_text),
             env,
             prompt_text.encode(errors="backslashreplace") if role.prompt_via == "stdin" else b"",
             ("stdout.log", "stderr.log"),
-            environment.secrets(passed, extra),
         )
         if ended.why == "not started":
             return Result(Outcome.BLOCKED, f"the agent cannot be started: {ended.note}")
         if ended.why != "exited":
             return self.cut_short(ended, "the agent")
         try:
-            said = evidence.read_result(self.brief.run_dir)
+            said = evidence.read_result(self.brief.run_dir, self.secrets)
         except RolecallError as error:
             return Result(Outcome.ERROR, f"result file: {error.problems[0].what}")
         return judge(ended.status or 0, said)
@@ -233,7 +246,7 @@ class Attempt:
         env = {**self.environment(), **self.role.env, **self.rolecall()}
         for number, gate in enumerate(self.role.gates, 1):
             log = f"gate-{number}.log"
-            ended = self.execute(gate, env, b"", (log, log), ())
+            ended = self.execute(gate, env, b"", (log, log))
             name = " ".join(gate)
             if ended.why == "not started":
                 return Result(Outcome.BLOCKED, f"gate {name!r} cannot be started: {ended.note}")
@@ -247,7 +260,11 @@ class Attempt:
     def cut_short(self, ended: executor.Ended, what: str) -> Result:
         """What a run that did not end by itself comes to."""
         if ended.why == "stopped":
-            return Result(Outcome.RELEASED, "stopped")
+            return Result(Outcome.RELEASED, self.stop.why)
+        if ended.why == "stalled":
+            return Result(
+                Outcome.ERROR, f"{what} stalled: it printed nothing for {self.role.stall_after:g} s"
+            )
         return Result(Outcome.ERROR, f"{what} timed out after {self.role.timeout:g} s")
 
     def execute(
@@ -256,7 +273,6 @@ class Attempt:
         env: dict[str, str],
         stdin: bytes,
         logs: tuple[str, str],
-        secrets: tuple[str, ...],
     ) -> executor.Ended:
         """Run one program of the attempt; its whole tree is dead when this returns."""
         run = executor.Run(
@@ -266,10 +282,11 @@ class Attempt:
             stdin=stdin,
             stdout=self.file(logs[0]),
             stderr=self.file(logs[1]),
-            secrets=secrets,
+            secrets=self.secrets,
             deadline=self.deadline,
             kill_grace=self.role.kill_grace,
             marker=self.marker,
+            stall=self.role.stall_after,
         )
         return executor.execute(run, self.tick, self.stop)
 
@@ -278,6 +295,7 @@ class Attempt:
         try:
             self.lease = self.queue.renew(self.lease, executor.sessions())
             self.renewed = time.monotonic()
+            self.stop.heed(self.lease)
         except LeaseLost:
             raise
         except (OSError, RolecallError) as error:

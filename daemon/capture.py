@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from daemon.errors import RolecallError
 
@@ -41,6 +41,14 @@ class Mask:
         parts.append(data[done:end])
         self._held, self._covered = data[end:], max(0, done - end)
         return b"".join(parts)
+
+
+def masked(data: bytes, secrets: Sequence[str]) -> bytes:
+    """All of it at once."""
+    if not secrets:
+        return data
+    mask = Mask(secrets)
+    return mask.feed(data) + mask.flush()
 
 
 def _forms(secret: str) -> set[bytes]:

@@ -25,6 +25,19 @@ class Backoff(NamedTuple):
     cap: float = 3600.0
 
 
+class Breaker(NamedTuple):
+    """The circuit breaker of a role: when its claims pause. Times are seconds.
+
+    ``failures`` attempts in a row that fail within ``seconds`` of their claim open it (0: nothing
+    does); the pause is ``base`` at first and doubles, up to ``cap``, with each further one.
+    """
+
+    failures: int = 5
+    seconds: float = 10.0
+    base: float = 60.0
+    cap: float = 3600.0
+
+
 class Limits(NamedTuple):
     """What one attempt may use, in systemd's own notation; None where it is not limited."""
 
@@ -37,7 +50,8 @@ class Role(NamedTuple):
     """One role, all defaults applied. Times are seconds, paths absolute.
 
     ``slots`` is None where the WIP limit counts, ``agent`` None where the role has none (its
-    attempts end blocked), ``prompt`` None where the default path is to be looked at.
+    attempts end blocked), ``prompt`` None where the default path is to be looked at,
+    ``stall_after`` None where an agent may be silent for as long as it likes.
     """
 
     name: str
@@ -61,10 +75,12 @@ class Role(NamedTuple):
     lease_ttl: float = 180.0
     heartbeat: float = 60.0
     timeout: float = 3600.0
+    stall_after: float | None = None
     stop_budget: float = 60.0
     kill_grace: float = 10.0
     max_attempts: int = 3
     backoff: Backoff = Backoff()
+    breaker: Breaker = Breaker()
     env: Mapping[str, str] = MappingProxyType({})
     pass_env: tuple[str, ...] = ()
     env_file: str | None = None
@@ -138,6 +154,7 @@ def to_json(config: Config, *, indent: int | None = None) -> str:
             **role._asdict(),
             "command": role.command or None,
             "backoff": role.backoff._asdict(),
+            "breaker": role.breaker._asdict(),
             "env": dict(role.env),
             "limits": role.limits._asdict(),
         }
@@ -161,6 +178,7 @@ def role_from(name: str, document: Mapping[str, Any]) -> Role:
         key: tuple(value) if isinstance(value, list) else value for key, value in document.items()
     }
     values["backoff"] = Backoff(**values.get("backoff", {}))
+    values["breaker"] = Breaker(**values.get("breaker", {}))
     values["limits"] = Limits(**values.get("limits", {}))
     values["command"] = values.get("command") or ()
     values["gates"] = tuple(tuple(gate) for gate in values.get("gates", ()))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Sequence
 from typing import Any
 
+from daemon.capture import masked
 from daemon.config import Config
 from daemon.errors import RolecallError
 from daemon.model import Outcome, Result
@@ -40,8 +42,8 @@ def write_new(folder: str, name: str, text: str) -> None:
         os.close(where)
 
 
-def read_result(folder: str) -> Result | None:
-    """What the agent says of itself; None where it says nothing.
+def read_result(folder: str, secrets: Sequence[str] = ()) -> Result | None:
+    """What the agent says of itself, secrets masked; None where it says nothing.
 
     Raises RolecallError for what is no regular file, is too large, or has not the form of one.
     """
@@ -62,7 +64,7 @@ def read_result(folder: str) -> Result | None:
     if len(data) > RESULT_BYTES:
         raise RolecallError("it is larger than 1 MiB")
     try:
-        said = json.loads(data)
+        said = json.loads(masked(data, secrets))
     except (ValueError, RecursionError) as error:
         raise RolecallError(f"it is not JSON: {error}") from error
     return parse_result(said)

@@ -40,6 +40,7 @@ DRAIN = 64  # chunks read at most of a pipe that somebody out of reach still wri
 class Run(NamedTuple):
     """What to run. ``deadline`` is of time.monotonic(); ``marker`` the entry that ``env`` holds.
 
+    ``stall``: the seconds that it may print nothing, None for as long as it likes.
     ``stdout`` and ``stderr`` are appended to; when they are one path, it is one pipe as well and
     the order of the output is kept.
     """
@@ -54,13 +55,14 @@ class Run(NamedTuple):
     deadline: float
     kill_grace: float
     marker: str
+    stall: float | None = None
 
 
 class Ended(NamedTuple):
     """How it ended. ``status``: exit status, -N for signal N, None for what could not start.
 
-    ``why``: "exited", "timeout", "stopped" or "not started"; it is our own knowledge, whatever
-    the status says. ``note``: the reason, or what there is to say of its output.
+    ``why``: "exited", "timeout", "stalled", "stopped" or "not started"; it is our own knowledge,
+    whatever the status says. ``note``: the reason, or what there is to say of its output.
     """
 
     status: int | None
@@ -80,7 +82,7 @@ class Stop(Protocol):
 
 
 def execute(run: Run, tick: Callable[[], float], stop: Stop) -> Ended:
-    """Run it until it exits, its deadline is past or a stop is asked; its tree is dead then.
+    """Run it until it exits, is late, stalls or a stop is asked; its tree is dead then.
 
     ``tick`` is called at once and then as often as it asks for (it returns seconds); what it
     raises ends the run, the tree first. Raises RolecallError where output cannot be kept or a
@@ -108,7 +110,7 @@ def execute(run: Run, tick: Callable[[], float], stop: Stop) -> Ended:
     found = process.stat(started.pid)
     ours = tree.Tree(run.marker, since=found.started if found else 0, known=known)
     try:
-        why = program.watch(run.deadline, stop)
+        why = program.watch(run.deadline, run.stall, stop)
         grace = min(LEFT_GRACE, run.kill_grace) if why == "exited" else run.kill_grace
         tree.end(ours.find, program.wait, grace)
     except BaseException:
@@ -190,7 +192,7 @@ class _Program:
     ) -> None:
         self.pid, self.tick, self.known = started.pid, tick, known
         self.status: int | None = None
-        self.tick_at = self.reap_at = time.monotonic()
+        self.tick_at = self.reap_at = self.heard_at = time.monotonic()
         self.pidfd = os.pidfd_open(started.pid)
         self.stdin, self.rest = started.stdin, memoryview(stdin)
         self.captures = captures
@@ -202,8 +204,9 @@ class _Program:
         if self.stdin >= 0:
             self.poll.register(self.stdin, select.POLLOUT)
 
-    def watch(self, deadline: float, stop: Stop) -> str:
+    def watch(self, deadline: float, stall: float | None, stop: Stop) -> str:
         """Until it ends by itself or has to be ended; why."""
+        patience = math.inf if stall is None else stall
         if stop.fd >= 0:
             self.poll.register(stop.fd, select.POLLIN)
         try:
@@ -212,7 +215,10 @@ class _Program:
                     return "timeout"
                 if stop.asked():
                     return "stopped"
-                self.pump(deadline)
+                # Behind the look at the pipes in ``pump``: we may have been frozen ourselves.
+                if time.monotonic() >= self.heard_at + patience:
+                    return "stalled"
+                self.pump(min(deadline, self.heard_at + patience))
         finally:
             if stop.fd >= 0:
                 self.poll.unregister(stop.fd)
@@ -261,6 +267,7 @@ class _Program:
         except BlockingIOError:
             return False
         if data:
+            self.heard_at = time.monotonic()
             self.outputs[fd].feed(data)
             return True
         self.poll.unregister(fd)

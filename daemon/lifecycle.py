@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from daemon.model import Outcome, Result, format_time, is_task_id, parse_time
 
 SATISFIED = frozenset({"done", "completed"})
-ENDED = SATISFIED | {"cancelled"}
+CANCELLED = "cancelled"
+ENDED = SATISFIED | {CANCELLED}
 PARKED = frozenset({"blocked", "needs_manual"})
 PLANNED = "planning_complete"
 STARTS = {"Story": "needs_plan", "Test": "awaiting_test", "Testing": "awaiting_test"}
@@ -68,6 +69,11 @@ class Machine(NamedTuple):
     max_adaptations: int = 3
     unblock: bool = True
     close_stories: bool = True
+
+    @property
+    def claimed(self) -> set[str]:
+        """The statuses that some role claims."""
+        return {status for rules in self.roles.values() for status in rules.claims}
 
 
 class Entry(NamedTuple):
@@ -250,7 +256,8 @@ def claim(
     }
 
 
-def _claimed_from(task: dict[str, Any], rules: Rules) -> str:
+def claimed_from(task: dict[str, Any], rules: Rules) -> str:
+    """The status that the role claimed the task in."""
     lease = task.get("lease")
     source = lease.get("from") if isinstance(lease, dict) else None
     return source if source in rules.claims else rules.claims[0]
@@ -286,7 +293,7 @@ def settle(  # noqa: PLR0913, PLR0917  # the six facts that decide, passed in or
     """What an attempt's result writes into its task. ``random`` gives floats in [0, 1)."""
     rules, task = machine.roles[role], entry.task
     result = weigh(rules, result)
-    back = _claimed_from(task, rules)
+    back = claimed_from(task, rules)
     attempts, adaptations = attempts_of(task), _count(task.get("adaptations"))
     target, why, not_before = back, result.note, None
     match result.outcome:
@@ -321,15 +328,17 @@ def settle(  # noqa: PLR0913, PLR0917  # the six facts that decide, passed in or
         "attempts": attempts if target == back else 0,
         "adaptations": adaptations,
         "not_before": None if not_before is None else format_time(not_before),
+        # So that a person's retry knows where the task came from.
+        "parked_from": back if target == rules.on_exhausted not in machine.claimed else None,
     }
     if failed or result.outcome is Outcome.SUCCESS:
         wanted["last_error"] = (why or result.outcome.value)[:2000] if failed else None
-    changes = _differing(task, wanted)
+    changes = differing(task, wanted)
     changes["updated_at"] = format_time(now)
     return Transition(entry, changes, str(task.get("status")), target, why)
 
 
-def _differing(task: dict[str, Any], wanted: Changes) -> Changes:
+def differing(task: dict[str, Any], wanted: Changes) -> Changes:
     """What has to be written: keys are added only when they carry a value."""
     return {
         key: value

@@ -51,7 +51,11 @@ def _append(path: str, line: str) -> None:
 
 
 class Log:
-    """Where one worker or attempt tells what happens. ``form``: text or json, on stderr."""
+    """Where a worker, an attempt or a person's command tells what happens.
+
+    ``form`` is what stderr gets: text, json or none. ``unit`` is the unit whose journal gets it
+    from elsewhere; what runs inside a unit finds its journal by itself.
+    """
 
     def __init__(
         self, folder: str, role: str, owner: str, *, form: str = "text", unit: str = ""
@@ -78,7 +82,7 @@ class Log:
         for ours, public in (("task_id", "task"), ("source", "from"), ("target", "to")):
             if ours in facts:
                 facts[public] = facts.pop(ours)
-        text = f"{move.task_id}: {move.source} -> {move.target}"
+        text = f"{move.task_id}: " + f"{move.source} -> " * bool(move.source) + move.target
         details = [
             move.outcome and f"{move.outcome}",
             f"attempt {move.attempt}" * bool(move.attempt),
@@ -97,22 +101,27 @@ class Log:
         event = {"time": now, "level": level, "owner": self._owner, "role": role, **facts}
         as_json = json.dumps({**event, "message": text}, ensure_ascii=False) + "\n"
         plain = f"{now} {role} {escape(text)}\n"
-        if self._unit and self._to_journal(text, level, event):
+        native = self._unit or (self._journal and self._form == "text")
+        if native and self._to_journal(text, level, event):
             return
         line = as_json if self._form == "json" else plain
         if self._journal:
             line = f"<{PRIORITIES[level]}>" + (
                 as_json if self._form == "json" else escape(text) + "\n"
             )
-        try:
-            sys.stderr.write(line)
-            sys.stderr.flush()
-        except OSError:
-            pass
+        if self._form != "none":
+            self._to_stderr(line)
         if not self._journal:
             if not (self._stderr_is_file and role == self._role):
                 _append(self._file(role), plain)
             _append(self._events, as_json)
+
+    def _to_stderr(self, line: str) -> None:
+        try:
+            sys.stderr.write(line)
+            sys.stderr.flush()
+        except OSError:
+            return
 
     def once(self, topic: str, text: str, level: str = "warning") -> None:
         """Tell it unless it was the last thing told of that topic; "" ends the topic."""
@@ -123,13 +132,13 @@ class Log:
 
     def _to_journal(self, text: str, level: str, event: dict[str, Any]) -> bool:
         """Send to the journal as the worker's unit, so that its journal tells the whole story."""
-        import socket  # noqa: PLC0415  # only attempts under systemd need it
+        import socket  # noqa: PLC0415  # only where there is a journal
 
         fields = {
             "MESSAGE": escape(text),
             "PRIORITY": str(PRIORITIES[level]),
             "SYSLOG_IDENTIFIER": "rolecall",
-            "USER_UNIT": self._unit,
+            **({"USER_UNIT": self._unit} if self._unit else {}),
             **{f"ROLECALL_{key.upper()}": escape(str(value)) for key, value in event.items()},
         }
         payload = "".join(f"{key}={value}\n" for key, value in fields.items()).encode()

@@ -51,7 +51,8 @@ class Lease(NamedTuple):
     Times are RFC 3339 in UTC. ``heartbeat_boottime`` is CLOCK_BOOTTIME in seconds, which a stepped
     wall clock does not move; it counts where ``boot_id`` is the reader's own. ``unit`` is the
     transient systemd unit of the attempt ("" where there is none), ``sessions`` the session ids
-    that its tree was seen in.
+    that its tree was seen in. ``wish`` is what a person asks of the attempt ("cancel", "release",
+    or ""), ``wished_by`` who.
     """
 
     task_id: str
@@ -71,6 +72,21 @@ class Lease(NamedTuple):
     heartbeat_boottime: float = 0.0
     unit: str = ""
     sessions: tuple[int, ...] = ()
+    wish: str = ""
+    wished_by: str = ""
+
+    @property
+    def wish_in_words(self) -> str:
+        """What a person asked of the attempt, for logs; "" for nothing that can be done."""
+        return wish_in_words(self.wish, self.wished_by) if self.wish in WISHES else ""
+
+
+WISHES = {"cancel": "cancelled", "release": "released"}
+
+
+def wish_in_words(wish: str, who: str) -> str:
+    """What a person asked, as logs tell it."""
+    return f"{WISHES[wish]} by {who or 'a person'}"
 
 
 class Move(NamedTuple):

@@ -171,16 +171,21 @@ class _Builder:
             self.problem(where(key), f"{what} ({values['heartbeat']:g})", hint)
         self.nested(values, own, name)
         self.places(values, root)
-        times = ("interval", "lease_ttl", "heartbeat", "timeout", "stop_budget", "kill_grace")
+        times = ["interval", "lease_ttl", "heartbeat", "timeout", "stop_budget", "kill_grace"]
+        times += ["stall_after"] * (values["stall_after"] is not None)
         return role_from(name, _floats(values, *times))
 
     def nested(self, values: dict[str, Any], own: dict[str, Placed], name: str) -> None:
-        inner = _inside(own, "backoff")
-        backoff = _floats(_defaults(schema.BACKOFF.keys, inner), "base", "cap")
-        right = all(each.data is not WRONG for each in inner.values())
-        if backoff["cap"] < backoff["base"] and right:
-            self.problem(own["backoff"].where, f"roles.{name}.backoff: cap is below base")
-        values["backoff"] = backoff
+        for key, keys, more in (
+            ("backoff", schema.BACKOFF.keys, ()),
+            ("breaker", schema.BREAKER.keys, ("seconds",)),
+        ):
+            inner = _inside(own, key)
+            found = _floats(_defaults(keys, inner), "base", "cap", *more)
+            right = all(each.data is not WRONG for each in inner.values())
+            if found["cap"] < found["base"] and right:
+                self.problem(own[key].where, f"roles.{name}.{key}: cap is below base")
+            values[key] = found
         values["limits"] = _defaults(schema.LIMITS.keys, _inside(own, "limits"))
 
     def places(self, values: dict[str, Any], root: str) -> None:

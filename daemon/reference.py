@@ -104,6 +104,8 @@ def configuration() -> str:
                 _table(schema.ROLE.keys),
                 "### `backoff`",
                 _table(schema.BACKOFF.keys),
+                "### `breaker`",
+                _table(schema.BREAKER.keys),
                 "### `limits`",
                 _table(schema.LIMITS.keys),
                 "## Keys of `paths`\n\nRelative paths count from the workspace.",

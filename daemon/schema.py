@@ -79,6 +79,32 @@ BACKOFF = mapping(
     Key("cap", SECONDS, 3600, "The longest wait there ever is. Not below `base`."),
 )
 
+BREAKER = mapping(
+    "a mapping of failures, seconds, base and cap",
+    Key(
+        "failures",
+        COUNT,
+        5,
+        "How many attempts in a row have to fail quickly before the role's claims pause. 0: they "
+        "never do.",
+    ),
+    Key("seconds", DURATION, 10, "What quickly is: so soon after the claim, or sooner."),
+    Key(
+        "base",
+        DURATION,
+        60,
+        "The first pause. One attempt follows it; if that fails quickly too, the next pause is "
+        "twice as long.",
+    ),
+    Key(
+        "cap",
+        DURATION,
+        3600,
+        "The longest pause; and how long the role must be quiet after one for all to be forgotten. "
+        "Not below `base`.",
+    ),
+)
+
 LIMITS = mapping(
     "a mapping of memory_max, cpu_quota and tasks_max",
     Key(
@@ -211,6 +237,14 @@ ROLE = mapping(
     ),
     Key("heartbeat", DURATION, 60, "How often an attempt renews its lease."),
     Key("timeout", DURATION, 3600, "The longest that an attempt may take, its gates included."),
+    Key(
+        "stall_after",
+        DURATION,
+        None,
+        "How long an agent, or a gate, may print nothing before it is ended as stalled. Many "
+        "agents print nothing until they are done.",
+        "for ever",
+    ),
     Key("stop_budget", SECONDS, 60, "How long a stopping worker lets its attempts run on."),
     Key("kill_grace", SECONDS, 10, "The time between TERM and KILL."),
     Key(
@@ -220,6 +254,7 @@ ROLE = mapping(
         "How many attempts may end in error before the task goes to `on_exhausted`.",
     ),
     Key("backoff", BACKOFF, {}, "The wait after an error."),
+    Key("breaker", BREAKER, {}, "The pause of a role whose every attempt fails quickly."),
     Key(
         "env",
         ENVIRONMENT,

@@ -84,6 +84,8 @@ class Worker:
 
     def serve(self) -> int:
         """Run until told to stop. Returns the exit status."""
+        for name in self.roles:  # whoever starts a worker has looked at what was wrong
+            self.queue.close_breaker(name)
         self.log.say("started")
         self.notifier.send("READY=1", "STATUS=started")
         while True:
@@ -229,6 +231,7 @@ class Worker:
             name, self.owner(name), ignore_wip=mode.ignore_wip, dry_run=mode.dry_run
         )
         self.told(self.queue.moved())
+        self.log.once(f"breaker {name}", self.pause(name))
         if claim is None:
             return False
         if mode.dry_run:
@@ -244,6 +247,11 @@ class Worker:
             raise
         self.children[child.pidfd] = child
         return True
+
+    def pause(self, name: str) -> str:
+        """Why the role claims nothing for a while, in words; "" where it does."""
+        state = self.queue.breaker(name)
+        return state.pause_in_words if state.until > time.time() else ""
 
     def told(self, moves: tuple[Move, ...]) -> None:
         """Log state changes, and remember whether one was an error of an attempt."""
@@ -391,6 +399,8 @@ class Worker:
         self.config, self.queue = config, queue
         self.watch.close()
         self.watch = Watch(config.queue_file, config.paths.leases)
+        for name in self.roles:
+            self.queue.close_breaker(name)
         self.look_at = 0.0
         self.log.say("config read again")
 
@@ -453,4 +463,6 @@ class Worker:
     def tell(self) -> None:
         """Say in words what the worker is doing."""
         held = sorted(lease.task_id for lease in self.held())
-        self.notifier.status(f"working on {', '.join(held)}" if held else "waiting for a task")
+        pauses = [text for name in self.roles if (text := self.pause(name))]
+        doing = f"working on {', '.join(held)}" if held else "waiting for a task"
+        self.notifier.status("; ".join(pauses) or doing)

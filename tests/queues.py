@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from daemon.config import Backoff, Config, Paths, Role
+from daemon.config import Backoff, Breaker, Config, Paths, Role
 from daemon.lifecycle import DEFAULT_ROLES
 from daemon.process import Identity
 from daemon.queue.file import FileQueue
@@ -32,7 +32,13 @@ class FileBackend:
 
     def __init__(self, folder: Path, **role: Any) -> None:
         self.folder, self.path = folder, folder / "SPRINT_QUEUE.json"
-        self.role = {"lease_ttl": 60.0, "backoff": Backoff(30.0, 3600.0), **role}
+        never = Breaker(failures=0)
+        self.role = {
+            "lease_ttl": 60.0,
+            "backoff": Backoff(30.0, 3600.0),
+            "breaker": never,
+            **role,
+        }
         self.clock = Clock()
 
     @property

@@ -25,6 +25,7 @@ QUICK = {
     "stop_budget": 10,
     "kill_grace": 1,
     "backoff": {"base": 0.01, "cap": 0.01},
+    "breaker": {"failures": 0},
 }
 
 

@@ -13,7 +13,9 @@ from daemon.config import Config
 from daemon.errors import RolecallError
 from daemon.fleet.here import UsageError
 from daemon.fleet.output import escape
+from daemon.fleet.telling import tell
 from daemon.lifecycle import START, STARTS
+from daemon.model import Move
 from daemon.queue.file import FileQueue
 
 GENERATED = re.compile(r"T(\d{1,9})")
@@ -116,11 +118,9 @@ def add(config: Config, tasks: list[dict[str, Any]]) -> list[str]:
             if not left or not generated & (set(queue.snapshot().tasks.by_id) - taken):
                 raise
         else:
-            return [_added(config, task) for task in completed] + [
-                escape(f"{move.task_id}: {move.source} -> {move.target}: {move.why}")
-                for move in moves
-                if move.source
-            ]
+            added = [Move(task["id"], "", "", task["status"], "added") for task in completed]
+            tell(config, added)
+            return [_added(config, task) for task in completed] + tell(config, moves)
     raise AssertionError
 
 

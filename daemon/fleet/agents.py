@@ -20,6 +20,7 @@ from daemon.model import format_time, parse_time
 
 if TYPE_CHECKING:
     from daemon.inventory import Host, Inventory
+    from daemon.queue.breaker import State as Breaker
 
 SOME_DO_NOT_RUN = 3
 COLOURS = {"running": "green", "failed": "red", "unreachable": "red"}
@@ -47,7 +48,10 @@ class Attempt(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One worker's status. ``since`` is RFC 3339 in UTC."""
+    """One worker's status. Times are RFC 3339 in UTC.
+
+    ``paused_until``: the end of the pause that the role's circuit breaker has made.
+    """
 
     host: str
     role: str
@@ -58,6 +62,7 @@ class Row(NamedTuple):
     working_on: tuple[Attempt, ...] = ()
     restarts: int = 0
     text: str = ""
+    paused_until: str | None = None
 
 
 class Place(NamedTuple):
@@ -228,37 +233,45 @@ def _told(
 
 
 def _rows(host: Host, at: Place) -> list[Row]:
-    working = _working(at.config, at.roles)
-    return [
-        Row(
-            host.name,
-            role,
-            at.supervisor.name,
-            state.state,
-            state.pid,
-            None if state.since is None else format_time(state.since),
-            tuple(working.get(role, ())),
-            state.restarts,
-            state.text,
+    working, pauses = _working(at.config, at.roles)
+    rows = []
+    for role, state in at.supervisor.states(at.roles).items():
+        pause = pauses.get(role)
+        rows.append(
+            Row(
+                host.name,
+                role,
+                at.supervisor.name,
+                state.state,
+                state.pid,
+                None if state.since is None else format_time(state.since),
+                tuple(working.get(role, ())),
+                state.restarts,
+                pause.pause_in_words if pause else state.text,
+                format_time(pause.until) if pause else None,
+            )
         )
-        for role, state in at.supervisor.states(at.roles).items()
-    ]
+    return rows
 
 
 def _unreachable(host: Host, error: RolecallError) -> Row:
     return Row(host.name, "", "", "unreachable", text="; ".join(p.what for p in error.problems))
 
 
-def _working(config: Config, roles: Sequence[str]) -> dict[str, list[Attempt]]:
-    """The live attempts of this host, by role. An unreadable queue hides none of the workers."""
+def _working(
+    config: Config, roles: Sequence[str]
+) -> tuple[dict[str, list[Attempt]], dict[str, Breaker]]:
+    """The live attempts and the pauses of this host, by role. No error hides a worker."""
     from daemon.queue.file import FileQueue  # noqa: PLC0415  # the queue, when needed
 
     now = time.time()
+    queue = FileQueue(config)
     working: dict[str, list[Attempt]] = {}
     with contextlib.suppress(RolecallError):
-        for lease in FileQueue(config).live(host=os.uname().nodename):
+        for lease in queue.live(host=os.uname().nodename):
             if lease.role in roles:
                 seconds = max(0.0, now - (parse_time(lease.started_at) or now))
                 attempt = Attempt(lease.task_id, lease.attempt, seconds, lease.pid)
                 working.setdefault(lease.role, []).append(attempt)
-    return working
+    breakers = {role: queue.breaker(role) for role in roles}
+    return working, {role: state for role, state in breakers.items() if state.until > now}

@@ -16,7 +16,7 @@ from daemon.config import Config
 from daemon.errors import RolecallError
 from daemon.fleet.here import UsageError, one_of
 from daemon.fleet.output import Style, as_json, escape, table, value_text
-from daemon.fleet.waiting import PROBLEMS, Standing, View, Wait, standing
+from daemon.fleet.waiting import KINDS, PROBLEMS, Standing, View, Wait, standing
 from daemon.lifecycle import ENDED, PARKED, attempts_of
 from daemon.model import Lease, format_time
 from daemon.queue.file import FileQueue
@@ -42,6 +42,12 @@ class Run(NamedTuple):
     files: tuple[str, ...]
 
 
+def pauses(queue: FileQueue, roles: Collection[str], now: float) -> dict[str, str]:
+    """The roles whose circuit breaker is open on this host, and why."""
+    found = {role: queue.breaker(role) for role in roles}
+    return {role: state.pause_in_words for role, state in found.items() if state.until > now}
+
+
 class Board:
     """One workspace's queue, read once."""
 
@@ -58,6 +64,7 @@ class Board:
             config.machine,
             config.run,
             moment,
+            pauses(queue, config.run, moment),
         )
         self.standing: Standing = standing(self.view)
         #: What is wrong with the queue, its tasks and its leases, for a person.
@@ -70,8 +77,19 @@ class Board:
             hint = f"hint:  invoke init --workspace {shlex.quote(self.config.workspace)}"
             sys.stderr.write(f"{escape(where)}: no queue here yet\n{hint}\n")
 
-    def pick(self, statuses: Collection[str] = (), role: str | None = None) -> list[Wait]:
-        """The tasks with one of the statuses, and that the role holds or claims."""
+    def pick(
+        self,
+        statuses: Collection[str] = (),
+        role: str | None = None,
+        type_: str | None = None,
+        kind: str | None = None,
+    ) -> list[Wait]:
+        """The tasks with one of the statuses, that the role holds or claims, of type and kind."""
+        if kind is not None:
+            one_of("standing", kind, KINDS)
+        if type_ is not None:
+            types = {str(wait.entry.task.get("type")) for wait in self.standing.waits}
+            one_of("type", type_, sorted(types))
         if role is not None:
             one_of("role", role, self.config.roles)
         known = {str(wait.entry.task.get("status")) for wait in self.standing.waits}
@@ -84,6 +102,8 @@ class Board:
             for wait in self.standing.waits
             if (not statuses or wait.entry.task.get("status") in statuses)
             and (role is None or role == wait.role)
+            and (type_ is None or type_ == wait.entry.task.get("type"))
+            and (kind is None or kind == wait.kind)
         ]
 
     def find(self, task_id: str) -> Wait:

@@ -12,7 +12,8 @@ from daemon import process
 from daemon.config import Config
 from daemon.errors import LeaseLost, RolecallError
 from daemon.fleet.connection import Local
-from daemon.model import Lease, Outcome, Result
+from daemon.fleet.telling import tell
+from daemon.model import Lease, Move, Outcome, Result
 
 if TYPE_CHECKING:
     from daemon.queue.file import FileQueue
@@ -41,7 +42,7 @@ def end(connection: Local, config: Config, roles: Sequence[str]) -> dict[str, li
         time.sleep(POLL)
         left = [lease for lease in left if process.is_alive(lease.pid, lease.pid_started)]
     for lease in left:
-        _kill(config, queue, lease)
+        tell(config, kill(config, queue, lease))
     return ended
 
 
@@ -72,12 +73,13 @@ def _is_orphan(lease: Lease) -> bool:
         return True
 
 
-def _kill(config: Config, queue: FileQueue, lease: Lease) -> None:
+def kill(config: Config, queue: FileQueue, lease: Lease) -> tuple[Move, ...]:
+    """Kill what is left of an attempt, and settle for it; () where somebody else has settled."""
     from daemon import executor, launch  # noqa: PLC0415  # the rare case
 
     run_dir = os.path.join(config.paths.runs, lease.task_id, str(lease.token))
     executor.kill_tree(lease, launch.marker(run_dir))
     try:
-        queue.settle(lease, Result(Outcome.RELEASED, "stopped, killed"))
+        return queue.settle(lease, Result(Outcome.RELEASED, "stopped, killed"))
     except LeaseLost:
-        return
+        return ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from daemon.fleet.cycles import children, cycles
@@ -29,7 +30,10 @@ from daemon.model import Lease, parse_time
 
 
 class View(NamedTuple):
-    """A queue at one moment, and the state machine to judge it by. ``run``: this host's roles."""
+    """A queue at one moment, and the state machine to judge it by.
+
+    ``run``: this host's roles; ``pauses``: those whose circuit breaker is open, and why.
+    """
 
     tasks: Tasks
     limits: object
@@ -37,13 +41,13 @@ class View(NamedTuple):
     machine: Machine
     run: tuple[str, ...]
     now: float
+    pauses: Mapping[str, str] = MappingProxyType({})
 
 
 class Wait(NamedTuple):
     """One task's standing. ``role`` holds it, or claims its status; ``why`` is for a person.
 
-    ``kind``: ended, held, claimable, moves, dependency, wip, backoff, lease, children, parked, or
-    (these are problems) cycle, unknown, cancelled, unclaimed, id.
+    ``kind`` is one of KINDS.
     """
 
     entry: Entry
@@ -70,6 +74,11 @@ class Standing(NamedTuple):
 
 
 PROBLEMS = frozenset({"cycle", "unknown", "cancelled", "unclaimed"})
+KINDS = (
+    *("ended", "held", "claimable", "moves", "dependency", "wip", "paused", "backoff", "lease"),
+    *("children", "parked", "id"),
+    *sorted(PROBLEMS),
+)
 
 
 def standing(view: View) -> Standing:
@@ -218,6 +227,8 @@ class _Judge:
         known = self.wips[rules.name]
         before, free = self.line[entry.index], max(0, known.limit - known.held)
         where = "" if rules.name in view.run else f" (no worker of this host runs {rules.name})"
+        if before < free and rules.name in view.pauses:
+            return "paused", f"{rules.name} is paused: {view.pauses[rules.name]}{where}"
         if before < free:
             return "claimable", f"claimable by {rules.name}{where}"
         line = f", {before} before it" if before else ""

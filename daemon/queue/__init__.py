@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from daemon.lifecycle import Tasks
 from daemon.model import Claim, Lease, Move, Result
 from daemon.process import Identity
+from daemon.queue.breaker import State
 
 
 class Stale(NamedTuple):
@@ -68,6 +69,12 @@ class Queue(Protocol):
 
     def add(self, tasks: list[dict[str, Any]]) -> tuple[Move, ...]:
         """Append new tasks. Raises RolecallError with what is wrong with them."""
+
+    def breaker(self, role: str) -> State:
+        """What is known of the role's quick failures on this host."""
+
+    def close_breaker(self, role: str) -> None:
+        """Forget them: a person has done something about it."""
 
     def signature(self) -> tuple[int, ...] | None:
         """Differs from an earlier one when the queue has changed; None where there is none."""

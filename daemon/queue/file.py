@@ -19,6 +19,7 @@ from daemon.lifecycle import Entry, Rules, Tasks
 from daemon.model import Claim, Lease, Move, Outcome, Result, format_time
 from daemon.process import Identity
 from daemon.queue import Snapshot, Stale, durable, folder, intake, lock, settling, staleness
+from daemon.queue import breaker as breakers
 from daemon.queue import lease as leases
 from daemon.queue.ledger import Ledger, value
 from daemon.queue.text import Text, Update
@@ -107,7 +108,7 @@ class FileQueue:
     def next_time(self, role: str, now: float) -> float | None:
         """When to look again though nothing changes: the end of a wait, or of a lease."""
         text = self.ledger.read()
-        times = []
+        times: list[float | None] = [self.ledger.breaker(role).until]
         if text is not None:
             rules, tasks = self.ledger.rules(role), Tasks(text.document.entries)
             times.append(lifecycle.next_time(tasks, rules, now))
@@ -116,7 +117,7 @@ class FileQueue:
             now + leases.seconds_left(lease, self.me, now, self.boottime())
             for lease in self.ledger.live(self.leases.every()).values()
         ]
-        return min((each for each in times if each is not None), default=None)
+        return min((each for each in times if each is not None and each > now), default=None)
 
     # --- claiming --------------------------------------------------------------------------------
 
@@ -261,16 +262,17 @@ class FileQueue:
             except LeaseLost:
                 self.leases.remove(lease)
                 raise
-            settling.conclude(
+            move = settling.conclude(
                 update,
                 entry,
-                lease,
+                now if now and now.token == lease.token else lease,
                 result,
                 machine=self.machine,
                 now=self.clock(),
                 random=self.random,
             )
             if update.write():
+                self.ledger.count(move)
                 self.leases.remove(lease)
                 return tuple(update.moves)
         raise _restless(self.config.queue_file)
@@ -279,7 +281,9 @@ class FileQueue:
         text = self.ledger.read()
         if text is None:
             raise QueueUnreadable(
-                "the queue is gone", where=self.config.queue_file, hint="put it back"
+                "there is no queue",
+                where=self.config.queue_file,
+                hint=f"put it back, or make one: invoke init --workspace {self.config.workspace}",
             )
         return text
 
@@ -325,28 +329,42 @@ class FileQueue:
             except LeaseLost:
                 return ()
 
-    # --- adding ----------------------------------------------------------------------------------
+    # --- what people change ----------------------------------------------------------------------
 
     def add(self, tasks: list[dict[str, Any]]) -> tuple[Move, ...]:
         """Append new tasks. Raises RolecallError with what is wrong with them."""
+
+        def change(update: Update) -> None:
+            try:
+                update.append(intake.checked(tasks, update.tasks, self.machine))
+            except ValueError as error:
+                raise RolecallError(str(error), hint="nothing was added") from None
+
+        return self.update(change)
+
+    def update(self, change: Callable[[Update], None]) -> tuple[Move, ...]:
+        """Make a person's change of the queue, under its lock, on what it holds then.
+
+        ``change`` may be called again, on a newer text. What it raises leaves all as it was.
+        """
         with self.lock():
             for _ in range(RESTARTS):
-                text = self.ledger.read()
-                if text is None:
-                    raise RolecallError(
-                        "there is no queue",
-                        where=self.config.queue_file,
-                        hint=f"make one: invoke init --workspace {self.config.workspace}",
-                    )
-                update = self.ledger.begin(text)
-                try:
-                    update.append(intake.checked(tasks, update.tasks, self.machine))
-                except ValueError as error:
-                    raise RolecallError(str(error), hint="nothing was added") from None
+                update = self.ledger.begin(self._there())
+                change(update)
                 update.move_on(self.machine, self.clock())
-                if update.write():
+                if not (update.changes or update.new) or update.write():
                     return tuple(update.moves)
         raise _restless(self.config.queue_file)
+
+    # --- the circuit breaker ---------------------------------------------------------------------
+
+    def breaker(self, role: str) -> breakers.State:
+        """What is known of the role's quick failures on this host."""
+        return self.ledger.breaker(role)
+
+    def close_breaker(self, role: str) -> None:
+        """Forget them: a person has done something about it."""
+        breakers.write(self.config.paths.runs, role, breakers.State())
 
 
 def _restless(path: str) -> RolecallError:

@@ -181,6 +181,16 @@ class Leases:
             raise LeaseLost(f"the lease of {lease.task_id} is another's: token {now.token}")
         return now
 
+    def ask(self, lease: Lease, wish: str, who: str) -> Lease:
+        """The lease with a person's wish, written into its file, where that is there."""
+        with self.lock(lease.task_id):
+            try:
+                lease = self.own(lease)._replace(wish=wish, wished_by=who)
+            except LeaseLost:
+                return lease._replace(wish=wish, wished_by=who)
+            self.write(lease, sync=False)
+        return lease
+
     def remove(self, lease: Lease) -> None:
         """End the lease, if the file is still of this token."""
         with self.lock(lease.task_id):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from daemon import lifecycle
 from daemon.config import Config
 from daemon.errors import RolecallError
 from daemon.lifecycle import Changes, Entry, Rules, Tasks
-from daemon.model import Lease, Move
+from daemon.model import Lease, Move, Outcome
 from daemon.process import Identity
+from daemon.queue import breaker
 from daemon.queue import lease as leases
 from daemon.queue.text import Text, Update
 
@@ -91,11 +93,29 @@ class Ledger:
         here = [each for each in live.values() if (each.role, each.host) == mine]
         if slots is not None and len(here) >= slots:
             return []
+        role = self.config.roles[rules.name]
+        if breaker.is_open(self.breaker(rules.name), role.breaker, self.clock(), len(here)):
+            return []
         # A lease of ours bars the way until it is recovered: what is left of its tree comes first.
         taken = {name for name, lease in found.leases.items() if lease.token > 0}
         taken |= live.keys() | found.broken.keys()
         ready = lifecycle.claimable(tasks, rules, self.clock(), taken)
         return [(entry, found.leases.get(entry.task["id"])) for entry in ready]
+
+    def breaker(self, role: str) -> breaker.State:
+        """What is known of the role's quick failures on this host."""
+        found = breaker.read(self.config.paths.runs, role)
+        return breaker.remembered(found, self.config.roles[role].breaker, self.clock())
+
+    def count(self, move: Move) -> None:
+        """Remember, for the circuit breaker, what an attempt came to. The queue's lock is held."""
+        runs, role = self.config.paths.runs, self.config.roles[move.role]
+        before = breaker.read(runs, role.name)
+        seconds = math.inf if move.seconds is None else move.seconds
+        outcome = Outcome(move.outcome)
+        now = breaker.after(before, role.breaker, outcome, seconds, self.clock())
+        if now != before:
+            breaker.write(runs, role.name, now._replace(why=move.why) if now.failures else now)
 
 
 def value(lease: Lease) -> Changes:

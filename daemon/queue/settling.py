@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from daemon import lifecycle
+from daemon import byhand, lifecycle
 from daemon.errors import LeaseLost
 from daemon.lifecycle import Entry, Machine
 from daemon.model import Lease, Move, Outcome, Result, parse_time
@@ -31,6 +31,14 @@ def held(update: Update, lease: Lease, now: Lease | None, machine: Machine) -> E
     return entry
 
 
+def wished(lease: Lease, result: Result) -> Result:
+    """The result in the light of what a person asked: what was done is kept, or goes with it."""
+    done = result.outcome in {Outcome.SUCCESS, Outcome.REJECTED} and lease.wish == "release"
+    if done or not lease.wish_in_words:
+        return result
+    return Result(Outcome.RELEASED, lease.wish_in_words, changes=result.changes)
+
+
 def conclude(  # noqa: PLR0913  # all that a result meets
     update: Update,
     entry: Entry,
@@ -40,9 +48,13 @@ def conclude(  # noqa: PLR0913  # all that a result meets
     machine: Machine,
     now: float,
     random: Callable[[], float],
-) -> None:
-    """Put the result into the update, and what follows by itself."""
+) -> Move:
+    """Put the result into the update, and what follows by itself; returns the task's move.
+
+    ``lease`` is the one that stands in its file, where it is still there: with a person's wish.
+    """
     rules, status = machine.roles[lease.role], entry.task.get("status")
+    result = wished(lease, result)
     if status != rules.holds and result.status is None:
         result = result._replace(status=str(status))  # the agent said it in the queue itself
     result = lifecycle.weigh(rules, result)
@@ -53,20 +65,24 @@ def conclude(  # noqa: PLR0913  # all that a result meets
         except ValueError as error:
             result = result._replace(outcome=Outcome.ERROR, note=f"add_tasks: {error}")
     transition = lifecycle.settle(entry, machine, lease.role, result, now, random)
+    if lease.wish == "cancel":  # it wins over whatever the attempt came to meanwhile
+        changes = {**(result.changes or {}), **byhand.cancel(entry.task, now)}
+        target, why = lifecycle.CANCELLED, lease.wish_in_words
+        transition = transition._replace(changes=changes, target=target, why=why)
     update.change(entry, transition.changes)
     started = parse_time(lease.started_at)
-    update.moves.append(
-        Move(
-            lease.task_id,
-            lease.role,
-            transition.source,
-            transition.target,
-            transition.why,
-            outcome=result.outcome.value,
-            attempt=lease.attempt,
-            token=lease.token,
-            seconds=None if started is None else max(0.0, now - started),
-        )
+    move = Move(
+        lease.task_id,
+        lease.role,
+        transition.source,
+        transition.target,
+        transition.why,
+        outcome=result.outcome.value,
+        attempt=lease.attempt,
+        token=lease.token,
+        seconds=None if started is None else max(0.0, now - started),
     )
+    update.moves.append(move)
     update.append(new)
     update.move_on(machine, now)
+    return move

@@ -25,9 +25,9 @@ def find(tasks: Tasks, found: Found, machine: Machine, gone: Callable[[Lease], s
             stale.append(Stale(lease, name, why if holds(tasks, lease, machine) else "orphan"))
     for name, entry in tasks.by_id.items():
         if name not in found.leases and name not in found.broken:
-            rebuilt = _rebuilt(entry.task, machine)
-            if rebuilt is not None:
-                stale.append(Stale(rebuilt, name, "vanished"))
+            held = rebuilt(entry.task, machine)
+            if held is not None:
+                stale.append(Stale(held, name, "vanished"))
     return stale
 
 
@@ -41,7 +41,7 @@ def holds(tasks: Tasks, lease: Lease, machine: Machine) -> bool:
     )
 
 
-def _rebuilt(task: dict[str, Any], machine: Machine) -> Lease | None:
+def rebuilt(task: dict[str, Any], machine: Machine) -> Lease | None:
     """The lease of a held task of ours, as far as the task itself tells it."""
     token, held = lifecycle.held_by_us(task), task.get("lease")
     status = task.get("status")

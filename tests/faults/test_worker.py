@@ -579,3 +579,70 @@ def test_an_idle_worker_loads_little(ws: Workspace) -> None:
         check=True,
     )
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_a_silent_agent_is_ended_as_stalled(ws: Workspace) -> None:
+    """Long before its timeout, its tree with it; one that goes on talking is left alone.
+
+    Broken once by never asking for the time of the last output: the first task timed out.
+    """
+    talks = "for i in 1 2 3 4 5 6; do echo $i; sleep 0.3; done"
+    script = f"[ $ROLECALL_TASK_ID = T2 ] && {{ {talks}; exit 0; }}; echo up; setsid sleep 600"
+    build(ws, script, TASK, {**TASK, "id": "T2"}, stall_after=1.2, max_attempts=1)
+    assert ws.run("--role", "builder", "--drain").returncode == 1
+    assert (ws.status(), ws.status("T2")) == ("needs_manual", "awaiting_test")
+    assert "stalled: it printed nothing for 1.2 s" in ws.task()["last_error"]
+    wait_for(lambda: ws.tree() == [])
+
+
+def test_a_role_whose_every_attempt_fails_pauses(ws: Workspace) -> None:
+    """Most of the queue keeps its attempts; it is said once; a worker that is started goes on.
+
+    Broken once by letting the worker's start not close the breaker: no task was done.
+    """
+    tasks = [{**TASK, "id": f"T{i}"} for i in range(9)]
+    breaker = {"failures": 3, "seconds": 10, "base": 3600, "cap": 3600}
+    build(ws, "exit 0", *tasks, breaker=breaker, max_attempts=1, slots=1)
+    good = ws.config.read_text()
+    ws.config.write_text(good.replace("exit 0", "exit 9"))
+    worker = ws.start("--role", "builder")
+    wait_for(lambda: "3 attempts in a row failed within seconds, claims pause until" in ws.log())
+    assert [ws.status(f"T{i}") for i in range(9)] == ["needs_manual"] * 3 + ["ready"] * 6
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(20) == 0
+    assert ws.log().count("claims pause") == 1
+    ws.config.write_text(good)
+    once = ws.run("--role", "builder", "--once")  # no start of a worker: it keeps the pause
+    assert (once.returncode, "claims pause" in once.stderr) == (0, True)
+    assert ws.status("T3") == "ready"
+    ws.start("--role", "builder")
+    for i in range(3, 9):
+        ws.wait_status("awaiting_test", f"T{i}")
+
+
+def test_secrets_appear_nowhere(ws: Workspace) -> None:
+    """Not in captured output, of a gate either, not in the queue, not in the events.
+
+    Broken once by reading the result file unmasked, and once by giving gates no mask.
+    """
+    secret = "hunter2-hunter2"  # noqa: S105  # what is to be masked
+    env_file = ws.path / "secrets.env"
+    env_file.write_text(f"TOKEN={secret}\n")
+    env_file.chmod(0o600)
+    said = '{"outcome": "success", "note": "used %s", "add_tasks": [{"id": "N", "title": "%s"}]}'
+    script = (
+        f"echo $TOKEN; echo $TOKEN > file; printf '{said}' $TOKEN $TOKEN > $ROLECALL_RESULT_FILE"
+    )
+    gate = ["sh", "-c", "cat file; test $ROLECALL_TOKEN -gt 1"]
+    build(ws, f"{script}", env_file=str(env_file), gates=[gate])
+    ws.run("--role", "builder", "--once")
+    assert ws.status() == "needs_adapt"
+    bad = '{"outcome": "error", "note": "no login with %s"}'
+    build(ws, f"printf '{bad}' $TOKEN > $ROLECALL_RESULT_FILE", env_file=str(env_file))
+    ws.run("--role", "builder", "--once")
+    assert "no login with ***" in ws.task()["last_error"]
+    (ws.path / "file").unlink()
+    env_file.unlink()
+    kept = [path for path in ws.path.rglob("*") if path.is_file() and path.name != "result.json"]
+    assert [str(path) for path in kept if secret in path.read_text()] == []
+    assert "***" in (ws.path / ".agent-runs" / "T1" / "1" / "gate-1.log").read_text()

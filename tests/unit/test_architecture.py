@@ -19,7 +19,7 @@ LAYERS = (
     {"errors", "spawn"},
     {"model", "process", "capture"},
     {"lifecycle"},
-    {"config", "mounts"},
+    {"byhand", "config", "mounts"},
     {"checking", "hostsfolder", "inventory", "kinds", "reading", "reference", "schema", "yamltext"},
     {"queue"},
     {"environment", "evidence", "log", "prompt", "service", "wake", "worktree"},

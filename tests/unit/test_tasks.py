@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from daemon.model import format_time
+from daemon.queue import breaker
 from tests.console import Operator
 from tests.workspace import ROOT
 
@@ -26,6 +29,11 @@ COMMANDS = {
     "queue.list",
     "queue.show",
     "queue.add",
+    "queue.retry",
+    "queue.cancel",
+    "queue.release",
+    "queue.import",
+    "queue.export",
     "queue.check",
 }
 
@@ -220,3 +228,100 @@ def test_workers_are_installed_started_and_stopped(tmp_path: Path) -> None:
     assert operator.invoke("uninstall").stdout == (
         "localhost: removed ~/.config/rolecall/agent.yml\n"
     )
+
+
+def test_a_task_s_way_by_hand(operator: Operator) -> None:
+    """Cancel, retry, release, as a person types them; each is a line, and an event with who."""
+    operator.write_queue(
+        {"id": "T1", "status": "ready"},
+        {"id": "T2", "status": "testing", "agent": "tester", "lease": {"owner": "bob"}},
+    )
+    done = operator.invoke("queue.cancel", "T1")
+    assert done.stdout.startswith("T1: ready -> cancelled: cancelled by "), done.stderr
+    refused = operator.invoke("queue.retry", "T1")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr == (
+        "error: T1: its status is cancelled: say which one it shall have\nhint:  --status ready\n"
+    )
+    assert operator.invoke("queue.retry", "T1", "--status", "redy").returncode == 2
+    assert operator.invoke("queue.retry", "T1", "--status", "ready").returncode == 0
+    assert "testing -> awaiting_test" in operator.invoke("queue.release", "T2").stdout
+    assert operator.invoke("queue.release", "T2").returncode == 1
+    for command in ("queue.cancel", "queue.release", "queue.retry"):
+        unknown = operator.invoke(command, "T3")
+        assert (unknown.returncode, 'unknown task "T3"' in unknown.stderr) == (2, True)
+    logs = operator.workspace / ".agent-daemon-logs"
+    events = [json.loads(line) for line in (logs / "events.jsonl").read_text().splitlines()]
+    assert [(each["task"], each["from"], each["to"]) for each in events] == [
+        ("T1", "ready", "cancelled"),
+        ("T1", "cancelled", "ready"),
+        ("T2", "testing", "awaiting_test"),
+    ]
+    assert all("@" in each["owner"] and each["owner"] in each["why"] for each in events)
+    assert "T2: testing -> awaiting_test" in (logs / "tester.log").read_text()
+
+
+def test_a_queue_out_and_in(operator: Operator, tmp_path: Path) -> None:
+    """Export to a file and to a pipe, every byte; import tells what it did, and never half."""
+    operator.write_queue({"id": "T1", "status": "ready"}, mine={"a": 1.0})
+    data = operator.queue.read_bytes()
+    out = tmp_path / "out.json"
+    assert operator.invoke("queue.export", "--to", str(out)).stdout.endswith("bytes written\n")
+    assert operator.invoke("queue.export").stdout.encode() == out.read_bytes() == data
+    assert operator.invoke("queue.export", "--to", str(out)).returncode == 2
+    assert "1 were here already" in operator.invoke("queue.import", str(out)).stdout
+    operator.queue.unlink()
+    done = operator.invoke("queue.import", "-", stdin=data.decode())
+    assert done.stdout == "T1: ready: imported\n1 imported, in place of all that was there\n"
+    assert operator.queue.read_bytes() == data
+    out.write_text(json.dumps({"tasks": [{"id": "T2"}, {"id": "T1", "status": "done"}]}))
+    refused = operator.invoke("queue.import", str(out))
+    assert refused.returncode == 1
+    assert "T1 is another task here" in refused.stderr
+    assert operator.queue.read_bytes() == data
+    assert operator.invoke("queue.import", str(out), "--replace").returncode == 0
+    assert operator.queue.read_bytes() == out.read_bytes()
+
+
+def test_the_list_is_filtered(operator: Operator) -> None:
+    """By status, role, type and standing; a word that nothing has is an error with a hint."""
+    operator.write_queue(
+        {"id": "A", "status": "ready", "type": "Build"},
+        {"id": "B", "status": "ready", "type": "Fix", "dependencies": ["A"]},
+        {"id": "C", "status": "needs_manual", "type": "Fix"},
+    )
+
+    def listed(*arguments: str) -> list[str]:
+        found = json.loads(operator.invoke("queue.list", "--json", *arguments).stdout)
+        return [each["id"] for each in found]
+
+    assert listed("--type", "Fix") == ["B", "C"]
+    assert listed("--standing", "dependency") == ["B"]
+    assert listed("--type", "Fix", "--status", "needs_manual") == ["C"]
+    assert listed("--standing", "claimable", "--role", "builder") == ["A"]
+    assert operator.invoke("queue.list", "--type", "Fx").returncode == 2
+    assert (
+        'did you mean "claimable"?' in operator.invoke("queue.list", "--standing", "claimabel").stderr
+    )
+
+
+def test_a_pause_is_seen(operator: Operator) -> None:
+    """In the status, for a person and a program, and as what the role's tasks wait for."""
+    operator.write_queue({"id": "T1", "status": "ready"}, {"id": "T2", "status": "awaiting_test"})
+    runs = operator.workspace / ".agent-runs"
+    runs.mkdir()
+    now = time.time()
+    breaker.write(str(runs), "builder", breaker.State(5, now, now + 600, "no login"))
+    rows = {
+        row["role"]: row for row in json.loads(operator.invoke("agents.status", "--json").stdout)
+    }
+    assert rows["builder"]["paused_until"] == format_time(now + 600)
+    assert rows["tester"]["paused_until"] is None
+    assert "no login" in operator.invoke("agents.status").stdout
+    tasks = {
+        each["id"]: each
+        for each in json.loads(operator.invoke("queue.check", "--json").stdout)["tasks"]
+    }
+    assert tasks["T1"]["standing"] == "paused"
+    assert "5 attempts in a row failed within seconds" in tasks["T1"]["why"]
+    assert tasks["T2"]["standing"] == "claimable"

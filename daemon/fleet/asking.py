@@ -1,0 +1,91 @@
+"""``queue.cancel``, ``queue.release``, ``queue.retry``: asked for, and seen through to the end."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from daemon import executor, launch, process, tree
+from daemon.config import Config
+from daemon.errors import RolecallError
+from daemon.fleet.here import one_of
+from daemon.fleet.orphans import MARGIN, POLL, kill
+from daemon.fleet.telling import tell, who
+from daemon.lifecycle import status_of
+from daemon.model import Lease, Move
+from daemon.queue import asking
+from daemon.queue.file import FileQueue
+from daemon.queue.lease import is_here
+
+Ask = Callable[[FileQueue, str, str], Lease | tuple[Move, ...]]
+
+
+def cancel(config: Config, task_id: str) -> list[str]:
+    """Cancel a task; its attempt's tree dies first. Returns lines for a person."""
+    return _ask(config, task_id, asking.cancel)
+
+
+def release(config: Config, task_id: str) -> list[str]:
+    """Take a task from who holds it; it goes back, uncounted. Returns lines for a person."""
+    return _ask(config, task_id, asking.release)
+
+
+def retry(config: Config, task_id: str, status: str | None = None) -> list[str]:
+    """Make a task claimable at once. Returns lines for a person."""
+    queue = FileQueue(config)
+    one_of("task", task_id, queue.snapshot().tasks.by_id)
+    if status is not None:
+        one_of("status", status, sorted(config.machine.claimed))
+    return tell(config, asking.retry(queue, task_id, who(), status))
+
+
+def _ask(config: Config, task_id: str, ask: Ask) -> list[str]:
+    queue = FileQueue(config)
+    one_of("task", task_id, queue.snapshot().tasks.by_id)
+    asked = ask(queue, task_id, who())
+    if not isinstance(asked, Lease):
+        return tell(config, asked)
+    moves = _see_through(config, queue, asked)
+    if moves:
+        return tell(config, moves)
+    entry = queue.snapshot().tasks.by_id.get(task_id)  # its attempt has settled, and told it
+    now = status_of(entry.task) if entry else "gone"
+    return [f"{task_id}: its attempt ended, the task is {now}"]
+
+
+def _can_answer(lease: Lease) -> bool:
+    """Whether its process runs; one that was stopped (SIGSTOP) hears of nothing."""
+    found = process.stat(lease.pid)
+    return found is not None and found.started == lease.pid_started and found.state not in "ZXTt"
+
+
+def _see_through(config: Config, queue: FileQueue, asked: Lease) -> tuple[Move, ...]:
+    """Wait until the attempt has settled; settle in its place where it can't.
+
+    TERM wakes it, and it finds the wish when it settles. What has not ended after two kill graces,
+    or cannot hear us, is killed.
+    """
+    role = config.roles[asked.role]
+    marker = launch.marker(os.path.join(config.paths.runs, asked.task_id, str(asked.token)))
+    here = is_here(asked, queue.me) or not asked.pid
+    patience = 2 * role.kill_grace + MARGIN + (0 if here else role.heartbeat)
+    until = time.monotonic() + patience
+    woken = False
+    while time.monotonic() < until:
+        lease = queue.leases.read(asked.task_id)
+        if lease is None or lease.token != asked.token:
+            if asked.pid:  # else its file was gone before, and nobody will settle
+                return ()
+            break
+        if here and not _can_answer(lease):
+            break
+        if here and not woken and tree.is_marked(lease.pid, marker):
+            woken = executor.terminate(lease)
+        time.sleep(POLL)
+    if not here:
+        raise RolecallError(
+            f"{asked.task_id}: its attempt on {asked.host} has not answered in {patience:g} s",
+            hint="it ends when it renews its lease, or when that runs out",
+        )
+    return kill(config, queue, asked)

@@ -1,0 +1,56 @@
+"""``queue.import`` and ``queue.export``: files and standard streams around ``daemon.queue``."""
+
+from __future__ import annotations
+
+import sys
+
+from daemon.config import Config
+from daemon.errors import RolecallError
+from daemon.fleet.here import UsageError
+from daemon.fleet.output import escape
+from daemon.fleet.telling import tell
+from daemon.model import Move
+from daemon.queue import jsontext, transfer
+from daemon.queue.file import FileQueue
+
+
+def load(config: Config, path: str, replace: bool = False) -> list[str]:  # noqa: FBT001, FBT002  # as tasks.py passes it
+    """Import a file, or standard input ("-"). Returns lines for a person."""
+    name = "standard input" if path == "-" else path
+    try:
+        if path == "-":
+            data = sys.stdin.buffer.read(jsontext.LONGEST + 1)
+        else:
+            with open(path, "rb") as file:
+                data = file.read(jsontext.LONGEST + 1)
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", where=name) from error
+    queue = FileQueue(config)
+    done = transfer.load(queue, data, name, replace=replace)
+    tasks = queue.snapshot().tasks.by_id
+    told = [
+        Move(each, "", "", str(tasks[each].task.get("status")), "imported")
+        for each in done.added
+        if each in tasks
+    ]
+    lines = tell(config, [*told, *done.moves])
+    whole = ", in place of all that was there" if done.whole else ""
+    count = f"{len(done.added)} imported{whole}; {len(done.kept)} were here already, as they are"
+    return [*lines, count if done.kept or not done.whole else count.partition(";")[0]]
+
+
+def export(config: Config, to: str | None) -> list[str]:
+    """Write the queue to a new file, or to standard output. Returns lines for a person."""
+    data = transfer.export(FileQueue(config))
+    if to is None:
+        sys.stdout.buffer.write(data)
+        sys.stdout.flush()
+        return []
+    try:
+        with open(to, "xb") as file:
+            file.write(data)
+    except FileExistsError:
+        raise UsageError("it is there already", where=to, hint="name a new file") from None
+    except OSError as error:
+        raise RolecallError(f"cannot write: {error.strerror}", where=to) from error
+    return [escape(f"{to}: {len(data)} bytes written")]

@@ -1,0 +1,92 @@
+"""What a person asks of one task: to cancel it, to release it, to try it again.
+
+A task that an attempt is on is not taken from it: the wish is written into its lease, the attempt
+ends its tree and settles accordingly. ``daemon.fleet.asking`` sees to it that it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from daemon import byhand, lifecycle
+from daemon.errors import RolecallError
+from daemon.lifecycle import Changes, Entry
+from daemon.model import Lease, Move, wish_in_words
+from daemon.queue import staleness
+from daemon.queue.file import FileQueue
+from daemon.queue.text import Update
+
+
+def cancel(queue: FileQueue, task_id: str, who: str) -> Lease | tuple[Move, ...]:
+    """The lease of the attempt that was asked, or the moves where there is none."""
+    return _asked(queue, task_id, who, "cancel", lambda task: byhand.cancel(task, queue.clock()))
+
+
+def release(queue: FileQueue, task_id: str, who: str) -> Lease | tuple[Move, ...]:
+    """The lease of the attempt that was asked, or the moves where there is none."""
+
+    def change(task: dict[str, Any]) -> Changes:
+        return byhand.release(task, queue.machine, queue.clock())
+
+    return _asked(queue, task_id, who, "release", change)
+
+
+def retry(queue: FileQueue, task_id: str, who: str, status: str | None = None) -> tuple[Move, ...]:
+    """Make the task claimable at once; returns the moves."""
+
+    def change(update: Update) -> None:
+        entry = _task(update, task_id)
+        try:
+            changes = byhand.retry(entry.task, queue.machine, queue.clock(), status)
+        except ValueError as error:
+            release = lifecycle.held_by_us(entry.task) or byhand.holder(entry.task, queue.machine)
+            hint = f"invoke queue.release {task_id}" if release else f"--status {lifecycle.START}"
+            raise RolecallError(f"{task_id}: {error}", hint=hint) from None
+        _move(update, entry, changes, f"tried again by {who}")
+
+    return queue.update(change)
+
+
+def _asked(
+    queue: FileQueue, task_id: str, who: str, wish: str, decide: Callable[[dict[str, Any]], Changes]
+) -> Lease | tuple[Move, ...]:
+    found: list[Lease] = []
+
+    def change(update: Update) -> None:
+        found.clear()
+        entry = _task(update, task_id)
+        lease = _of_ours(queue, entry)
+        if lease is not None:
+            found.append(queue.leases.ask(lease, wish, who))
+            return
+        try:
+            changes = decide(entry.task)
+        except ValueError as error:
+            raise RolecallError(f"{task_id}: {error}") from None
+        _move(update, entry, changes, wish_in_words(wish, who))
+
+    moves = queue.update(change)
+    return found[0] if found else moves
+
+
+def _of_ours(queue: FileQueue, entry: Entry) -> Lease | None:
+    """The lease that the task is held under, rebuilt where its file is gone."""
+    token = lifecycle.held_by_us(entry.task)
+    lease = queue.leases.read(entry.task["id"]) if token else None
+    if lease is not None and lease.token == token:
+        return lease
+    return staleness.rebuilt(entry.task, queue.machine)
+
+
+def _task(update: Update, task_id: str) -> Entry:
+    entry = update.tasks.by_id.get(task_id)
+    if entry is None:
+        raise RolecallError(f"there is no task {task_id}", hint="invoke queue.list")
+    return entry
+
+
+def _move(update: Update, entry: Entry, changes: Changes, why: str) -> None:
+    source = lifecycle.status_of(entry.task)
+    update.change(entry, changes)
+    update.moves.append(Move(entry.task["id"], "", source, str(changes.get("status", source)), why))

@@ -1,0 +1,110 @@
+"""The circuit breaker of a role: a pause of its claims when every attempt fails within seconds.
+
+An agent that is not logged in, a disk that is full, a broken prompt: each would otherwise spend the
+attempts of one task after another, until the whole queue waits for a person. What is remembered
+stands in one small file a role, beside the run folders, so that it outlives a worker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import NamedTuple
+
+from daemon.config import Breaker
+from daemon.errors import RolecallError
+from daemon.model import Outcome, format_time
+from daemon.queue import durable
+
+FAILURES = frozenset({Outcome.ERROR, Outcome.BLOCKED})
+RESETS = frozenset({Outcome.SUCCESS, Outcome.REJECTED})
+LONGEST = 4096  # bytes of the file
+NOTE = 200  # characters of the last failure
+
+
+class State(NamedTuple):
+    """What is known of a role: quick failures in a row, when the last was, the end of the pause.
+
+    Times are seconds since the epoch. ``why`` is the last failure, for a person.
+    """
+
+    failures: int = 0
+    last: float = 0.0
+    until: float = 0.0
+    why: str = ""
+
+    @property
+    def pause_in_words(self) -> str:
+        """Why the role claims nothing, or one task only, for a person."""
+        return (
+            f"{self.failures} attempts in a row failed within seconds, claims pause until "
+            f"{format_time(self.until)}: {self.why}"
+        )
+
+
+def after(state: State, rule: Breaker, outcome: Outcome, seconds: float, now: float) -> State:
+    """What is known after an attempt that came to this, so many seconds after its claim."""
+    state = remembered(state, rule, now)
+    if outcome in RESETS or (outcome in FAILURES and seconds > rule.seconds):
+        return State()
+    if outcome not in FAILURES or not rule.failures:
+        return state
+    failures = state.failures + 1
+    beyond = failures - rule.failures
+    pause = min(rule.cap, rule.base * 2 ** min(beyond, 60)) if beyond >= 0 else 0.0
+    return State(failures, now, now + pause if pause else 0.0)
+
+
+def remembered(state: State, rule: Breaker, now: float) -> State:
+    """The state, or none: a role that has been quiet, or a clock that was set back, forgets."""
+    quiet = max(state.last, state.until) + rule.cap <= now
+    return State() if quiet or state.last > now or not rule.failures else state
+
+
+def is_open(state: State, rule: Breaker, now: float, live: int) -> bool:
+    """Whether the role may claim nothing now. Behind a pause one attempt at a time is let through.
+
+    ``live``: how many attempts the role has on this host.
+    """
+    state = remembered(state, rule, now)
+    return state.until > 0 and (now < state.until or live > 0)
+
+
+def path(runs: str, role: str) -> str:
+    """The role's file. No task's folder has this name: an id begins with no dot."""
+    return os.path.join(runs, f".breaker-{role}.json")
+
+
+def read(runs: str, role: str) -> State:
+    """What the file says; nothing is known where it is absent or cannot be understood."""
+    try:
+        fd = os.open(path(runs, role), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return State()
+    try:
+        value = json.loads(os.read(fd, LONGEST))
+        state = State(**value)
+        return State(
+            int(state.failures), float(state.last), float(state.until), str(state.why)[:NOTE]
+        )
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError):
+        return State()
+    finally:
+        os.close(fd)
+
+
+def write(runs: str, role: str, state: State) -> None:
+    """Remember it; nothing is known is no file. A file that cannot be written is no error here.
+
+    The queue's lock is held.
+    """
+    name = path(runs, role)
+    if state == State():
+        durable.drop(name)
+        return
+    state = state._replace(why=state.why[:NOTE])
+    try:
+        data = json.dumps(state._asdict()).encode()
+        durable.put(durable.write_aside(name, data, like=None, sync=False), name, sync=False)
+    except RolecallError:  # the attempt's result counts, and was written
+        return
