@@ -14,8 +14,6 @@ from daemon.fleet.units import service
 from daemon.log import Log
 from daemon.model import Move
 
-NOBODY = "all"  # whose log tells of a status that no role claims or holds
-
 
 def who() -> str:
     """The person who types, for leases and events: account@host."""
@@ -31,9 +29,8 @@ def tell(config: Config, moves: Iterable[Move]) -> list[str]:
     lines = []
     for move in moves:
         role = _role(config, move)
-        unit = ""
-        if role != NOBODY and supervisor_name(Local(), config) == SYSTEMD:
-            unit = service(config.unit_prefix, role)
+        journal = supervisor_name(Local(), config) == SYSTEMD
+        unit = service(config.unit_prefix, role) if journal else ""
         Log(config.paths.logs, role, who(), form="none", unit=unit).move(move)
         source = f"{move.source} -> " if move.source else ""
         why = f": {move.why}" if move.why else ""
@@ -42,9 +39,9 @@ def tell(config: Config, moves: Iterable[Move]) -> list[str]:
 
 
 def _role(config: Config, move: Move) -> str:
-    """Whose story the move belongs to: who held the task, or who claims it now."""
+    """Whose story it belongs to: who held the task, or claims it; else it is put into the first."""
     for status in (move.source, move.target):
         for name, role in config.roles.items():
             if status == role.holds or status in role.claims:
                 return name
-    return NOBODY
+    return next(iter((*config.run, *config.roles)))

@@ -202,6 +202,45 @@ def test_a_stop_ends_attempts_whose_worker_is_dead(fleet: Fleet, supervisor: str
     wait_for(lambda: fleet.task()["status"] == "ready", "the task is released")
 
 
+def test_cancelling_ends_what_runs(fleet: Fleet) -> None:
+    """When the command returns the agent is dead and the task cancelled; the worker works on."""
+    fleet.configure(BUILDER)
+    fleet.write_queue(build(), build("T2", status="blocked"))
+    fleet.do("install")
+    fleet.do("agents.start")
+    agent = fleet.agent()
+    said = fleet.do("queue.cancel", "T1")
+    assert said == "T1: its attempt ended, the task is cancelled\n"
+    assert not fleet.alive(agent)
+    assert (fleet.task()["status"], fleet.lease()) == ("cancelled", None)
+    fleet.sh(f"rm {fleet.workspace}/agent.pid")
+    assert "T2: blocked -> ready: tried again by " in fleet.do("queue.retry", "T2")
+    agent = fleet.agent()
+    wait_for(lambda: "tried again by" in fleet.do("agents.logs"), "the person's move")
+    assert "cancelled by" in fleet.do("agents.logs")
+
+
+def test_a_role_that_only_fails_is_seen_to_pause(fleet: Fleet) -> None:
+    """Status says until when and why; a restart, the reason mended, ends the pause."""
+    breaker = {"failures": 2, "seconds": 10, "base": 600, "cap": 600}
+    more = {"breaker": breaker, "max_attempts": 1, "slots": 1}
+    fleet.configure({"builder": {"script": "cat >/dev/null; exit 9", **more}})
+    fleet.write_queue(*(build(f"T{i}") for i in range(4)))
+    fleet.do("install")
+    fleet.do("agents.start")
+    wait_for(lambda: fleet.rows()["builder"]["paused_until"], "the pause")
+    text = fleet.rows()["builder"]["text"]
+    assert text.startswith("2 attempts in a row failed within seconds, claims pause until ")
+    assert text.endswith("the agent ended with exit status 9 (attempt 1 of 1)")
+    statuses = [fleet.task(f"T{i}")["status"] for i in range(4)]
+    assert statuses == ["needs_manual", "needs_manual", "ready", "ready"]
+    fleet.configure({"builder": {"script": "cat >/dev/null", **more}})
+    fleet.do("install")
+    fleet.do("agents.restart")
+    fleet.wait_status("awaiting_test", "T3")
+    assert fleet.rows()["builder"]["paused_until"] is None
+
+
 def test_a_worker_that_cannot_start_is_told_with_its_reason(fleet: Fleet) -> None:
     """A secret that others can read: exit status 78, its words, and no second try."""
     fleet.write("work.env", "TOKEN=123456\n")

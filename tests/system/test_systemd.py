@@ -185,6 +185,37 @@ def test_the_journal_of_the_worker_tells_the_whole_story(fleet: Fleet) -> None:
     assert "ready -> in_progress" in story()
 
 
+def test_the_journal_has_each_change_once_with_its_fields(fleet: Fleet) -> None:
+    """Who, which task, from, to, why, attempt, token, how long: for programs, too."""
+    fleet.configure({"builder": {"script": "cat >/dev/null"}})
+    fleet.write_queue(build("J1"))
+    fleet.do("install")
+    fleet.do("agents.start")
+    fleet.wait_status("awaiting_test", "J1")
+    fleet.do("queue.cancel", "J1")
+
+    def events() -> list[dict[str, Any]]:
+        text = fleet.sh("journalctl --user --output=json ROLECALL_TASK=J1")
+        return [json.loads(line) for line in text.splitlines()]
+
+    told = wait_for(lambda: found if len(found := events()) >= 3 else [], "three events")
+    assert [(each["ROLECALL_FROM"], each["ROLECALL_TO"]) for each in told] == [
+        ("ready", "in_progress"),
+        ("in_progress", "awaiting_test"),
+        ("awaiting_test", "cancelled"),
+    ]
+    claim, settled, cancelled = told
+    assert (claim["ROLECALL_TOKEN"], claim["ROLECALL_ATTEMPT"]) == ("1", "1")
+    assert claim["_SYSTEMD_USER_UNIT"] == "agent-builder.service"
+    assert (settled["ROLECALL_OUTCOME"], settled["USER_UNIT"]) == (
+        "success",
+        "agent-builder.service",
+    )
+    assert float(settled["ROLECALL_SECONDS"]) >= 0
+    assert cancelled["ROLECALL_WHY"] == f"cancelled by {cancelled['ROLECALL_OWNER']}"
+    assert cancelled["ROLECALL_OWNER"].startswith("deploy@")
+
+
 def test_nothing_outlives_its_attempt(place: Machine, fleet: Fleet) -> None:
     """A child without our environment, in a session of its own, whose parent is gone."""
     script = "cat >/dev/null; setsid env -i sh -c 'sleep 4711 & exit' & sleep 0.2; touch left"

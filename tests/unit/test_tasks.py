@@ -301,7 +301,8 @@ def test_the_list_is_filtered(operator: Operator) -> None:
     assert listed("--standing", "claimable", "--role", "builder") == ["A"]
     assert operator.invoke("queue.list", "--type", "Fx").returncode == 2
     assert (
-        'did you mean "claimable"?' in operator.invoke("queue.list", "--standing", "claimabel").stderr
+        'did you mean "claimable"?'
+        in operator.invoke("queue.list", "--standing", "claimabel").stderr
     )
 
 
