@@ -8,7 +8,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 from daemon import evidence
@@ -48,6 +49,13 @@ def pauses(queue: FileQueue, roles: Collection[str], now: float) -> dict[str, st
     return {role: state.pause_in_words for role, state in found.items() if state.until > now}
 
 
+def _free_slots(config: Config, leases: Iterable[Lease]) -> dict[str, int]:
+    here = os.uname().nodename
+    taken = Counter(lease.role for lease in leases if lease.host == here)
+    slots = {name: config.roles[name].slots for name in config.run}
+    return {name: max(0, most - taken[name]) for name, most in slots.items() if most is not None}
+
+
 class Board:
     """One workspace's queue, read once."""
 
@@ -65,6 +73,7 @@ class Board:
             config.run,
             moment,
             pauses(queue, config.run, moment),
+            _free_slots(config, snapshot.leases.values()),
         )
         self.standing: Standing = standing(self.view)
         #: What is wrong with the queue, its tasks and its leases, for a person.

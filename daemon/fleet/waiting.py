@@ -32,7 +32,8 @@ from daemon.model import Lease, parse_time
 class View(NamedTuple):
     """A queue at one moment, and the state machine to judge it by.
 
-    ``run``: this host's roles; ``pauses``: those whose circuit breaker is open, and why.
+    ``run``: this host's roles; ``pauses``: those whose circuit breaker is open, and why;
+    ``free_slots``: how many attempts more this host makes, for roles with slots of their own.
     """
 
     tasks: Tasks
@@ -42,6 +43,7 @@ class View(NamedTuple):
     run: tuple[str, ...]
     now: float
     pauses: Mapping[str, str] = MappingProxyType({})
+    free_slots: Mapping[str, int] = MappingProxyType({})
 
 
 class Wait(NamedTuple):
@@ -75,8 +77,8 @@ class Standing(NamedTuple):
 
 PROBLEMS = frozenset({"cycle", "unknown", "cancelled", "unclaimed"})
 KINDS = (
-    *("ended", "held", "claimable", "moves", "dependency", "wip", "paused", "backoff", "lease"),
-    *("children", "parked", "id"),
+    *("ended", "held", "claimable", "moves", "dependency", "wip", "slots", "paused", "backoff"),
+    *("lease", "children", "parked", "id"),
     *sorted(PROBLEMS),
 )
 
@@ -229,6 +231,9 @@ class _Judge:
         where = "" if rules.name in view.run else f" (no worker of this host runs {rules.name})"
         if before < free and rules.name in view.pauses:
             return "paused", f"{rules.name} is paused: {view.pauses[rules.name]}{where}"
+        slots = view.free_slots.get(rules.name)
+        if before < free and slots is not None and before >= slots:
+            return "slots", f"the slots of {rules.name} on this host are taken{where}"
         if before < free:
             return "claimable", f"claimable by {rules.name}{where}"
         line = f", {before} before it" if before else ""

@@ -377,3 +377,13 @@ def test_real_queues_are_shown_whole(backend: FileBackend, path: Path) -> None:
         ready = [w for w in found.standing.waits if (w.kind, w.role) == ("claimable", role)]
         ids = {wait.entry.task["id"] for wait in ready}
         assert (claim.lease.task_id in ids) if claim else not ids
+
+
+def test_what_has_no_slot_says_so(tmp_path: Path) -> None:
+    """The WIP limit would allow it, this host's slots do not."""
+    backend = FileBackend(tmp_path, slots=1, wip_limit=3)
+    backend.fill(task("T1"), task("T2"), task("T3"))
+    kinds = [wait.kind for wait in look(backend).standing.waits]
+    assert kinds == ["claimable", "slots", "slots"]
+    backend.open().claim("builder", "me")
+    assert why(backend, "T2") == ("slots", "the slots of builder on this host are taken")
