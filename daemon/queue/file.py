@@ -35,7 +35,6 @@ class _Won(NamedTuple):
     """What a claim prepared before the queue is written."""
 
     lease: Lease
-    task: dict[str, Any]
     run_dir: str
 
 
@@ -74,10 +73,8 @@ class FileQueue:
         text = self.ledger.read()
         if text is None:
             return Snapshot(Tasks(()), None, self.ledger.live(self.ledger.every(Tasks(()))))
-        tasks = Tasks(text.document.entries)
-        return Snapshot(
-            tasks, text.document.root.get("wip_limits"), self.ledger.live(self.ledger.every(tasks))
-        )
+        live = self.ledger.live(self.ledger.every(text.tasks))
+        return Snapshot(text.tasks, text.document.root.get("wip_limits"), live)
 
     def problems(self) -> tuple[str, ...]:
         """What was found wrong with single tasks and leases at the last look, for a person."""
@@ -109,9 +106,10 @@ class FileQueue:
         text = self.ledger.read()
         times = []
         if text is not None:
-            rules, tasks = self.ledger.rules(role), Tasks(text.document.entries)
+            rules, tasks = self.ledger.rules(role), text.tasks
             times.append(lifecycle.next_time(tasks, rules, now))
-            times += [staleness.hand_expiry(entry.task, rules, now) for entry in tasks.entries]
+            waiting = tasks.in_status(*rules.claims)
+            times += [staleness.hand_expiry(entry.task, rules, now) for entry in waiting]
         times += [
             now + leases.seconds_left(lease, self.me, now, self.boottime())
             for lease in self.ledger.live(self.leases.every()).values()
@@ -130,20 +128,19 @@ class FileQueue:
             return None
         # Most looks find nothing to do: they take no lock.
         update = self.ledger.begin(text)
-        ready = self.ledger.ready(update, rules, ignore_wip=ignore_wip)
+        ready = next(self.ledger.ready(update, rules, ignore_wip=ignore_wip), None)
         if dry_run and ready:
-            lease = self._lease(ready[0][0], rules, owner, 0)
-            return Claim(lease, dict(ready[0][0].task), "", ())
+            lease = self._lease(ready[0], rules, owner, 0)
+            return Claim(lease, dict(ready[0].task), "", ())
         if dry_run or not (ready or update.changes):
             return None
         with self.lock():
-            for again in range(RESTARTS):
+            for _ in range(RESTARTS):
                 # What another's claim seemed to hold without the lock may be taken back by now.
-                if again or update.changes or not update.text.is_current():
-                    text = self.ledger.read()
-                    if text is None:
-                        return None
-                    update = self.ledger.begin(text)
+                text = self.ledger.read()
+                if text is None:
+                    return None
+                update = self.ledger.begin(text)
                 won = self._win(update, rules, owner, ignore_wip=ignore_wip)
                 if self._written(update, won):
                     break
@@ -152,7 +149,8 @@ class FileQueue:
         if won is None:
             self._moved += update.moves
             return None
-        return Claim(won.lease, won.task, won.run_dir, tuple(update.moves))
+        task = dict(update.text.tasks.by_id[won.lease.task_id].task)
+        return Claim(won.lease, task, won.run_dir, tuple(update.moves))
 
     def _written(self, update: Update, won: _Won | None) -> bool:
         """Write the update; where that fails, take back what the claim prepared."""
@@ -180,7 +178,7 @@ class FileQueue:
             update.change(entry, changes)
             move = Move(lease.task_id, rules.name, source, rules.holds, "claimed")
             update.moves.append(move._replace(attempt=lease.attempt, token=lease.token))
-            return _Won(lease, dict(entry.task), run_dir)
+            return _Won(lease, run_dir)
         return None
 
     def _lease(self, entry: Entry, rules: Rules, owner: str, token: int) -> Lease:
@@ -255,7 +253,7 @@ class FileQueue:
         """Settle under the lock: the queue first, then the lease."""
         for _ in range(RESTARTS):
             update = self.ledger.begin(self._there())
-            now = self.leases.every().leases.get(lease.task_id)
+            now = update.leases.leases.get(lease.task_id)
             try:
                 entry = settling.held(update, lease, now, self.machine)
             except LeaseLost:
@@ -297,8 +295,8 @@ class FileQueue:
         text = self.ledger.read()
         if text is None:
             return []
-        tasks = Tasks(text.document.entries)
-        return staleness.find(tasks, self.ledger.every(tasks), self.machine, self.ledger.gone)
+        found = self.ledger.every(text.tasks)
+        return staleness.find(text.tasks, found, self.machine, self.ledger.gone)
 
     def recover(self, stale: Stale) -> tuple[Move, ...]:
         """Settle for an attempt that is gone; its process tree has been killed before.
@@ -315,8 +313,7 @@ class FileQueue:
             else:
                 if now is None or now.token != lease.token or not self.ledger.gone(now):
                     return ()
-                tasks = Tasks(self._there().document.entries)
-                if not staleness.holds(tasks, now, self.machine):
+                if not staleness.holds(self._there().tasks, now, self.machine):
                     self.leases.remove(now)
                     return ()
                 result = Result(Outcome.ERROR, notes.get(stale.why, "its attempt is gone"))

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from daemon.errors import RolecallError
 from daemon.lifecycle import Changes
-from daemon.queue.jsontext import BOM, Document, elements, members, value
+from daemon.queue import rereading
+from daemon.queue.jsontext import Document, elements, members, parse, value
 
 
 class Style(NamedTuple):
@@ -82,6 +83,15 @@ def edit(
     new_tasks: Sequence[dict[str, Any]] = (),
 ) -> bytes:
     """The document's bytes with the changes of these entries (by index) and the new tasks."""
+    return edited(document, changes, new_tasks).encode()
+
+
+def edited(
+    document: Document,
+    changes: Mapping[int, Changes],
+    new_tasks: Sequence[dict[str, Any]] = (),
+) -> Document:
+    """The document with the changes of these entries (by index) and the new tasks."""
     text = document.text
     splices: list[tuple[int, int, str]] = []
     by_element: dict[int, dict[tuple[int, ...], Changes]] = {}
@@ -92,7 +102,13 @@ def edit(
         splices.append(_changed(text, document.spans[number], inside))
     if new_tasks:
         splices.append(_appended(document, new_tasks))
-    return ((BOM if document.bom else "") + _spliced(text, splices)).encode()
+    if not splices:
+        return document
+    splices.sort()
+    new = _spliced(text, splices)
+    begin, end = splices[0][0], len(text) - splices[-1][1]
+    again = rereading.reread(document, new, begin, end)
+    return again or parse(document._replace(text=new).encode(), "")
 
 
 def _spliced(text: str, splices: list[tuple[int, int, str]]) -> str:

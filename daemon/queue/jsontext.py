@@ -51,8 +51,12 @@ class Member(NamedTuple):
     end: int
 
 
+Span = tuple[int, int]  # from the first character to the one behind the last
+Place = tuple[int, ...]
+
+
 class Document(NamedTuple):
-    """A queue's text and what it says.
+    """A queue's text and what it says. A value: nobody changes anything in it.
 
     ``entries`` are all tasks, depth first; ``places`` their ways through the text: the index in
     ``tasks``, then one index per level of ``subtasks``. ``spans`` are the elements of ``tasks``.
@@ -62,10 +66,14 @@ class Document(NamedTuple):
     bom: bool
     root: dict[str, Any]  # without ``tasks``
     entries: list[Entry]
-    places: list[tuple[int, ...]]
-    spans: list[tuple[int, int]]
+    places: list[Place]
+    spans: list[Span]
     tasks_key: int
-    tasks_span: tuple[int, int]
+    tasks_span: Span
+
+    def encode(self) -> bytes:
+        """The file's bytes."""
+        return (BOM + self.text if self.bom else self.text).encode()
 
 
 def skip(text: str, at: int) -> int:
@@ -81,7 +89,7 @@ def value(text: str, at: int) -> tuple[Any, int]:
         raise JSONDecodeError("a value is missing", text, stop.value) from None
 
 
-def _separated(text: str, at: int, closing: str) -> tuple[int, bool]:
+def separated(text: str, at: int, closing: str) -> tuple[int, bool]:
     """Behind an element: where the next one starts, and whether there is one."""
     at = skip(text, at)
     if text[at : at + 1] == closing:
@@ -107,7 +115,7 @@ def _keys(text: str, at: int) -> Generator[tuple[str, int, int, int], int, None]
         if text[colon : colon + 1] != ":":
             raise JSONDecodeError('":" is missing', text, colon)
         value_end = yield key, at, key_end, skip(text, colon + 1)
-        end, more = _separated(text, value_end, "}")
+        end, more = separated(text, value_end, "}")
         at = end
     yield "", end, end, -1
 
@@ -124,10 +132,10 @@ def members(text: str, at: int) -> tuple[list[Member], int]:
     return found, start
 
 
-def elements(text: str, at: int) -> tuple[list[Any], list[tuple[int, int]], int]:
+def elements(text: str, at: int) -> tuple[list[Any], list[Span], int]:
     """The elements of the array that starts there, their places, and where the array ends."""
     values: list[Any] = []
-    spans: list[tuple[int, int]] = []
+    spans: list[Span] = []
     at = skip(text, at + 1)
     if text[at : at + 1] == "]":
         return values, spans, at + 1
@@ -136,7 +144,7 @@ def elements(text: str, at: int) -> tuple[list[Any], list[tuple[int, int]], int]
         each, end = value(text, at)
         values.append(each)
         spans.append((at, end))
-        at, more = _separated(text, end, "]")
+        at, more = separated(text, end, "]")
     return values, spans, at
 
 
@@ -183,7 +191,7 @@ def _parse(text: str, *, bom: bool) -> Document:
         raise JSONDecodeError("it is no JSON object", text, start)
     root: dict[str, Any] = {}
     values: list[Any] | None = None
-    spans: list[tuple[int, int]] = []
+    spans: list[Span] = []
     tasks_key, tasks_span = 0, (0, 0)
     keys = _keys(text, start)
     key, key_start, _, at = next(keys)
@@ -207,11 +215,11 @@ def _parse(text: str, *, bom: bool) -> Document:
     return Document(text, bom, root, entries, places, spans, tasks_key, tasks_span)
 
 
-def flat(values: list[Any]) -> tuple[list[Entry], list[tuple[int, ...]]]:
+def flat(values: list[Any]) -> tuple[list[Entry], list[Place]]:
     """Tasks and their subtasks, depth first, with each one's way through the text."""
     entries: list[Entry] = []
-    places: list[tuple[int, ...]] = []
-    waiting: list[tuple[Any, str | None, tuple[int, ...]]] = []
+    places: list[Place] = []
+    waiting: list[tuple[Any, str | None, Place]] = []
     waiting += [(each, None, (i,)) for i, each in enumerate(values)][::-1]
     while waiting:
         task, parent, place = waiting.pop()

@@ -5,30 +5,34 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from daemon import lifecycle
 from daemon.errors import QueueUnreadable, RolecallError
 from daemon.lifecycle import Changes, Entry, Machine, Tasks
 from daemon.model import Move
-from daemon.queue import durable, jsonedit, jsontext
+from daemon.queue import durable, jsonedit, jsontext, rereading
+from daemon.queue.lease import Found
 
 RACY = 50_000_000  # nanoseconds: two writes so close may carry the same mtime
 
 
 class Text(NamedTuple):
-    """What the file said, and what it looked like then."""
+    """What the file said, and what it looked like then. A value: nobody changes anything in it."""
 
     path: str  # with every link resolved
     found: os.stat_result
-    data: bytes
-    racy: bool
+    racy: bool  # it was written just before
     document: jsontext.Document
+    tasks: Tasks
 
     @classmethod
-    def read(cls, path: str) -> Text | None:
-        """The queue as it is now; None where there is none. Raises QueueUnreadable."""
+    def read(cls, path: str, last: Text | None = None) -> Text | None:
+        """The queue as it is now; None where there is none. Raises QueueUnreadable.
+
+        What stands there as it did at the last look is not understood again.
+        """
         path = os.path.realpath(path)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -38,33 +42,43 @@ class Text(NamedTuple):
             raise _unreadable(error, path) from None
         try:
             found = os.fstat(fd)
-            read_at = time.time_ns()
+            racy = time.time_ns() - found.st_mtime_ns < RACY
+            same = last is not None and (last.path, *_looks(last.found)) == (path, *_looks(found))
+            if last is not None and same and not last.racy:
+                return last._replace(found=found)
             if found.st_size > jsontext.LONGEST:
-                data = b""
-            else:
-                with open(fd, "rb", closefd=False) as file:
-                    data = file.read(jsontext.LONGEST + 1)
+                raise jsontext.too_large(path)
+            with open(fd, "rb", closefd=False) as file:
+                data = file.read(jsontext.LONGEST + 1)
         except OSError as error:
             raise _unreadable(error, path) from None
         finally:
             os.close(fd)
-        if found.st_size > jsontext.LONGEST:
-            raise jsontext.too_large(path)
-        document = jsontext.parse(data, path)
-        return cls(path, found, data, read_at - found.st_mtime_ns < RACY, document)
+        if last is None:
+            document = jsontext.parse(data, path)
+            return cls(path, found, racy, document, Tasks(document.entries))
+        if same and data == last.document.encode():
+            return last._replace(found=found, racy=racy)
+        document = rereading.parse(data, path, last.document)
+        return cls(path, found, racy, document, last.tasks.with_entries(document.entries))
 
     def is_current(self) -> bool:
         """Whether the file is still this one, as far as its inode, size and mtime tell."""
         try:
-            now = os.stat(self.path)
-            if _looks(now) != _looks(self.found):
+            if _looks(os.stat(self.path)) != _looks(self.found):
                 return False
             if not self.racy:
                 return True
+            data = self.document.encode()
             with open(self.path, "rb") as file:
-                return file.read(len(self.data) + 1) == self.data
+                return file.read(len(data) + 1) == data
         except OSError:
             return False
+
+    def becomes(self, document: jsontext.Document, aside: str) -> Text:
+        """What this will be when the file aside, which holds the document, has taken its place."""
+        tasks = self.tasks.with_entries(document.entries)
+        return Text(self.path, os.stat(aside), True, document, tasks)  # noqa: FBT003  # just written
 
 
 def _looks(found: os.stat_result) -> tuple[int, int, int, int]:
@@ -78,28 +92,34 @@ def _unreadable(error: OSError, path: str) -> RolecallError:
 
 
 class Update:
-    """Changes of a queue's tasks, to be written at once. The lock is held."""
+    """Changes of a queue's tasks, to be written at once. The lock is held.
 
-    def __init__(self, text: Text) -> None:
-        self.text = text
-        self.tasks = Tasks(text.document.entries)
+    ``leases`` were read behind the text; ``wrote`` is told of the text that was written.
+    """
+
+    def __init__(self, text: Text, leases: Found, wrote: Callable[[Text], None]) -> None:
+        self.text, self.leases, self.wrote = text, leases, wrote
+        self.tasks = text.tasks
         self.changes: dict[int, Changes] = {}
         self.new: list[dict[str, Any]] = []
         self.moves: list[Move] = []
 
-    def change(self, entry: Entry, changes: Changes) -> None:
-        """Set keys of one task, here and, at ``write``, in the file."""
-        entry.task.update(changes)
-        if entry.index < len(self.text.document.entries):
-            self.changes.setdefault(entry.index, {}).update(changes)
+    def change(self, entry: Entry, changes: Changes) -> Entry:
+        """Set keys of one task; the entry as it is then. The file has them from ``write`` on."""
+        now = self.tasks.every[entry.index]
+        changed = now._replace(task={**now.task, **changes})
+        self.tasks = self.tasks.changed([changed])
+        self.changes.setdefault(entry.index, {}).update(changes)
+        return changed
 
     def append(self, new: Sequence[dict[str, Any]]) -> None:
         """Add tasks behind all others."""
-        self.new += new
-        flat = jsontext.flat(list(self.new))[0]
-        first = len(self.text.document.entries)
-        added = [entry._replace(index=first + entry.index) for entry in flat]
-        self.tasks = Tasks([*self.text.document.entries, *added])
+        if new:
+            self.new += new
+            first = len(self.tasks.every)
+            flat = jsontext.flat(list(new))[0]
+            added = [entry._replace(index=first + entry.index) for entry in flat]
+            self.tasks = Tasks([*self.tasks.every, *added])
 
     def move_on(self, machine: Machine, now: float) -> None:
         """Make the moves that happen by themselves, to a fixed point."""
@@ -107,12 +127,43 @@ class Update:
             self.change(entry, changes)
             self.moves.append(Move(entry.task["id"], "", source, target, why))
 
-    def write(self) -> bool:
-        """Put the changed text in the file's place; False if the file is another one by now."""
-        data = jsonedit.edit(self.text.document, self.changes, self.new)
-        aside = durable.write_aside(self.text.path, data, like=self.text.found, sync=True)
-        if not self.text.is_current():
+    def write(self, folders: Sequence[str] = (), *, sync: bool = True) -> bool:
+        """Put the changed text in the file's place; False if the file is another one by now.
+
+        The folders are made to last before. Without ``sync`` the caller has to see to it that the
+        file's own folder lasts, by ``sync``.
+        """
+        path, document = self.text.path, self._document()
+        aside = durable.write_aside(path, document.encode(), like=self.text.found, sync=True)
+        try:
+            for folder in folders:
+                durable.sync_folder(folder)
+            current = self.text.is_current()
+            text = self.text.becomes(document, aside)
+        except OSError as error:
+            durable.drop(aside)
+            raise durable.failure(error, path) from None
+        if not current:
             durable.drop(aside)
             return False
-        durable.put(aside, self.text.path, sync=True)
+        durable.put(aside, path, sync=sync)
+        self.text = text
+        self.wrote(text)
         return True
+
+    def sync(self) -> None:
+        """Make the write last. No lock is needed for it."""
+        try:
+            durable.sync_folder(os.path.dirname(self.text.path))
+        except OSError as error:
+            raise durable.failure(error, self.text.path) from None
+
+    def _document(self) -> jsontext.Document:
+        """The document with the changes. Those of new tasks go into the new tasks themselves."""
+        first = len(self.text.document.entries)
+        added = jsontext.flat(list(self.new))[0]
+        for index, values in self.changes.items():
+            if index >= first:
+                added[index - first].task.update(values)
+        changes = {index: values for index, values in self.changes.items() if index < first}
+        return jsonedit.edited(self.text.document, changes, self.new)
