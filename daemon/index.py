@@ -35,7 +35,7 @@ def status_of(task: dict[str, Any]) -> str:
     return status if isinstance(status, str) else ""
 
 
-def place_of(key: tuple[Any, ...], ordered: Sequence[tuple[Any, ...]]) -> int:
+def place_of(key: Any, ordered: Sequence[Any]) -> int:
     """How many of the ordered ones come before the key (``bisect`` is one more import)."""
     low, high = 0, len(ordered)
     while low < high:

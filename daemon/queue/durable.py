@@ -28,11 +28,14 @@ def failure(error: OSError, path: str) -> RolecallError:
 
 def sync_folder(path: str) -> None:
     """Make what was created, renamed or removed in the folder last."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise failure(error, path) from None
 
 
 def write_aside(path: str, data: bytes, *, like: os.stat_result | None, sync: bool) -> str:
@@ -76,12 +79,10 @@ def _give(fd: int, group: int) -> None:
         os.fchown(fd, -1, group)
 
 
-def put(aside: str, path: str, *, sync: bool) -> None:
-    """Let the file take the place of ``path``."""
+def put(aside: str, path: str) -> None:
+    """Let the file take the place of ``path``. It lasts once the folder is synced."""
     try:
         os.rename(aside, path)
-        if sync:
-            sync_folder(os.path.dirname(path))
     except OSError as error:
         drop(aside)
         raise failure(error, path) from None

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 from daemon import lifecycle, process
@@ -146,6 +146,9 @@ class FileQueue:
                     break
             else:
                 raise _restless(self.config.queue_file)
+        if update.changes:
+            with self._or_taken_back(won):
+                update.sync()
         if won is None:
             self._moved += update.moves
             return None
@@ -153,15 +156,26 @@ class FileQueue:
         return Claim(won.lease, task, won.run_dir, tuple(update.moves))
 
     def _written(self, update: Update, won: _Won | None) -> bool:
-        """Write the update; where that fails, take back what the claim prepared."""
-        try:
-            written = not update.changes or update.write()
-        except BaseException:
-            self._take_back(won)
-            raise
+        """Write the update, behind what the claim prepared; take that back where it fails."""
+        if not update.changes:
+            return True
+        folders: list[str] = []
+        if won is not None:
+            of_task = os.path.dirname(won.run_dir)
+            folders = [self.leases.folder, os.path.dirname(of_task), of_task]
+        with self._or_taken_back(won):
+            written = update.write(folders, sync=False)
         if not written:
             self._take_back(won)
         return written
+
+    @contextmanager
+    def _or_taken_back(self, won: _Won | None) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._take_back(won)
+            raise
 
     def _win(self, update: Update, rules: Rules, owner: str, *, ignore_wip: bool) -> _Won | None:
         """Put a claim into the update. A task whose files are in the way is passed over."""
@@ -199,7 +213,7 @@ class FileQueue:
     def _prepare(
         self, entry: Entry, rules: Rules, owner: str, old: Lease | None
     ) -> tuple[Lease, str]:
-        """The lease and the run folder of a claim, to last."""
+        """The lease and the run folder of a claim. They last once their folders are synced."""
         task_id, runs = entry.task["id"], self.config.paths.runs
         known = (lifecycle.token_of(entry.task), old.token if old else 0)
         token = 1 + max(*known, folder.largest(runs, task_id))
@@ -247,10 +261,11 @@ class FileQueue:
         """Write what the attempt came to and end the lease. Raises LeaseLost."""
         self.ledger.rules(lease.role)
         with self.lock():
-            return self._settle(lease, result)
+            update = self._settle(lease, result)
+        return self._settled(lease, update)
 
-    def _settle(self, lease: Lease, result: Result) -> tuple[Move, ...]:
-        """Settle under the lock: the queue first, then the lease."""
+    def _settle(self, lease: Lease, result: Result) -> Update:
+        """Put the result into the queue, under the lock."""
         for _ in range(RESTARTS):
             update = self.ledger.begin(self._there())
             now = update.leases.leases.get(lease.task_id)
@@ -268,10 +283,15 @@ class FileQueue:
                 now=self.clock(),
                 random=self.random,
             )
-            if update.write():
-                self.leases.remove(lease)
-                return tuple(update.moves)
+            if update.write(sync=False):
+                return update
         raise _restless(self.config.queue_file)
+
+    def _settled(self, lease: Lease, update: Update) -> tuple[Move, ...]:
+        """The queue first, then the lease. Meanwhile others may write: they build on this."""
+        update.sync()
+        self.leases.remove(lease)
+        return tuple(update.moves)
 
     def _there(self) -> Text:
         text = self.ledger.read()
@@ -318,9 +338,10 @@ class FileQueue:
                     return ()
                 result = Result(Outcome.ERROR, notes.get(stale.why, "its attempt is gone"))
             try:
-                return self._settle(lease, result)
+                update = self._settle(lease, result)
             except LeaseLost:
                 return ()
+        return self._settled(lease, update)
 
     # --- adding ----------------------------------------------------------------------------------
 

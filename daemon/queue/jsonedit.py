@@ -99,7 +99,7 @@ def edited(
         place = document.places[index]
         by_element.setdefault(place[0], {})[place[1:]] = values
     for number, inside in by_element.items():
-        splices.append(_changed(text, document.spans[number], inside))
+        splices.append(_changed(text, (document.starts[number], document.ends[number]), inside))
     if new_tasks:
         splices.append(_appended(document, new_tasks))
     if not splices:
@@ -176,7 +176,7 @@ def _appended(document: Document, tasks: Sequence[dict[str, Any]]) -> tuple[int,
     """New elements of ``tasks``, behind its last one and as that is written."""
     text, (opening, closing) = document.text, document.tasks_span
     escape = _escapes("", text)
-    spans = document.spans
+    spans = document.last_two()
     if not spans:
         outer = _indent(text, document.tasks_key)
         if not outer or "\n" not in text[: document.tasks_key]:

@@ -18,6 +18,7 @@ LONGEST = 64 * 1024 * 1024  # bytes; a queue of people and agents is some hundre
 BOM = "\ufeff"
 HINT = "mend the file; nothing of it was changed"
 MARKER = re.compile(r"^(<{7}|>{7}|={7}|\|{7})(?:[ \r\n]|$)", re.MULTILINE)
+BEHIND = re.compile(r"[ \t\n\r]*([],}])[ \t\n\r]*")  # an element
 TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[][{},:]|-?(?:NaN|Infinity)', re.DOTALL)
 
 
@@ -59,7 +60,8 @@ class Document(NamedTuple):
     """A queue's text and what it says. A value: nobody changes anything in it.
 
     ``entries`` are all tasks, depth first; ``places`` their ways through the text: the index in
-    ``tasks``, then one index per level of ``subtasks``. ``spans`` are the elements of ``tasks``.
+    ``tasks``, then one index per level of ``subtasks``. ``starts`` and ``ends`` are those of the
+    elements of ``tasks``: numbers, for a list of thousands of pairs wakes Python's collector.
     """
 
     text: str
@@ -67,13 +69,18 @@ class Document(NamedTuple):
     root: dict[str, Any]  # without ``tasks``
     entries: list[Entry]
     places: list[Place]
-    spans: list[Span]
+    starts: list[int]
+    ends: list[int]
     tasks_key: int
     tasks_span: Span
 
     def encode(self) -> bytes:
         """The file's bytes."""
         return (BOM + self.text if self.bom else self.text).encode()
+
+    def last_two(self) -> list[Span]:
+        """The places of the last two elements of ``tasks``, or of as many as there are."""
+        return list(zip(self.starts[-2:], self.ends[-2:], strict=True))
 
 
 def skip(text: str, at: int) -> int:
@@ -91,12 +98,12 @@ def value(text: str, at: int) -> tuple[Any, int]:
 
 def separated(text: str, at: int, closing: str) -> tuple[int, bool]:
     """Behind an element: where the next one starts, and whether there is one."""
-    at = skip(text, at)
-    if text[at : at + 1] == closing:
-        return at + 1, False
-    if text[at : at + 1] != ",":
-        raise JSONDecodeError(f'"," or "{closing}" is missing', text, at)
-    return skip(text, at + 1), True
+    found = BEHIND.match(text, at)
+    if found is not None and found[1] == ",":
+        return found.end(), True
+    if found is not None and found[1] == closing:
+        return found.end(1), False
+    raise JSONDecodeError(f'"," or "{closing}" is missing', text, skip(text, at))
 
 
 def _keys(text: str, at: int) -> Generator[tuple[str, int, int, int], int, None]:
@@ -191,7 +198,8 @@ def _parse(text: str, *, bom: bool) -> Document:
         raise JSONDecodeError("it is no JSON object", text, start)
     root: dict[str, Any] = {}
     values: list[Any] | None = None
-    spans: list[Span] = []
+    starts: tuple[int, ...] = ()
+    ends: tuple[int, ...] = ()
     tasks_key, tasks_span = 0, (0, 0)
     keys = _keys(text, start)
     key, key_start, _, at = next(keys)
@@ -202,6 +210,7 @@ def _parse(text: str, *, bom: bool) -> Document:
             if text[at : at + 1] != "[":
                 raise JSONDecodeError('"tasks" is no list', text, at)
             values, spans, end = elements(text, at)
+            starts, ends = zip(*spans, strict=True) if spans else ((), ())
             tasks_key, tasks_span = key_start, (at, end)
         else:
             root[key], end = value(text, at)
@@ -212,7 +221,9 @@ def _parse(text: str, *, bom: bool) -> Document:
     if end != len(text):
         raise JSONDecodeError("more text behind its end", text, end)
     entries, places = flat(values)
-    return Document(text, bom, root, entries, places, spans, tasks_key, tasks_span)
+    return Document(
+        text, bom, root, entries, places, list(starts), list(ends), tasks_key, tasks_span
+    )
 
 
 def flat(values: list[Any]) -> tuple[list[Entry], list[Place]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from daemon.index import Entry, place_of
 from daemon.queue import jsontext
-from daemon.queue.jsontext import Document, Place, Span
+from daemon.queue.jsontext import Document, Place
 
 
 def parse(data: bytes, path: str, last: Document) -> Document:
@@ -68,59 +68,57 @@ def reread(old: Document, text: str, begin: int, end: int) -> Document | None:
     if begin <= opening or kept >= closing:
         return None
     # An element stays if a character behind it is the same, too: of a number more might follow.
-    first = place_of((begin,), old.spans)
-    while first and old.spans[first - 1][1] >= begin:
-        first -= 1
-    last = place_of((kept,), old.spans)
-    stop = old.spans[last][0] + shift if last < len(old.spans) else closing + shift
+    first, last = place_of(begin, old.ends), place_of(kept, old.starts)
+    stop = (old.starts[last] if last < len(old.starts) else closing) + shift
     try:
         found = _between(old, text, first, last, stop)
     except (ValueError, RecursionError):
         return None
     if found is None:
         return None
-    values, spans = found
-    behind = [(start + shift, end + shift) for start, end in old.spans[last:]]
+    values, starts, ends = found
     entries, places = _entries(old, values, first, last)
     return old._replace(
         text=text,
         entries=entries,
         places=places,
-        spans=[*old.spans[:first], *spans, *behind],
+        starts=[*old.starts[:first], *starts, *(at + shift for at in old.starts[last:])],
+        ends=[*old.ends[:first], *ends, *(at + shift for at in old.ends[last:])],
         tasks_span=(opening, closing + shift),
     )
 
 
 def _between(
     old: Document, text: str, first: int, last: int, stop: int
-) -> tuple[list[Any], list[Span]] | None:
-    """The elements behind the old ones before ``first``, up to ``stop``, and their places.
+) -> tuple[list[Any], list[int], list[int]] | None:
+    """The elements behind the old ones before ``first``, up to ``stop``: values, starts, ends.
 
     ``stop`` is where the old element ``last`` starts, or where the list ends; None if none does.
     """
     values: list[Any] = []
-    spans: list[Span] = []
+    starts: list[int] = []
+    ends: list[int] = []
     if first:
-        at, more = jsontext.separated(text, old.spans[first - 1][1], "]")
+        at, more = jsontext.separated(text, old.ends[first - 1], "]")
     else:
         at = jsontext.skip(text, old.tasks_span[0] + 1)
         more = text[at : at + 1] != "]"
-    ended = last == len(old.spans)
-    number = first
     while more and at < stop:
+        number = first + len(values)
         each, end = _same(old, number, text, at) if number < last else (None, -1)
         if end < 0:
             each, end = jsontext.value(text, at)
         values.append(each)
-        spans.append((at, end))
+        starts.append(at)
+        ends.append(end)
         at, more = jsontext.separated(text, end, "]")
-        number += 1
-    return (values, spans) if at == stop and more is not ended else None
+    ended = last == len(old.starts)
+    return (values, starts, ends) if at == stop and more is not ended else None
 
 
 def _same(old: Document, number: int, text: str, at: int) -> tuple[Any, int]:
     """The old element of that number, if it stands there as it did, and its end; else -1."""
-    start, end = old.spans[number]
+    start, end = old.starts[number], old.ends[number]
     entry = place_of((number,), old.places)
     if old.text[start] != "{" or text[at : at + end - start] != old.text[start:end]:
         return None, -1

@@ -130,33 +130,35 @@ class Update:
     def write(self, folders: Sequence[str] = (), *, sync: bool = True) -> bool:
         """Put the changed text in the file's place; False if the file is another one by now.
 
-        The folders are made to last before. Without ``sync`` the caller has to see to it that the
-        file's own folder lasts, by ``sync``.
+        What stands in the folders is made to last before. Without ``sync`` the caller calls it.
         """
         path, document = self.text.path, self._document()
         aside = durable.write_aside(path, document.encode(), like=self.text.found, sync=True)
         try:
+            # Behind the sync of the file, which takes them along on most systems: then these are
+            # for nothing.
             for folder in folders:
                 durable.sync_folder(folder)
+            written = self.text.becomes(document, aside)
             current = self.text.is_current()
-            text = self.text.becomes(document, aside)
-        except OSError as error:
+        except BaseException as error:
             durable.drop(aside)
-            raise durable.failure(error, path) from None
+            if isinstance(error, OSError):
+                raise durable.failure(error, path) from None
+            raise
         if not current:
             durable.drop(aside)
             return False
-        durable.put(aside, path, sync=sync)
-        self.text = text
-        self.wrote(text)
+        durable.put(aside, path)
+        self.text = written
+        self.wrote(written)
+        if sync:
+            self.sync()
         return True
 
     def sync(self) -> None:
-        """Make the write last. No lock is needed for it."""
-        try:
-            durable.sync_folder(os.path.dirname(self.text.path))
-        except OSError as error:
-            raise durable.failure(error, self.text.path) from None
+        """Make the write last. It needs no lock: who writes later builds on this write."""
+        durable.sync_folder(os.path.dirname(self.text.path))
 
     def _document(self) -> jsontext.Document:
         """The document with the changes. Those of new tasks go into the new tasks themselves."""
