@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import compress
+from operator import is_not
 from typing import Any, NamedTuple
 
 from daemon.model import is_task_id
@@ -109,8 +111,7 @@ class Tasks:
         """The queue as it is now: what is not the very entry that it was, has changed."""
         if len(entries) != len(self.every):
             return Tasks(entries)
-        pairs = zip(self.every, entries, strict=True)
-        return self.changed([new for old, new in pairs if new is not old])
+        return self.changed(list(compress(entries, map(is_not, entries, self.every))))
 
     def changed(self, entries: list[Entry]) -> Tasks:
         """With these in place of those of the same index."""

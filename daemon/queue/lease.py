@@ -176,7 +176,7 @@ class Leases:
             except OSError as error:
                 raise durable.failure(error, self.folder) from None
         aside = durable.write_aside(path, encode(lease), like=None, sync=sync)
-        durable.put(aside, path)
+        durable.put(aside.path, path)
 
     def own(self, lease: Lease) -> Lease:
         """The lease as its file has it. Raises LeaseLost when it is another's or gone."""

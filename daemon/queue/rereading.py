@@ -82,8 +82,8 @@ def reread(old: Document, text: str, begin: int, end: int) -> Document | None:
         text=text,
         entries=entries,
         places=places,
-        starts=[*old.starts[:first], *starts, *(at + shift for at in old.starts[last:])],
-        ends=[*old.ends[:first], *ends, *(at + shift for at in old.ends[last:])],
+        starts=[*old.starts[:first], *starts, *[at + shift for at in old.starts[last:]]],
+        ends=[*old.ends[:first], *ends, *[at + shift for at in old.ends[last:]]],
         tasks_span=(opening, closing + shift),
     )
 

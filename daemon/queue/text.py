@@ -16,6 +16,7 @@ from daemon.queue import durable, jsonedit, jsontext, rereading
 from daemon.queue.lease import Found
 
 RACY = 50_000_000  # nanoseconds: two writes so close may carry the same mtime
+PART = 1 << 17  # bytes
 
 
 class Text(NamedTuple):
@@ -25,6 +26,7 @@ class Text(NamedTuple):
     found: os.stat_result
     racy: bool  # it was written just before
     document: jsontext.Document
+    data: bytes
     tasks: Tasks
 
     @classmethod
@@ -48,19 +50,19 @@ class Text(NamedTuple):
                 return last._replace(found=found)
             if found.st_size > jsontext.LONGEST:
                 raise jsontext.too_large(path)
-            with open(fd, "rb", closefd=False) as file:
-                data = file.read(jsontext.LONGEST + 1)
+            data = _bytes(fd, found.st_size)
         except OSError as error:
             raise _unreadable(error, path) from None
         finally:
             os.close(fd)
         if last is None:
             document = jsontext.parse(data, path)
-            return cls(path, found, racy, document, Tasks(document.entries))
-        if same and data == last.document.encode():
+            return cls(path, found, racy, document, data, Tasks(document.entries))
+        if same and data == last.data:
             return last._replace(found=found, racy=racy)
         document = rereading.parse(data, path, last.document)
-        return cls(path, found, racy, document, last.tasks.with_entries(document.entries))
+        tasks = last.tasks.with_entries(document.entries)
+        return cls(path, found, racy, document, data, tasks)
 
     def is_current(self) -> bool:
         """Whether the file is still this one, as far as its inode, size and mtime tell."""
@@ -69,16 +71,27 @@ class Text(NamedTuple):
                 return False
             if not self.racy:
                 return True
-            data = self.document.encode()
             with open(self.path, "rb") as file:
-                return file.read(len(data) + 1) == data
+                at = 0
+                while part := file.read(PART):  # small ones find their memory warm
+                    if self.data[at : at + PART] != part:
+                        return False
+                    at += PART
+                return at >= len(self.data)
         except OSError:
             return False
 
-    def becomes(self, document: jsontext.Document, aside: str) -> Text:
+    def becomes(self, document: jsontext.Document, data: bytes, aside: durable.Aside) -> Text:
         """What this will be when the file aside, which holds the document, has taken its place."""
         tasks = self.tasks.with_entries(document.entries)
-        return Text(self.path, os.stat(aside), True, document, tasks)  # noqa: FBT003  # just written
+        return Text(self.path, aside.found, not aside.precise, document, data, tasks)
+
+
+def _bytes(fd: int, size: int) -> bytes:
+    """All of the file that should be so large; at most one byte more than the longest queue."""
+    with open(fd, "rb", closefd=False) as file:
+        data = file.read(size + 1)
+        return data if len(data) <= size else data + file.read(jsontext.LONGEST - size)
 
 
 def _looks(found: os.stat_result) -> tuple[int, int, int, int]:
@@ -133,23 +146,24 @@ class Update:
         What stands in the folders is made to last before. Without ``sync`` the caller calls it.
         """
         path, document = self.text.path, self._document()
-        aside = durable.write_aside(path, document.encode(), like=self.text.found, sync=True)
+        data = document.encode()
+        aside = durable.write_aside(path, data, like=self.text.found, sync=True)
         try:
             # Behind the sync of the file, which takes them along on most systems: then these are
             # for nothing.
             for folder in folders:
                 durable.sync_folder(folder)
-            written = self.text.becomes(document, aside)
+            written = self.text.becomes(document, data, aside)
             current = self.text.is_current()
         except BaseException as error:
-            durable.drop(aside)
+            durable.drop(aside.path)
             if isinstance(error, OSError):
                 raise durable.failure(error, path) from None
             raise
         if not current:
-            durable.drop(aside)
+            durable.drop(aside.path)
             return False
-        durable.put(aside, path)
+        durable.put(aside.path, path)
         self.text = written
         self.wrote(written)
         if sync:
