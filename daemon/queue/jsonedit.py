@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from daemon.errors import RolecallError
@@ -22,11 +23,16 @@ class Style(NamedTuple):
 
     def write(self, new: object) -> str:
         """The value on one line."""
-        separators = (self.comma if "\n" not in self.comma else ", ", self.colon)
-        text = json.dumps(new, ensure_ascii=self.ascii, separators=separators, allow_nan=False)
+        text = _encoder(self).encode(new)
         if not self.ascii and any("\ud800" <= char <= "\udfff" for char in text):
             return self._replace(ascii=True).write(new)  # half a character has no bytes
         return text
+
+
+@lru_cache(maxsize=8)  # a queue is mostly of one style
+def _encoder(style: Style) -> json.JSONEncoder:
+    separators = (style.comma if "\n" not in style.comma else ", ", style.colon)
+    return json.JSONEncoder(ensure_ascii=style.ascii, separators=separators, allow_nan=False)
 
 
 def _escapes(part: str, whole: str) -> bool:
@@ -133,7 +139,7 @@ def _changed(
             subtasks = next(member for member in own if member.key == "subtasks")
             at = elements(part, at + subtasks.value)[1][index][0]
             task = task["subtasks"][index]
-        own_text = part[at : value(part, at)[1]]
+        own_text = part[at : value(part, at)[1]] if way else part
         found = _splices(own_text, values, escape=_escapes(own_text, text))
         splices += [(at + start, at + end, new) for start, end, new in found]
         task.update(values)

@@ -230,19 +230,19 @@ def flat(values: list[Any]) -> tuple[list[Entry], list[Place]]:
     """Tasks and their subtasks, depth first, with each one's way through the text."""
     entries: list[Entry] = []
     places: list[Place] = []
-    waiting: list[tuple[Any, str | None, Place]] = []
-    waiting += [(each, None, (i,)) for i, each in enumerate(values)][::-1]
-    while waiting:
-        task, parent, place = waiting.pop()
-        if not isinstance(task, dict):
-            continue
-        entries.append(Entry(len(entries), task, parent))
-        places.append(place)
-        children = task.get("subtasks")
-        if isinstance(children, list):
-            own = task.get("id")
-            name = own if isinstance(own, str) else None
-            waiting += [(each, name, (*place, i)) for i, each in enumerate(children)][::-1]
+    for number, element in enumerate(values):
+        waiting: list[tuple[Any, str | None, Place]] = [(element, None, (number,))]
+        while waiting:
+            task, parent, place = waiting.pop()
+            if not isinstance(task, dict):
+                continue
+            entries.append(Entry(len(entries), task, parent))
+            places.append(place)
+            children = task.get("subtasks")
+            if isinstance(children, list):
+                own = task.get("id")
+                name = own if isinstance(own, str) else None
+                waiting += [(each, name, (*place, i)) for i, each in enumerate(children)][::-1]
     return entries, places
 
 

@@ -35,7 +35,6 @@ class Text(NamedTuple):
 
         What stands there as it did at the last look is not understood again.
         """
-        path = os.path.realpath(path)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
@@ -45,9 +44,10 @@ class Text(NamedTuple):
         try:
             found = os.fstat(fd)
             racy = time.time_ns() - found.st_mtime_ns < RACY
-            same = last is not None and (last.path, *_looks(last.found)) == (path, *_looks(found))
+            same = last is not None and _looks(last.found) == _looks(found)
             if last is not None and same and not last.racy:
                 return last._replace(found=found)
+            path = os.path.realpath(path)
             if found.st_size > jsontext.LONGEST:
                 raise jsontext.too_large(path)
             data = _bytes(fd, found.st_size)
@@ -59,7 +59,7 @@ class Text(NamedTuple):
             document = jsontext.parse(data, path)
             return cls(path, found, racy, document, data, Tasks(document.entries))
         if same and data == last.data:
-            return last._replace(found=found, racy=racy)
+            return last._replace(path=path, found=found, racy=racy)
         document = rereading.parse(data, path, last.document)
         tasks = last.tasks.with_entries(document.entries)
         return cls(path, found, racy, document, data, tasks)
