@@ -72,8 +72,12 @@ class Tasks:
         self.lines: dict[str, list[tuple[Rank, Entry]]] = {}  # those that were asked for
         self.problems: list[str] = []
         for entry in self.every:
-            self.by_status.setdefault(status_of(entry.task), []).append(entry)
-            identifier = entry.task.get("id")
+            task = entry.task
+            identifier, status = task.get("id"), status_of(task)
+            if status in self.by_status:
+                self.by_status[status].append(entry)
+            else:
+                self.by_status[status] = [entry]
             if not is_task_id(identifier):
                 self.problems.append(f"task {entry.index + 1} has no valid id: {identifier!r:.80}")
             elif identifier in self.by_id:

@@ -231,6 +231,10 @@ def flat(values: list[Any]) -> tuple[list[Entry], list[Place]]:
     entries: list[Entry] = []
     places: list[Place] = []
     for number, element in enumerate(values):
+        if isinstance(element, dict) and "subtasks" not in element:
+            entries.append(Entry(len(entries), element, None))
+            places.append((number,))
+            continue
         waiting: list[tuple[Any, str | None, Place]] = [(element, None, (number,))]
         while waiting:
             task, parent, place = waiting.pop()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from daemon import lifecycle
@@ -55,14 +57,10 @@ class Text(NamedTuple):
             raise _unreadable(error, path) from None
         finally:
             os.close(fd)
-        if last is None:
-            document = jsontext.parse(data, path)
-            return cls(path, found, racy, document, data, Tasks(document.entries))
-        if same and data == last.data:
+        if last is not None and same and data == last.data:
             return last._replace(path=path, found=found, racy=racy)
-        document = rereading.parse(data, path, last.document)
-        tasks = last.tasks.with_entries(document.entries)
-        return cls(path, found, racy, document, data, tasks)
+        with _uncollected():
+            return cls(path, found, racy, *_understood(data, path, last))
 
     def is_current(self) -> bool:
         """Whether the file is still this one, as far as its inode, size and mtime tell."""
@@ -85,6 +83,28 @@ class Text(NamedTuple):
         """What this will be when the file aside, which holds the document, has taken its place."""
         tasks = self.tasks.with_entries(document.entries)
         return Text(self.path, aside.found, not aside.precise, document, data, tasks)
+
+
+def _understood(
+    data: bytes, path: str, last: Text | None
+) -> tuple[jsontext.Document, bytes, Tasks]:
+    if last is None:
+        document = jsontext.parse(data, path)
+        return document, data, Tasks(document.entries)
+    document = rereading.parse(data, path, last.document)
+    return document, data, last.tasks.with_entries(document.entries)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Python's collector of cycles waits: a large queue would call it in vain, again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _bytes(fd: int, size: int) -> bytes:

@@ -17,9 +17,9 @@ from tests.bench import loop
 from tests.bench.rows import Row
 from tests.bench.workspaces import a_task, make_workspace, write_queue
 
-SIZES = {100: 80, 1000: 80, 10_000: 16}  # tasks in the queue: how many are claimed and settled
+SIZES = {100: 40, 1000: 40, 10_000: 12}  # tasks in the queue: how many are claimed and settled
 PROCESSES = (1, 4)
-ROUNDS = 5
+ROUNDS = 9
 GOAL = 0.8
 
 #: Claims and settles one task; made in each process, it looks at the queue once before the start.
