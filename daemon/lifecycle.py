@@ -5,11 +5,14 @@ The state machine is data (``DEFAULT_ROLES``, or what the YAML says); docs/lifec
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
-from daemon.model import Outcome, Result, format_time, is_task_id, parse_time
+from daemon.index import Entry as Entry  # noqa: PLC0414  # also known by this module's name
+from daemon.index import Tasks as Tasks  # noqa: PLC0414  # likewise
+from daemon.index import number as number  # noqa: PLC0414  # likewise
+from daemon.index import status_of as status_of  # noqa: PLC0414  # likewise
+from daemon.model import Outcome, Result, format_time, parse_time
 
 SATISFIED = frozenset({"done", "completed"})
 CANCELLED = "cancelled"
@@ -76,14 +79,6 @@ class Machine(NamedTuple):
         return {status for rules in self.roles.values() for status in rules.claims}
 
 
-class Entry(NamedTuple):
-    """One task, at its place in the queue's flat, depth-first order."""
-
-    index: int  # type: ignore[assignment]  # it hides tuple.index, which nobody needs
-    task: dict[str, Any]
-    parent: str | None  # the id of the task that it stands in as a subtask
-
-
 class Transition(NamedTuple):
     """A task's move: the keys to write, where it goes, and why, for a person."""
 
@@ -92,43 +87,6 @@ class Transition(NamedTuple):
     source: str
     target: str
     why: str
-
-
-class Tasks:
-    """A queue's tasks. Those without a usable id are counted, reported and left alone."""
-
-    def __init__(self, entries: Iterable[Entry]) -> None:
-        self.every = list(entries)
-        self.entries: list[Entry] = []
-        self.by_id: dict[str, Entry] = {}
-        self.problems: list[str] = []
-        for entry in self.every:
-            identifier = entry.task.get("id")
-            if not isinstance(identifier, str) or not is_task_id(identifier):
-                self.problems.append(f"task {entry.index + 1} has no valid id: {identifier!r:.80}")
-            elif identifier in self.by_id:
-                self.problems.append(
-                    f"task {entry.index + 1} has an id that is taken: {identifier}"
-                )
-            else:
-                self.by_id[identifier] = entry
-                self.entries.append(entry)
-
-
-def number(value: object) -> float | None:
-    """A JSON number that can be reckoned with, or None: no boolean, nothing endless."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return value if math.isfinite(value) else None
-    except OverflowError:  # an integer beyond every float
-        return None
-
-
-def status_of(task: dict[str, Any]) -> str:
-    """The task's status; "" for what is no word."""
-    status = task.get("status")
-    return status if isinstance(status, str) else ""
 
 
 def _count(value: object) -> int:
@@ -173,7 +131,7 @@ def _held_by_hand(task: dict[str, Any], now: float) -> bool:
 
 def wip(tasks: Tasks, rules: Rules) -> int:
     """How many tasks are in the role's held status, at any depth and whoever holds them."""
-    return sum(entry.task.get("status") == rules.holds for entry in tasks.every)
+    return len(tasks.by_status.get(rules.holds, ()))
 
 
 def wip_limit(limits: object, rules: Rules) -> int:
@@ -203,7 +161,7 @@ def why_not(entry: Entry, tasks: Tasks, rules: Rules, now: float, live: Collecti
     task = entry.task
     if task.get("status") not in rules.claims:
         return f"status is {task.get('status')}, {rules.name} claims {', '.join(rules.claims)}"
-    if tasks.by_id.get(str(task.get("id"))) is not entry:
+    if not tasks.is_usable(entry):
         return "its id is not valid, or taken"
     waiting = [f"{needed} ({status})" for needed, status in waits_for(task, tasks)]
     if waiting:
@@ -214,29 +172,16 @@ def why_not(entry: Entry, tasks: Tasks, rules: Rules, now: float, live: Collecti
     return f"not before {task['not_before']}" if later is not None and later > now else ""
 
 
-def claimable(tasks: Tasks, rules: Rules, now: float, live: Collection[str]) -> list[Entry]:
+def claimable(tasks: Tasks, rules: Rules, now: float, live: Collection[str]) -> Iterator[Entry]:
     """What the role could claim, in the order of claiming; WIP limits are not looked at."""
-    ready = [
-        entry
-        for entry in tasks.entries
-        # Asked first, for most tasks of a large queue are elsewhere.
-        if entry.task.get("status") in rules.claims and not why_not(entry, tasks, rules, now, live)
-    ]
-    return sorted(ready, key=_order)
-
-
-def _order(entry: Entry) -> tuple[bool, float, int]:
-    priority = number(entry.task.get("priority"))
-    return priority is None, priority or 0, entry.index
+    for _, entry in tasks.in_line(*rules.claims):
+        if not why_not(entry, tasks, rules, now, live):
+            yield entry
 
 
 def next_time(tasks: Tasks, rules: Rules, now: float) -> float | None:
     """When the next ``not_before`` of a task that the role could claim is over."""
-    times = (
-        parse_time(entry.task.get("not_before"))
-        for entry in tasks.entries
-        if entry.task.get("status") in rules.claims
-    )
+    times = (parse_time(entry.task.get("not_before")) for entry in tasks.in_status(*rules.claims))
     return min((time for time in times if time is not None and time > now), default=None)
 
 
@@ -347,14 +292,14 @@ def differing(task: dict[str, Any], wanted: Changes) -> Changes:
     }
 
 
-def _children(tasks: Tasks) -> dict[str, list[Entry]]:
-    """The tasks that name each id as their parent, or stand in it."""
-    children: dict[str, list[Entry]] = {}
-    for entry in tasks.every:
+def _children(tasks: Tasks, parents: Collection[str]) -> dict[str, list[Entry]]:
+    """The tasks that name one of these ids as their parent, or stand in it."""
+    children: dict[str, list[Entry]] = {parent: [] for parent in parents}
+    for entry in tasks.every if children else ():
         named = (entry.task.get("parent"), entry.task.get("parent_task"), entry.parent)
         for parent in {name for name in named if isinstance(name, str)}:
-            if parent != entry.task.get("id"):
-                children.setdefault(parent, []).append(entry)
+            if parent in children and parent != entry.task.get("id"):
+                children[parent].append(entry)
     return children
 
 
@@ -366,7 +311,8 @@ def moves(tasks: Tasks, machine: Machine, now: float) -> list[Transition]:
         moved = done.get(str(entry.task.get("id")))
         return moved.target if moved and moved.entry is entry else status_of(entry.task)
 
-    children = _children(tasks)
+    waiting = tasks.in_status("blocked", PLANNED)
+    children = _children(tasks, {entry.task["id"] for entry in tasks.in_status(PLANNED)})
 
     def unblocked(entry: Entry) -> bool:
         task = entry.task
@@ -384,12 +330,11 @@ def moves(tasks: Tasks, machine: Machine, now: float) -> list[Transition]:
     def closed(entry: Entry) -> bool:
         if status(entry) != PLANNED:
             return False
-        statuses = [status(child) for child in children.get(entry.task["id"], [])]
+        statuses = [status(child) for child in children[entry.task["id"]]]
         return all(each in ENDED for each in statuses) and any(
             each in SATISFIED for each in statuses
         )
 
-    waiting = [each for each in tasks.entries if each.task.get("status") in ("blocked", PLANNED)]
     changed = True
     while changed:
         changed = False

@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 
@@ -135,7 +135,7 @@ def parse_time(text: object) -> float | None:
         return None
 
 
-def is_task_id(value: object) -> bool:
+def is_task_id(value: object) -> TypeGuard[str]:
     """Whether it matches the pattern of ids and forms a valid git ref (git-check-ref-format)."""
     return (
         isinstance(value, str)

@@ -93,7 +93,18 @@ def pid_namespace() -> str:
 
 def identity(pid: int | None = None) -> Identity:
     """Who this process is, or the one with that pid."""
-    pid = pid or os.getpid()
+    return _identity(pid) if pid else _own()
+
+
+def _identity(pid: int) -> Identity:
     found = stat(pid)
     started = found.started if found else 0
     return Identity(os.uname().nodename, machine_id(), boot_id(), pid_namespace(), pid, started)
+
+
+@cache
+def _own() -> Identity:
+    return _identity(os.getpid())
+
+
+os.register_at_fork(after_in_child=_own.cache_clear)

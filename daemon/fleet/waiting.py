@@ -153,7 +153,7 @@ class _Judge:
         self.line: dict[int, int] = {}  # index of a claimable task: how many are claimed before it
         self.wips: dict[str, Wip] = {}
         for name, rules in roles.items():
-            ready = claimable(view.tasks, rules, view.now, view.leases)
+            ready = list(claimable(view.tasks, rules, view.now, view.leases))
             self.line.update({entry.index: place for place, entry in enumerate(ready)})
             held, limit = wip(view.tasks, rules), wip_limit(view.limits, rules)
             self.wips[name] = Wip(name, held, limit, len(ready))

@@ -105,6 +105,6 @@ def write(runs: str, role: str, state: State) -> None:
     state = state._replace(why=state.why[:NOTE])
     try:
         data = json.dumps(state._asdict()).encode()
-        durable.put(durable.write_aside(name, data, like=None, sync=False), name, sync=False)
+        durable.put(durable.write_aside(name, data, like=None, sync=False).path, name)
     except RolecallError:  # the attempt's result counts, and was written
         return

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
+from typing import NamedTuple
 
 from daemon.errors import RolecallError
 
@@ -14,6 +16,17 @@ HINTS = {
     errno.EROFS: "the file system is read-only; what was there is unchanged",
     errno.EACCES: "look at the folder's owner and permissions",
 }
+
+
+class Aside(NamedTuple):
+    """A file that was written beside another one, to take its place.
+
+    ``precise``: it has the very mtime that we gave it, which no later write into it can hit.
+    """
+
+    path: str
+    found: os.stat_result
+    precise: bool
 
 
 class DiskError(RolecallError):
@@ -28,15 +41,18 @@ def failure(error: OSError, path: str) -> RolecallError:
 
 def sync_folder(path: str) -> None:
     """Make what was created, renamed or removed in the folder last."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise failure(error, path) from None
 
 
-def write_aside(path: str, data: bytes, *, like: os.stat_result | None, sync: bool) -> str:
-    """Write a file beside ``path``, ready to take its place; its name is returned.
+def write_aside(path: str, data: bytes, *, like: os.stat_result | None, sync: bool) -> Aside:
+    """Write a file beside ``path``, ready to take its place.
 
     The name is fixed (its writers hold a lock), so that what a killed writer left is replaced.
     ``like``: whose mode and group it gets.
@@ -59,8 +75,13 @@ def write_aside(path: str, data: bytes, *, like: os.stat_result | None, sync: bo
             view = memoryview(data)
             while view:
                 view = view[os.write(fd, view) :]
+            # The kernel's own time stands still for some milliseconds, and so tells no two writes
+            # within them apart.
+            now = time.time_ns()
+            os.utime(fd, ns=(now, now))
             if sync:
                 os.fsync(fd)
+            found = os.fstat(fd)
         finally:
             os.close(fd)
     except BaseException as error:
@@ -68,7 +89,7 @@ def write_aside(path: str, data: bytes, *, like: os.stat_result | None, sync: bo
         if isinstance(error, OSError):
             raise failure(error, path) from None
         raise
-    return aside
+    return Aside(aside, found, found.st_mtime_ns == now)
 
 
 def _give(fd: int, group: int) -> None:
@@ -76,12 +97,10 @@ def _give(fd: int, group: int) -> None:
         os.fchown(fd, -1, group)
 
 
-def put(aside: str, path: str, *, sync: bool) -> None:
-    """Let the file take the place of ``path``."""
+def put(aside: str, path: str) -> None:
+    """Let the file take the place of ``path``. It lasts once the folder is synced."""
     try:
         os.rename(aside, path)
-        if sync:
-            sync_folder(os.path.dirname(path))
     except OSError as error:
         drop(aside)
         raise failure(error, path) from None

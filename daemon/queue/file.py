@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 from daemon import lifecycle, process
@@ -36,7 +36,6 @@ class _Won(NamedTuple):
     """What a claim prepared before the queue is written."""
 
     lease: Lease
-    task: dict[str, Any]
     run_dir: str
 
 
@@ -75,10 +74,8 @@ class FileQueue:
         text = self.ledger.read()
         if text is None:
             return Snapshot(Tasks(()), None, self.ledger.live(self.ledger.every(Tasks(()))))
-        tasks = Tasks(text.document.entries)
-        return Snapshot(
-            tasks, text.document.root.get("wip_limits"), self.ledger.live(self.ledger.every(tasks))
-        )
+        live = self.ledger.live(self.ledger.every(text.tasks))
+        return Snapshot(text.tasks, text.document.root.get("wip_limits"), live)
 
     def problems(self) -> tuple[str, ...]:
         """What was found wrong with single tasks and leases at the last look, for a person."""
@@ -110,9 +107,10 @@ class FileQueue:
         text = self.ledger.read()
         times: list[float | None] = [self.ledger.breaker(role).until]
         if text is not None:
-            rules, tasks = self.ledger.rules(role), Tasks(text.document.entries)
+            rules, tasks = self.ledger.rules(role), text.tasks
             times.append(lifecycle.next_time(tasks, rules, now))
-            times += [staleness.hand_expiry(entry.task, rules, now) for entry in tasks.entries]
+            waiting = tasks.in_status(*rules.claims)
+            times += [staleness.hand_expiry(entry.task, rules, now) for entry in waiting]
         times += [
             now + leases.seconds_left(lease, self.me, now, self.boottime())
             for lease in self.ledger.live(self.leases.every()).values()
@@ -131,40 +129,54 @@ class FileQueue:
             return None
         # Most looks find nothing to do: they take no lock.
         update = self.ledger.begin(text)
-        ready = self.ledger.ready(update, rules, ignore_wip=ignore_wip)
+        ready = next(self.ledger.ready(update, rules, ignore_wip=ignore_wip), None)
         if dry_run and ready:
-            lease = self._lease(ready[0][0], rules, owner, 0)
-            return Claim(lease, dict(ready[0][0].task), "", ())
+            lease = self._lease(ready[0], rules, owner, 0)
+            return Claim(lease, dict(ready[0].task), "", ())
         if dry_run or not (ready or update.changes):
             return None
         with self.lock():
-            for again in range(RESTARTS):
+            for _ in range(RESTARTS):
                 # What another's claim seemed to hold without the lock may be taken back by now.
-                if again or update.changes or not update.text.is_current():
-                    text = self.ledger.read()
-                    if text is None:
-                        return None
-                    update = self.ledger.begin(text)
+                text = self.ledger.read()
+                if text is None:
+                    return None
+                update = self.ledger.begin(text)
                 won = self._win(update, rules, owner, ignore_wip=ignore_wip)
                 if self._written(update, won):
                     break
             else:
                 raise _restless(self.config.queue_file)
+        if update.changes:
+            with self._or_taken_back(won):
+                update.sync()
         if won is None:
             self._moved += update.moves
             return None
-        return Claim(won.lease, won.task, won.run_dir, tuple(update.moves))
+        task = dict(update.text.tasks.by_id[won.lease.task_id].task)
+        return Claim(won.lease, task, won.run_dir, tuple(update.moves))
 
     def _written(self, update: Update, won: _Won | None) -> bool:
-        """Write the update; where that fails, take back what the claim prepared."""
-        try:
-            written = not update.changes or update.write()
-        except BaseException:
-            self._take_back(won)
-            raise
+        """Write the update, behind what the claim prepared; take that back where it fails."""
+        if not update.changes:
+            return True
+        folders: list[str] = []
+        if won is not None:
+            of_task = os.path.dirname(won.run_dir)
+            folders = [self.leases.folder, os.path.dirname(of_task), of_task]
+        with self._or_taken_back(won):
+            written = update.write(folders, sync=False)
         if not written:
             self._take_back(won)
         return written
+
+    @contextmanager
+    def _or_taken_back(self, won: _Won | None) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._take_back(won)
+            raise
 
     def _win(self, update: Update, rules: Rules, owner: str, *, ignore_wip: bool) -> _Won | None:
         """Put a claim into the update. A task whose files are in the way is passed over."""
@@ -181,7 +193,7 @@ class FileQueue:
             update.change(entry, changes)
             move = Move(lease.task_id, rules.name, source, rules.holds, "claimed")
             update.moves.append(move._replace(attempt=lease.attempt, token=lease.token))
-            return _Won(lease, dict(entry.task), run_dir)
+            return _Won(lease, run_dir)
         return None
 
     def _lease(self, entry: Entry, rules: Rules, owner: str, token: int) -> Lease:
@@ -202,7 +214,7 @@ class FileQueue:
     def _prepare(
         self, entry: Entry, rules: Rules, owner: str, old: Lease | None
     ) -> tuple[Lease, str]:
-        """The lease and the run folder of a claim, to last."""
+        """The lease and the run folder of a claim. They last once their folders are synced."""
         task_id, runs = entry.task["id"], self.config.paths.runs
         known = (lifecycle.token_of(entry.task), old.token if old else 0)
         token = 1 + max(*known, folder.largest(runs, task_id))
@@ -250,13 +262,14 @@ class FileQueue:
         """Write what the attempt came to and end the lease. Raises LeaseLost."""
         self.ledger.rules(lease.role)
         with self.lock():
-            return self._settle(lease, result)
+            update = self._settle(lease, result)
+        return self._settled(lease, update)
 
-    def _settle(self, lease: Lease, result: Result) -> tuple[Move, ...]:
-        """Settle under the lock: the queue first, then the lease."""
+    def _settle(self, lease: Lease, result: Result) -> Update:
+        """Put the result into the queue, under the lock."""
         for _ in range(RESTARTS):
             update = self.ledger.begin(self._there())
-            now = self.leases.every().leases.get(lease.task_id)
+            now = update.leases.leases.get(lease.task_id)
             try:
                 entry = settling.held(update, lease, now, self.machine)
             except LeaseLost:
@@ -271,11 +284,16 @@ class FileQueue:
                 now=self.clock(),
                 random=self.random,
             )
-            if update.write():
+            if update.write(sync=False):
                 self.ledger.count(move)
-                self.leases.remove(lease)
-                return tuple(update.moves)
+                return update
         raise _restless(self.config.queue_file)
+
+    def _settled(self, lease: Lease, update: Update) -> tuple[Move, ...]:
+        """The queue first, then the lease. Meanwhile others may write: they build on this."""
+        update.sync()
+        self.leases.remove(lease)
+        return tuple(update.moves)
 
     def _there(self) -> Text:
         text = self.ledger.read()
@@ -301,8 +319,8 @@ class FileQueue:
         text = self.ledger.read()
         if text is None:
             return []
-        tasks = Tasks(text.document.entries)
-        return staleness.find(tasks, self.ledger.every(tasks), self.machine, self.ledger.gone)
+        found = self.ledger.every(text.tasks)
+        return staleness.find(text.tasks, found, self.machine, self.ledger.gone)
 
     def recover(self, stale: Stale) -> tuple[Move, ...]:
         """Settle for an attempt that is gone; its process tree has been killed before.
@@ -319,15 +337,15 @@ class FileQueue:
             else:
                 if now is None or now.token != lease.token or not self.ledger.gone(now):
                     return ()
-                tasks = Tasks(self._there().document.entries)
-                if not staleness.holds(tasks, now, self.machine):
+                if not staleness.holds(self._there().tasks, now, self.machine):
                     self.leases.remove(now)
                     return ()
                 result = Result(Outcome.ERROR, notes.get(stale.why, "its attempt is gone"))
             try:
-                return self._settle(lease, result)
+                update = self._settle(lease, result)
             except LeaseLost:
                 return ()
+        return self._settled(lease, update)
 
     # --- what people change ----------------------------------------------------------------------
 

@@ -28,21 +28,21 @@ def largest(runs: str, task_id: str) -> int:
 
 
 def make(runs: str, task_id: str, token: int) -> str:
-    """Make the attempt's own folder, to last. Raises RolecallError if something is in the way."""
+    """Make the attempt's own folder. Raises RolecallError if something is in the way.
+
+    It lasts once the two folders above it are synced.
+    """
     path = os.path.join(runs, task_id, str(token))
     try:
-        os.makedirs(runs, mode=0o700, exist_ok=True)
-        top = os.open(runs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        top = _top(runs)
         try:
             try:
                 os.mkdir(task_id, 0o700, dir_fd=top)
-                os.fsync(top)
             except FileExistsError:
                 pass
             own = os.open(task_id, FOLDER, dir_fd=top)
             try:
                 os.mkdir(str(token), 0o700, dir_fd=own)
-                os.fsync(own)
             finally:
                 os.close(own)
         finally:
@@ -50,6 +50,15 @@ def make(runs: str, task_id: str, token: int) -> str:
     except OSError as error:
         raise _refused(error, path) from None
     return path
+
+
+def _top(runs: str) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    try:
+        return os.open(runs, flags)
+    except FileNotFoundError:
+        os.makedirs(runs, mode=0o700, exist_ok=True)
+        return os.open(runs, flags)
 
 
 def remove(path: str) -> None:

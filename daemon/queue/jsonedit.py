@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from daemon.errors import RolecallError
 from daemon.lifecycle import Changes
-from daemon.queue.jsontext import BOM, Document, elements, members, value
+from daemon.queue import rereading
+from daemon.queue.jsontext import Document, elements, members, parse, value
 
 
 class Style(NamedTuple):
@@ -21,11 +23,16 @@ class Style(NamedTuple):
 
     def write(self, new: object) -> str:
         """The value on one line."""
-        separators = (self.comma if "\n" not in self.comma else ", ", self.colon)
-        text = json.dumps(new, ensure_ascii=self.ascii, separators=separators, allow_nan=False)
+        text = _encoder(self).encode(new)
         if not self.ascii and any("\ud800" <= char <= "\udfff" for char in text):
             return self._replace(ascii=True).write(new)  # half a character has no bytes
         return text
+
+
+@lru_cache(maxsize=8)  # a queue is mostly of one style
+def _encoder(style: Style) -> json.JSONEncoder:
+    separators = (style.comma if "\n" not in style.comma else ", ", style.colon)
+    return json.JSONEncoder(ensure_ascii=style.ascii, separators=separators, allow_nan=False)
 
 
 def _escapes(part: str, whole: str) -> bool:
@@ -82,6 +89,15 @@ def edit(
     new_tasks: Sequence[dict[str, Any]] = (),
 ) -> bytes:
     """The document's bytes with the changes of these entries (by index) and the new tasks."""
+    return edited(document, changes, new_tasks).encode()
+
+
+def edited(
+    document: Document,
+    changes: Mapping[int, Changes],
+    new_tasks: Sequence[dict[str, Any]] = (),
+) -> Document:
+    """The document with the changes of these entries (by index) and the new tasks."""
     text = document.text
     splices: list[tuple[int, int, str]] = []
     by_element: dict[int, dict[tuple[int, ...], Changes]] = {}
@@ -89,10 +105,16 @@ def edit(
         place = document.places[index]
         by_element.setdefault(place[0], {})[place[1:]] = values
     for number, inside in by_element.items():
-        splices.append(_changed(text, document.spans[number], inside))
+        splices.append(_changed(text, (document.starts[number], document.ends[number]), inside))
     if new_tasks:
         splices.append(_appended(document, new_tasks))
-    return ((BOM if document.bom else "") + _spliced(text, splices)).encode()
+    if not splices:
+        return document
+    splices.sort()
+    new = _spliced(text, splices)
+    begin, end = splices[0][0], len(text) - splices[-1][1]
+    again = rereading.reread(document, new, begin, end)
+    return again or parse(document._replace(text=new).encode(), "")
 
 
 def _spliced(text: str, splices: list[tuple[int, int, str]]) -> str:
@@ -117,7 +139,7 @@ def _changed(
             subtasks = next(member for member in own if member.key == "subtasks")
             at = elements(part, at + subtasks.value)[1][index][0]
             task = task["subtasks"][index]
-        own_text = part[at : value(part, at)[1]]
+        own_text = part[at : value(part, at)[1]] if way else part
         found = _splices(own_text, values, escape=_escapes(own_text, text))
         splices += [(at + start, at + end, new) for start, end, new in found]
         task.update(values)
@@ -160,7 +182,7 @@ def _appended(document: Document, tasks: Sequence[dict[str, Any]]) -> tuple[int,
     """New elements of ``tasks``, behind its last one and as that is written."""
     text, (opening, closing) = document.text, document.tasks_span
     escape = _escapes("", text)
-    spans = document.spans
+    spans = document.last_two()
     if not spans:
         outer = _indent(text, document.tasks_key)
         if not outer or "\n" not in text[: document.tasks_key]:

@@ -18,6 +18,7 @@ LONGEST = 64 * 1024 * 1024  # bytes; a queue of people and agents is some hundre
 BOM = "\ufeff"
 HINT = "mend the file; nothing of it was changed"
 MARKER = re.compile(r"^(<{7}|>{7}|={7}|\|{7})(?:[ \r\n]|$)", re.MULTILINE)
+BEHIND = re.compile(r"[ \t\n\r]*([],}])[ \t\n\r]*")  # an element
 TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[][{},:]|-?(?:NaN|Infinity)', re.DOTALL)
 
 
@@ -51,21 +52,35 @@ class Member(NamedTuple):
     end: int
 
 
+Span = tuple[int, int]  # from the first character to the one behind the last
+Place = tuple[int, ...]
+
+
 class Document(NamedTuple):
-    """A queue's text and what it says.
+    """A queue's text and what it says. A value: nobody changes anything in it.
 
     ``entries`` are all tasks, depth first; ``places`` their ways through the text: the index in
-    ``tasks``, then one index per level of ``subtasks``. ``spans`` are the elements of ``tasks``.
+    ``tasks``, then one index per level of ``subtasks``. ``starts`` and ``ends`` are those of the
+    elements of ``tasks``: numbers, for a list of thousands of pairs wakes Python's collector.
     """
 
     text: str
     bom: bool
     root: dict[str, Any]  # without ``tasks``
     entries: list[Entry]
-    places: list[tuple[int, ...]]
-    spans: list[tuple[int, int]]
+    places: list[Place]
+    starts: list[int]
+    ends: list[int]
     tasks_key: int
-    tasks_span: tuple[int, int]
+    tasks_span: Span
+
+    def encode(self) -> bytes:
+        """The file's bytes."""
+        return (BOM + self.text if self.bom else self.text).encode()
+
+    def last_two(self) -> list[Span]:
+        """The places of the last two elements of ``tasks``, or of as many as there are."""
+        return list(zip(self.starts[-2:], self.ends[-2:], strict=True))
 
 
 def skip(text: str, at: int) -> int:
@@ -81,14 +96,14 @@ def value(text: str, at: int) -> tuple[Any, int]:
         raise JSONDecodeError("a value is missing", text, stop.value) from None
 
 
-def _separated(text: str, at: int, closing: str) -> tuple[int, bool]:
+def separated(text: str, at: int, closing: str) -> tuple[int, bool]:
     """Behind an element: where the next one starts, and whether there is one."""
-    at = skip(text, at)
-    if text[at : at + 1] == closing:
-        return at + 1, False
-    if text[at : at + 1] != ",":
-        raise JSONDecodeError(f'"," or "{closing}" is missing', text, at)
-    return skip(text, at + 1), True
+    found = BEHIND.match(text, at)
+    if found is not None and found[1] == ",":
+        return found.end(), True
+    if found is not None and found[1] == closing:
+        return found.end(1), False
+    raise JSONDecodeError(f'"," or "{closing}" is missing', text, skip(text, at))
 
 
 def _keys(text: str, at: int) -> Generator[tuple[str, int, int, int], int, None]:
@@ -107,7 +122,7 @@ def _keys(text: str, at: int) -> Generator[tuple[str, int, int, int], int, None]
         if text[colon : colon + 1] != ":":
             raise JSONDecodeError('":" is missing', text, colon)
         value_end = yield key, at, key_end, skip(text, colon + 1)
-        end, more = _separated(text, value_end, "}")
+        end, more = separated(text, value_end, "}")
         at = end
     yield "", end, end, -1
 
@@ -124,10 +139,10 @@ def members(text: str, at: int) -> tuple[list[Member], int]:
     return found, start
 
 
-def elements(text: str, at: int) -> tuple[list[Any], list[tuple[int, int]], int]:
+def elements(text: str, at: int) -> tuple[list[Any], list[Span], int]:
     """The elements of the array that starts there, their places, and where the array ends."""
     values: list[Any] = []
-    spans: list[tuple[int, int]] = []
+    spans: list[Span] = []
     at = skip(text, at + 1)
     if text[at : at + 1] == "]":
         return values, spans, at + 1
@@ -136,7 +151,7 @@ def elements(text: str, at: int) -> tuple[list[Any], list[tuple[int, int]], int]
         each, end = value(text, at)
         values.append(each)
         spans.append((at, end))
-        at, more = _separated(text, end, "]")
+        at, more = separated(text, end, "]")
     return values, spans, at
 
 
@@ -183,7 +198,8 @@ def _parse(text: str, *, bom: bool) -> Document:
         raise JSONDecodeError("it is no JSON object", text, start)
     root: dict[str, Any] = {}
     values: list[Any] | None = None
-    spans: list[tuple[int, int]] = []
+    starts: tuple[int, ...] = ()
+    ends: tuple[int, ...] = ()
     tasks_key, tasks_span = 0, (0, 0)
     keys = _keys(text, start)
     key, key_start, _, at = next(keys)
@@ -194,6 +210,7 @@ def _parse(text: str, *, bom: bool) -> Document:
             if text[at : at + 1] != "[":
                 raise JSONDecodeError('"tasks" is no list', text, at)
             values, spans, end = elements(text, at)
+            starts, ends = zip(*spans, strict=True) if spans else ((), ())
             tasks_key, tasks_span = key_start, (at, end)
         else:
             root[key], end = value(text, at)
@@ -204,26 +221,32 @@ def _parse(text: str, *, bom: bool) -> Document:
     if end != len(text):
         raise JSONDecodeError("more text behind its end", text, end)
     entries, places = flat(values)
-    return Document(text, bom, root, entries, places, spans, tasks_key, tasks_span)
+    return Document(
+        text, bom, root, entries, places, list(starts), list(ends), tasks_key, tasks_span
+    )
 
 
-def flat(values: list[Any]) -> tuple[list[Entry], list[tuple[int, ...]]]:
+def flat(values: list[Any]) -> tuple[list[Entry], list[Place]]:
     """Tasks and their subtasks, depth first, with each one's way through the text."""
     entries: list[Entry] = []
-    places: list[tuple[int, ...]] = []
-    waiting: list[tuple[Any, str | None, tuple[int, ...]]] = []
-    waiting += [(each, None, (i,)) for i, each in enumerate(values)][::-1]
-    while waiting:
-        task, parent, place = waiting.pop()
-        if not isinstance(task, dict):
+    places: list[Place] = []
+    for number, element in enumerate(values):
+        if isinstance(element, dict) and "subtasks" not in element:
+            entries.append(Entry(len(entries), element, None))
+            places.append((number,))
             continue
-        entries.append(Entry(len(entries), task, parent))
-        places.append(place)
-        children = task.get("subtasks")
-        if isinstance(children, list):
-            own = task.get("id")
-            name = own if isinstance(own, str) else None
-            waiting += [(each, name, (*place, i)) for i, each in enumerate(children)][::-1]
+        waiting: list[tuple[Any, str | None, Place]] = [(element, None, (number,))]
+        while waiting:
+            task, parent, place = waiting.pop()
+            if not isinstance(task, dict):
+                continue
+            entries.append(Entry(len(entries), task, parent))
+            places.append(place)
+            children = task.get("subtasks")
+            if isinstance(children, list):
+                own = task.get("id")
+                name = own if isinstance(own, str) else None
+                waiting += [(each, name, (*place, i)) for i, each in enumerate(children)][::-1]
     return entries, places
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import stat as modes
 from contextlib import AbstractContextManager
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from daemon import lifecycle, process
@@ -25,6 +26,7 @@ def encode(lease: Lease) -> bytes:
     return (json.dumps(lease._asdict(), indent=2) + "\n").encode()
 
 
+@lru_cache(maxsize=64)  # between two looks most leases stay as they are
 def decode(data: bytes, task_id: str) -> Lease:
     """A lease file's text. Raises ValueError with what is wrong with it."""
     try:
@@ -163,14 +165,18 @@ class Leases:
         return found
 
     def write(self, lease: Lease, *, sync: bool) -> None:
-        """Put the lease in place, over whatever is there. Its lock is held."""
+        """Put the lease in place, over whatever is there. Its lock is held.
+
+        With ``sync`` the file lasts; the folder it stands in is the caller's to sync.
+        """
         path = self.path(lease.task_id)
-        try:
-            os.makedirs(self.folder, exist_ok=True)
-        except OSError as error:
-            raise durable.failure(error, self.folder) from None
+        if not os.path.isdir(self.folder):
+            try:
+                os.makedirs(self.folder, exist_ok=True)
+            except OSError as error:
+                raise durable.failure(error, self.folder) from None
         aside = durable.write_aside(path, encode(lease), like=None, sync=sync)
-        durable.put(aside, path, sync=sync)
+        durable.put(aside.path, path)
 
     def own(self, lease: Lease) -> Lease:
         """The lease as its file has it. Raises LeaseLost when it is another's or gone."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from daemon import lifecycle
 from daemon.config import Config
@@ -30,10 +30,15 @@ class Ledger:
         self.clock, self.boottime = clock, boottime
         self.leases = leases.Leases(config.paths.leases, config.paths.locks)
         self.problems: tuple[str, ...] = ()
+        self._last: Text | None = None  # what was read or written last
 
     def read(self) -> Text | None:
         """The queue as it is now; None where there is no file. Raises QueueUnreadable."""
-        return Text.read(self.config.queue_file)
+        self._last = Text.read(self.config.queue_file, self._last)
+        return self._last
+
+    def _wrote(self, text: Text) -> None:
+        self._last = text
 
     def every(self, tasks: Tasks) -> leases.Found:
         """All lease files; what is wrong with them and with single tasks is remembered."""
@@ -58,8 +63,8 @@ class Ledger:
 
     def begin(self, text: Text) -> Update:
         """An update that restores what an old buffer undid and makes the automatic moves."""
-        update = Update(text)
-        for lease in self.live(self.every(update.tasks)).values():
+        update = Update(text, self.every(text.tasks), self._wrote)
+        for lease in self.live(update.leases).values():
             self._restore(update, lease)
         update.move_on(self.machine, self.clock())
         return update
@@ -81,26 +86,25 @@ class Ledger:
 
     def ready(
         self, update: Update, rules: Rules, *, ignore_wip: bool
-    ) -> list[tuple[Entry, Lease | None]]:
+    ) -> Iterator[tuple[Entry, Lease | None]]:
         """What the role could claim now, each with the dead lease that it still has, if any."""
-        tasks = update.tasks
+        tasks, found = update.tasks, update.leases
         limit = lifecycle.wip_limit(update.text.document.root.get("wip_limits"), rules)
         if not ignore_wip and lifecycle.wip(tasks, rules) >= limit:
-            return []
-        found = self.every(tasks)
+            return
         live, slots = self.live(found), self.config.roles[rules.name].slots
         mine = (rules.name, self.me().host)
         here = [each for each in live.values() if (each.role, each.host) == mine]
         if slots is not None and len(here) >= slots:
-            return []
+            return
         role = self.config.roles[rules.name]
         if breaker.is_open(self.breaker(rules.name), role.breaker, self.clock(), len(here)):
-            return []
+            return
         # A lease of ours bars the way until it is recovered: what is left of its tree comes first.
         taken = {name for name, lease in found.leases.items() if lease.token > 0}
         taken |= live.keys() | found.broken.keys()
-        ready = lifecycle.claimable(tasks, rules, self.clock(), taken)
-        return [(entry, found.leases.get(entry.task["id"])) for entry in ready]
+        for entry in lifecycle.claimable(tasks, rules, self.clock(), taken):
+            yield entry, found.leases.get(entry.task["id"])
 
     def breaker(self, role: str) -> breaker.State:
         """What is known of the role's quick failures on this host."""

@@ -16,6 +16,8 @@ from daemon.errors import LockTimeout, RolecallError
 
 LOCK_WAIT = 30.0  # seconds
 LONGEST_NAP = 0.05  # seconds between two tries
+SHORTEST_NAP = 0.0002
+NAME = 256  # bytes of a lock file: who holds it, filled up with blanks
 
 
 @contextmanager
@@ -28,8 +30,9 @@ def hold(path: str, wait: float = LOCK_WAIT) -> Iterator[None]:
     try:
         me = process.identity()
         try:
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{me.pid} {me.pid_started} {me.host}\n".encode(), 0)
+            # Always as long: a file that shrinks is written to the disk at once by some systems.
+            name = f"{me.pid} {me.pid_started} {me.host}".ljust(NAME - 1)
+            os.pwrite(fd, f"{name}\n".encode(), 0)
         except OSError:
             pass  # a full disk: the name is for people, the lock holds without it
         yield
@@ -38,9 +41,13 @@ def hold(path: str, wait: float = LOCK_WAIT) -> Iterator[None]:
 
 
 def _open(path: str) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            fd = os.open(path, flags, 0o644)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            fd = os.open(path, flags, 0o644)
     except OSError as error:
         what = "is a symbolic link" if error.errno == errno.ELOOP else error.strerror
         raise RolecallError(f"cannot lock: {what}", where=path) from None
@@ -52,7 +59,7 @@ def _open(path: str) -> int:
 
 def _locked(path: str, wait: float) -> int:
     start = time.monotonic()
-    nap, stopped_since, looked = 0.0005, None, start
+    began, nap, stopped_since, looked = start, SHORTEST_NAP, None, start
     killed = False
     fd = _open(path)
     try:
@@ -71,7 +78,8 @@ def _locked(path: str, wait: float) -> int:
                     _kill_stopped(fd)
                     killed, start = True, now
                 time.sleep(nap)
-                nap = min(nap * 2, LONGEST_NAP)
+                # Never much longer than we have waited: short holds follow closely on each other.
+                nap = min((now - began) / 4 + SHORTEST_NAP, LONGEST_NAP)
                 continue
             if _is(path, fd):
                 return fd

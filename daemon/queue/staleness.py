@@ -23,7 +23,8 @@ def find(tasks: Tasks, found: Found, machine: Machine, gone: Callable[[Lease], s
         why = gone(lease) if ours else ""
         if why:
             stale.append(Stale(lease, name, why if holds(tasks, lease, machine) else "orphan"))
-    for name, entry in tasks.by_id.items():
+    for entry in tasks.in_status(*(rules.holds for rules in machine.roles.values())):
+        name = entry.task["id"]
         if name not in found.leases and name not in found.broken:
             held = rebuilt(entry.task, machine)
             if held is not None:

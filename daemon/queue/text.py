@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from daemon import lifecycle
 from daemon.errors import QueueUnreadable, RolecallError
 from daemon.lifecycle import Changes, Entry, Machine, Tasks
 from daemon.model import Move
-from daemon.queue import durable, jsonedit, jsontext
+from daemon.queue import durable, jsonedit, jsontext, rereading
+from daemon.queue.lease import Found
 
 RACY = 50_000_000  # nanoseconds: two writes so close may carry the same mtime
+PART = 1 << 17  # bytes
 
 
 class Text(NamedTuple):
-    """What the file said, and what it looked like then."""
+    """What the file said, and what it looked like then. A value: nobody changes anything in it."""
 
     path: str  # with every link resolved
     found: os.stat_result
-    data: bytes
-    racy: bool
+    racy: bool  # it was written just before
     document: jsontext.Document
+    data: bytes
+    tasks: Tasks
 
     @classmethod
-    def read(cls, path: str) -> Text | None:
-        """The queue as it is now; None where there is none. Raises QueueUnreadable."""
-        path = os.path.realpath(path)
+    def read(cls, path: str, last: Text | None = None) -> Text | None:
+        """The queue as it is now; None where there is none. Raises QueueUnreadable.
+
+        What stands there as it did at the last look is not understood again.
+        """
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
@@ -38,33 +45,73 @@ class Text(NamedTuple):
             raise _unreadable(error, path) from None
         try:
             found = os.fstat(fd)
-            read_at = time.time_ns()
+            racy = time.time_ns() - found.st_mtime_ns < RACY
+            same = last is not None and _looks(last.found) == _looks(found)
+            if last is not None and same and not last.racy:
+                return last._replace(found=found)
+            path = os.path.realpath(path)
             if found.st_size > jsontext.LONGEST:
-                data = b""
-            else:
-                with open(fd, "rb", closefd=False) as file:
-                    data = file.read(jsontext.LONGEST + 1)
+                raise jsontext.too_large(path)
+            data = _bytes(fd, found.st_size)
         except OSError as error:
             raise _unreadable(error, path) from None
         finally:
             os.close(fd)
-        if found.st_size > jsontext.LONGEST:
-            raise jsontext.too_large(path)
-        document = jsontext.parse(data, path)
-        return cls(path, found, data, read_at - found.st_mtime_ns < RACY, document)
+        if last is not None and same and data == last.data:
+            return last._replace(path=path, found=found, racy=racy)
+        with _uncollected():
+            return cls(path, found, racy, *_understood(data, path, last))
 
     def is_current(self) -> bool:
         """Whether the file is still this one, as far as its inode, size and mtime tell."""
         try:
-            now = os.stat(self.path)
-            if _looks(now) != _looks(self.found):
+            if _looks(os.stat(self.path)) != _looks(self.found):
                 return False
             if not self.racy:
                 return True
             with open(self.path, "rb") as file:
-                return file.read(len(self.data) + 1) == self.data
+                at = 0
+                while part := file.read(PART):  # small ones find their memory warm
+                    if self.data[at : at + PART] != part:
+                        return False
+                    at += PART
+                return at >= len(self.data)
         except OSError:
             return False
+
+    def becomes(self, document: jsontext.Document, data: bytes, aside: durable.Aside) -> Text:
+        """What this will be when the file aside, which holds the document, has taken its place."""
+        tasks = self.tasks.with_entries(document.entries)
+        return Text(self.path, aside.found, not aside.precise, document, data, tasks)
+
+
+def _understood(
+    data: bytes, path: str, last: Text | None
+) -> tuple[jsontext.Document, bytes, Tasks]:
+    if last is None:
+        document = jsontext.parse(data, path)
+        return document, data, Tasks(document.entries)
+    document = rereading.parse(data, path, last.document)
+    return document, data, last.tasks.with_entries(document.entries)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Python's collector of cycles waits: a large queue would call it in vain, again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _bytes(fd: int, size: int) -> bytes:
+    """All of the file that should be so large; at most one byte more than the longest queue."""
+    with open(fd, "rb", closefd=False) as file:
+        data = file.read(size + 1)
+        return data if len(data) <= size else data + file.read(jsontext.LONGEST - size)
 
 
 def _looks(found: os.stat_result) -> tuple[int, int, int, int]:
@@ -78,28 +125,34 @@ def _unreadable(error: OSError, path: str) -> RolecallError:
 
 
 class Update:
-    """Changes of a queue's tasks, to be written at once. The lock is held."""
+    """Changes of a queue's tasks, to be written at once. The lock is held.
 
-    def __init__(self, text: Text) -> None:
-        self.text = text
-        self.tasks = Tasks(text.document.entries)
+    ``leases`` were read behind the text; ``wrote`` is told of the text that was written.
+    """
+
+    def __init__(self, text: Text, leases: Found, wrote: Callable[[Text], None]) -> None:
+        self.text, self.leases, self.wrote = text, leases, wrote
+        self.tasks = text.tasks
         self.changes: dict[int, Changes] = {}
         self.new: list[dict[str, Any]] = []
         self.moves: list[Move] = []
 
-    def change(self, entry: Entry, changes: Changes) -> None:
-        """Set keys of one task, here and, at ``write``, in the file."""
-        entry.task.update(changes)
-        if entry.index < len(self.text.document.entries):
-            self.changes.setdefault(entry.index, {}).update(changes)
+    def change(self, entry: Entry, changes: Changes) -> Entry:
+        """Set keys of one task; the entry as it is then. The file has them from ``write`` on."""
+        now = self.tasks.every[entry.index]
+        changed = now._replace(task={**now.task, **changes})
+        self.tasks = self.tasks.changed([changed])
+        self.changes.setdefault(entry.index, {}).update(changes)
+        return changed
 
     def append(self, new: Sequence[dict[str, Any]]) -> None:
         """Add tasks behind all others."""
-        self.new += new
-        flat = jsontext.flat(list(self.new))[0]
-        first = len(self.text.document.entries)
-        added = [entry._replace(index=first + entry.index) for entry in flat]
-        self.tasks = Tasks([*self.text.document.entries, *added])
+        if new:
+            self.new += new
+            first = len(self.tasks.every)
+            flat = jsontext.flat(list(new))[0]
+            added = [entry._replace(index=first + entry.index) for entry in flat]
+            self.tasks = Tasks([*self.tasks.every, *added])
 
     def move_on(self, machine: Machine, now: float) -> None:
         """Make the moves that happen by themselves, to a fixed point."""
@@ -107,12 +160,46 @@ class Update:
             self.change(entry, changes)
             self.moves.append(Move(entry.task["id"], "", source, target, why))
 
-    def write(self) -> bool:
-        """Put the changed text in the file's place; False if the file is another one by now."""
-        data = jsonedit.edit(self.text.document, self.changes, self.new)
-        aside = durable.write_aside(self.text.path, data, like=self.text.found, sync=True)
-        if not self.text.is_current():
-            durable.drop(aside)
+    def write(self, folders: Sequence[str] = (), *, sync: bool = True) -> bool:
+        """Put the changed text in the file's place; False if the file is another one by now.
+
+        What stands in the folders is made to last before. Without ``sync`` the caller calls it.
+        """
+        path, document = self.text.path, self._document()
+        data = document.encode()
+        aside = durable.write_aside(path, data, like=self.text.found, sync=True)
+        try:
+            # Behind the sync of the file, which takes them along on most systems: then these are
+            # for nothing.
+            for folder in folders:
+                durable.sync_folder(folder)
+            written = self.text.becomes(document, data, aside)
+            current = self.text.is_current()
+        except BaseException as error:
+            durable.drop(aside.path)
+            if isinstance(error, OSError):
+                raise durable.failure(error, path) from None
+            raise
+        if not current:
+            durable.drop(aside.path)
             return False
-        durable.put(aside, self.text.path, sync=True)
+        durable.put(aside.path, path)
+        self.text = written
+        self.wrote(written)
+        if sync:
+            self.sync()
         return True
+
+    def sync(self) -> None:
+        """Make the write last. It needs no lock: who writes later builds on this write."""
+        durable.sync_folder(os.path.dirname(self.text.path))
+
+    def _document(self) -> jsontext.Document:
+        """The document with the changes. Those of new tasks go into the new tasks themselves."""
+        first = len(self.text.document.entries)
+        added = jsontext.flat(list(self.new))[0]
+        for index, values in self.changes.items():
+            if index >= first:
+                added[index - first].task.update(values)
+        changes = {index: values for index, values in self.changes.items() if index < first}
+        return jsonedit.edited(self.text.document, changes, self.new)

@@ -92,9 +92,10 @@ def _replace(queue: FileQueue, path: str, data: bytes, old: Text | None) -> None
     like = old.found if old else _found(path)
     aside = durable.write_aside(path, data, like=like, sync=True)
     if old is not None and not old.is_current():
-        durable.drop(aside)
+        durable.drop(aside.path)
         raise RolecallError("the queue was changed meanwhile: nothing was imported", where=path)
-    durable.put(aside, path, sync=True)
+    durable.put(aside.path, path)
+    durable.sync_folder(os.path.dirname(path))
 
 
 def _found(path: str) -> os.stat_result | None:

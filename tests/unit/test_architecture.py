@@ -18,6 +18,7 @@ from tests.workspace import PATIENCE, ROOT, Workspace
 LAYERS = (
     {"errors", "spawn"},
     {"model", "process", "capture"},
+    {"index"},
     {"lifecycle"},
     {"byhand", "config", "mounts"},
     {"checking", "hostsfolder", "inventory", "kinds", "reading", "reference", "schema", "yamltext"},
@@ -31,7 +32,7 @@ LAYERS = (
     {"fleet"},
 )
 #: One noun in several modules: they are free among themselves.
-TOGETHER = ({"queue"}, {"fleet"}, LAYERS[4])
+TOGETHER = ({"queue"}, {"fleet"}, LAYERS[5])
 #: What an idle worker must not hold in memory.
 HEAVY = {
     "asyncio",
