@@ -91,10 +91,6 @@ def run(args: argparse.Namespace) -> int:
     def owner(role: str) -> str:
         return args.owner or f"{host}:{role}"
 
-    def reload() -> tuple[Config, FileQueue]:
-        fresh = load(args)
-        return fresh, FileQueue(fresh)
-
     mode = Mode(args.once, args.drain, args.dry_run, args.ignore_wip)
     name = args.role or "all"
     foreground = mode.once or mode.drain or mode.dry_run
@@ -111,10 +107,15 @@ def run(args: argparse.Namespace) -> int:
     kind = mounts.kind(config.queue_file)
     if mounts.is_network(kind):
         log.say(f"the queue is on a network file system ({kind}): locks may not hold", "warning")
+
+    def reload() -> tuple[Config, FileQueue]:
+        fresh = load(args)
+        return fresh, FileQueue(fresh, teller=log)
+
     worker = Worker(
         config,
         roles,
-        FileQueue(config),
+        FileQueue(config, teller=log),
         log,
         mode=mode,
         owner=owner,

@@ -319,15 +319,14 @@ class Attempt:
                 level = "warning" if isinstance(error, QueueUnreadable) else "error"
                 self.log.once("settle", f"{self.lease.task_id}: cannot settle yet: {error}", level)
             else:
-                return self.told(moves, result.outcome)
+                return self.outcome(moves, result.outcome)
             if time.monotonic() >= due:
                 due = time.monotonic() + self.tick()
             wait((), RETRY)
 
-    def told(self, moves: tuple[Move, ...], outcome: Outcome) -> Outcome:
-        """Log what was written; what the queue made of our own outcome counts."""
+    def outcome(self, moves: tuple[Move, ...], outcome: Outcome) -> Outcome:
+        """What the queue made of our own outcome, which is what counts."""
         for move in moves:
-            self.log.move(move)
             if move.task_id == self.lease.task_id and move.outcome:
                 outcome = Outcome(move.outcome)
         return outcome
@@ -358,5 +357,5 @@ def main() -> int:
     os.dup2(null, 0)
     executor.become_subreaper()
     log = Log(brief.config.paths.logs, brief.lease.role, brief.lease.owner, unit=brief.unit_log)
-    attempt = Attempt(brief, FileQueue(brief.config), log, Stop(signals))
+    attempt = Attempt(brief, FileQueue(brief.config, teller=log), log, Stop(signals))
     return 1 if attempt.run() is Outcome.ERROR else 0

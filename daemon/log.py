@@ -62,7 +62,7 @@ class Log:
     ) -> None:
         self._folder, self._role = folder, role
         self._events = os.path.join(folder, "events.jsonl")
-        self._owner, self._form, self._unit = owner, form, unit
+        self.owner, self._form, self._unit = owner, form, unit
         self._said: dict[str, str] = {}
         stream = os.environ.get("JOURNAL_STREAM", "").partition(":")
         try:
@@ -76,8 +76,8 @@ class Log:
     def _file(self, role: str) -> str:
         return os.path.join(self._folder, f"{role}.log")
 
-    def move(self, move: Move) -> None:
-        """Tell one state change of one task."""
+    def move(self, move: Move, owner: str = "") -> None:
+        """Tell one state change of one task, in the name of another owner where one is given."""
         facts = {key: value for key, value in move._asdict().items() if value not in ("", None, 0)}
         for ours, public in (("task_id", "task"), ("source", "from"), ("target", "to")):
             if ours in facts:
@@ -92,13 +92,13 @@ class Log:
             details.append(f"{move.seconds:.1f} s")
         told = ", ".join(detail for detail in details if detail)
         text += f" ({told})" * bool(told) + f": {move.why}" * bool(move.why)
-        self.say(text, **facts)
+        self.say(text, **facts, **({"owner": owner} if owner else {}))
 
     def say(self, text: str, level: str = "info", **facts: Any) -> None:
         """Tell something else that changed: started, stopping, a queue that cannot be read."""
         now = format_time(time.time())
         role = str(facts.get("role") or self._role)
-        event = {"time": now, "level": level, "owner": self._owner, "role": role, **facts}
+        event = {"time": now, "level": level, "owner": self.owner, "role": role, **facts}
         as_json = json.dumps({**event, "message": text}, ensure_ascii=False) + "\n"
         plain = f"{now} {role} {escape(text)}\n"
         native = self._unit or (self._journal and self._form == "text")

@@ -216,7 +216,7 @@ class Worker:
             run_dir = os.path.join(self.config.paths.runs, stale.task_id, str(stale.lease.token))
             try:
                 executor.kill_tree(stale.lease, launch.marker(run_dir), known=self.child_pids())
-                self.told(self.queue.recover(stale))
+                self.judge(self.queue.recover(stale))
             except QueueUnreadable:
                 raise
             except RolecallError as error:
@@ -230,14 +230,12 @@ class Worker:
         claim = self.queue.claim(
             name, self.owner(name), ignore_wip=mode.ignore_wip, dry_run=mode.dry_run
         )
-        self.told(self.queue.moved())
         self.log.once(f"breaker {name}", self.pause(name))
         if claim is None:
             return False
         if mode.dry_run:
             print(f"{name}: would claim {claim.lease.task_id}")  # noqa: T201  # what was asked for
             return False
-        self.told(claim.moves)
         try:
             child = self.start(self.config, claim, self.environ, self.unit_log)
         except RolecallError as error:
@@ -253,11 +251,9 @@ class Worker:
         state = self.queue.breaker(name)
         return state.pause_in_words if state.until > time.time() else ""
 
-    def told(self, moves: tuple[Move, ...]) -> None:
-        """Log state changes, and remember whether one was an error of an attempt."""
-        for move in moves:
-            self.log.move(move)
-            self.failed = self.failed or move.outcome == Outcome.ERROR
+    def judge(self, moves: tuple[Move, ...]) -> None:
+        """Remember whether one of them was an error of an attempt."""
+        self.failed = self.failed or any(move.outcome == Outcome.ERROR for move in moves)
 
     # --- children --------------------------------------------------------------------------
 
@@ -334,7 +330,7 @@ class Worker:
         rest, self.unsettled = self.unsettled, []
         for lease, result in rest:
             try:
-                self.told(self.queue.settle(lease, result))
+                self.judge(self.queue.settle(lease, result))
             except LeaseLost:
                 continue
             except (OSError, RolecallError) as error:
@@ -425,7 +421,7 @@ class Worker:
             run_dir = os.path.join(self.config.paths.runs, lease.task_id, str(lease.token))
             try:
                 executor.kill_tree(lease, launch.marker(run_dir), known=self.child_pids())
-                self.told(self.queue.settle(lease, Result(Outcome.RELEASED, "stopped, killed")))
+                self.judge(self.queue.settle(lease, Result(Outcome.RELEASED, "stopped, killed")))
             except (OSError, RolecallError) as error:
                 self.log.say(f"{lease.task_id}: {error}", "error")
         self.reap()

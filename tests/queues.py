@@ -9,6 +9,7 @@ from typing import Any
 
 from daemon.config import Backoff, Breaker, Config, Paths, Role
 from daemon.lifecycle import DEFAULT_ROLES
+from daemon.model import Move
 from daemon.process import Identity
 from daemon.queue.file import FileQueue
 
@@ -27,6 +28,19 @@ class Clock:
         self.boot += seconds
 
 
+class Told:
+    """The moves that queues have told, in order, with their owners."""
+
+    def __init__(self, owner: str = "me") -> None:
+        self.owner = owner
+        self.moves: list[Move] = []
+        self.owners: list[str] = []
+
+    def move(self, move: Move, owner: str = "") -> None:
+        self.moves.append(move)
+        self.owners.append(owner or self.owner)
+
+
 class FileBackend:
     """A queue in a JSON file: how a test fills it, changes it by hand, and opens it."""
 
@@ -39,7 +53,7 @@ class FileBackend:
             "breaker": never,
             **role,
         }
-        self.clock = Clock()
+        self.clock, self.told = Clock(), Told()
 
     @property
     def config(self) -> Config:
@@ -52,13 +66,14 @@ class FileBackend:
         return Config(where, f"file:{self.path}", "auto", "agent", tuple(roles), roles, paths)
 
     def open(self, me: Identity | None = None, random: float = 1.0) -> FileQueue:
-        """A worker's own view of the queue."""
+        """A worker's own view of the queue. What it does is told to ``self.told``."""
         return FileQueue(
             self.config,
             clock=lambda: self.clock.wall,
             boottime=lambda: self.clock.boot,
             random=lambda: random,
             me=me,
+            teller=self.told,
         )
 
     def fill(self, *tasks: dict[str, Any], **top: Any) -> None:

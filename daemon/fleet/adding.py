@@ -13,9 +13,8 @@ from daemon.config import Config
 from daemon.errors import RolecallError
 from daemon.fleet.here import UsageError
 from daemon.fleet.output import escape
-from daemon.fleet.telling import tell
+from daemon.fleet.telling import Events
 from daemon.lifecycle import START, STARTS
-from daemon.model import Move
 from daemon.queue.file import FileQueue
 
 GENERATED = re.compile(r"T(\d{1,9})")
@@ -100,7 +99,8 @@ def _priority(text: str) -> float:
 
 def add(config: Config, tasks: list[dict[str, Any]]) -> list[str]:
     """Append the tasks; returns a line for each, and for each move that this brought about."""
-    queue = FileQueue(config)
+    events = Events(config)
+    queue = FileQueue(config, teller=events)
     for left in reversed(range(TRIES)):
         snapshot = queue.snapshot()
         taken = set(snapshot.tasks.by_id)
@@ -113,14 +113,14 @@ def add(config: Config, tasks: list[dict[str, Any]]) -> list[str]:
             if not task.get("id")
         }
         try:
-            moves = queue.add(completed)
+            queue.add(completed)
         except RolecallError:
             if not left or not generated & (set(queue.snapshot().tasks.by_id) - taken):
                 raise
         else:
-            added = [Move(task["id"], "", "", task["status"], "added") for task in completed]
-            tell(config, added)
-            return [_added(config, task) for task in completed] + tell(config, moves)
+            return [_added(config, task) for task in completed] + [
+                line for line in events.lines if " -> " in line
+            ]
     raise AssertionError
 
 

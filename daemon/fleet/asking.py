@@ -11,14 +11,14 @@ from daemon.config import Config
 from daemon.errors import RolecallError
 from daemon.fleet.here import one_of
 from daemon.fleet.orphans import MARGIN, POLL, kill
-from daemon.fleet.telling import tell, who
+from daemon.fleet.telling import Events
 from daemon.lifecycle import status_of
-from daemon.model import Lease, Move
+from daemon.model import Lease
 from daemon.queue import asking
 from daemon.queue.file import FileQueue
 from daemon.queue.lease import is_here
 
-Ask = Callable[[FileQueue, str, str], Lease | tuple[Move, ...]]
+Ask = Callable[[FileQueue, str, str], Lease | None]
 
 
 def cancel(config: Config, task_id: str) -> list[str]:
@@ -33,22 +33,24 @@ def release(config: Config, task_id: str) -> list[str]:
 
 def retry(config: Config, task_id: str, status: str | None = None) -> list[str]:
     """Make a task claimable at once. Returns lines for a person."""
-    queue = FileQueue(config)
+    events = Events(config)
+    queue = FileQueue(config, teller=events)
     one_of("task", task_id, queue.snapshot().tasks.by_id)
     if status is not None:
         one_of("status", status, sorted(config.machine.claimed))
-    return tell(config, asking.retry(queue, task_id, who(), status))
+    asking.retry(queue, task_id, events.owner, status)
+    return events.lines
 
 
 def _ask(config: Config, task_id: str, ask: Ask) -> list[str]:
-    queue = FileQueue(config)
+    events = Events(config)
+    queue = FileQueue(config, teller=events)
     one_of("task", task_id, queue.snapshot().tasks.by_id)
-    asked = ask(queue, task_id, who())
-    if not isinstance(asked, Lease):
-        return tell(config, asked)
-    moves = _see_through(config, queue, asked)
-    if moves:
-        return tell(config, moves)
+    lease = ask(queue, task_id, events.owner)
+    if lease is not None:
+        _see_through(config, queue, lease)
+    if events.lines or lease is None:
+        return events.lines
     entry = queue.snapshot().tasks.by_id.get(task_id)  # its attempt has settled, and told it
     now = status_of(entry.task) if entry else "gone"
     return [f"{task_id}: its attempt ended, the task is {now}"]
@@ -60,7 +62,7 @@ def _can_answer(lease: Lease) -> bool:
     return found is not None and found.started == lease.pid_started and found.state not in "ZXTt"
 
 
-def _see_through(config: Config, queue: FileQueue, asked: Lease) -> tuple[Move, ...]:
+def _see_through(config: Config, queue: FileQueue, asked: Lease) -> None:
     """Wait until the attempt has settled; settle in its place where it can't.
 
     TERM wakes it, and it finds the wish when it settles. What has not ended after two kill graces,
@@ -76,7 +78,7 @@ def _see_through(config: Config, queue: FileQueue, asked: Lease) -> tuple[Move, 
         lease = queue.leases.read(asked.task_id)
         if lease is None or lease.token != asked.token:
             if asked.pid:  # else its file was gone before, and nobody will settle
-                return ()
+                return
             break
         if here and not _can_answer(lease):
             break
@@ -88,4 +90,4 @@ def _see_through(config: Config, queue: FileQueue, asked: Lease) -> tuple[Move, 
             f"{asked.task_id}: its attempt on {asked.host} has not answered in {patience:g} s",
             hint="it ends when it renews its lease, or when that runs out",
         )
-    return kill(config, queue, asked)
+    kill(config, queue, asked)

@@ -12,8 +12,8 @@ from daemon import process
 from daemon.config import Config
 from daemon.errors import LeaseLost, RolecallError
 from daemon.fleet.connection import Local
-from daemon.fleet.telling import tell
-from daemon.model import Lease, Move, Outcome, Result
+from daemon.fleet.telling import Events
+from daemon.model import Lease, Outcome, Result
 
 if TYPE_CHECKING:
     from daemon.queue.file import FileQueue
@@ -30,7 +30,7 @@ def end(connection: Local, config: Config, roles: Sequence[str]) -> dict[str, li
     """
     from daemon.queue.file import FileQueue  # noqa: PLC0415  # only where there is a queue to ask
 
-    queue = FileQueue(config)
+    queue = FileQueue(config, teller=Events(config))
     left = [lease for lease in _live(queue, roles) if _is_orphan(lease)]
     ended: dict[str, list[str]] = {}
     for lease in left:
@@ -42,7 +42,7 @@ def end(connection: Local, config: Config, roles: Sequence[str]) -> dict[str, li
         time.sleep(POLL)
         left = [lease for lease in left if process.is_alive(lease.pid, lease.pid_started)]
     for lease in left:
-        tell(config, kill(config, queue, lease))
+        kill(config, queue, lease)
     return ended
 
 
@@ -73,13 +73,13 @@ def _is_orphan(lease: Lease) -> bool:
         return True
 
 
-def kill(config: Config, queue: FileQueue, lease: Lease) -> tuple[Move, ...]:
-    """Kill what is left of an attempt, and settle for it; () where somebody else has settled."""
+def kill(config: Config, queue: FileQueue, lease: Lease) -> None:
+    """Kill what is left of an attempt, and settle for it, unless somebody else has."""
     from daemon import executor, launch  # noqa: PLC0415  # the rare case
 
     run_dir = os.path.join(config.paths.runs, lease.task_id, str(lease.token))
     executor.kill_tree(lease, launch.marker(run_dir))
     try:
-        return queue.settle(lease, Result(Outcome.RELEASED, "stopped, killed"))
+        queue.settle(lease, Result(Outcome.RELEASED, "stopped, killed"))
     except LeaseLost:
-        return ()
+        return

@@ -8,8 +8,7 @@ from daemon.config import Config
 from daemon.errors import RolecallError
 from daemon.fleet.here import UsageError
 from daemon.fleet.output import escape
-from daemon.fleet.telling import tell
-from daemon.model import Move
+from daemon.fleet.telling import Events
 from daemon.queue import jsontext, transfer
 from daemon.queue.file import FileQueue
 
@@ -25,18 +24,11 @@ def load(config: Config, path: str, replace: bool = False) -> list[str]:  # noqa
                 data = file.read(jsontext.LONGEST + 1)
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror}", where=name) from error
-    queue = FileQueue(config)
-    done = transfer.load(queue, data, name, replace=replace)
-    tasks = queue.snapshot().tasks.by_id
-    told = [
-        Move(each, "", "", str(tasks[each].task.get("status")), "imported")
-        for each in done.added
-        if each in tasks
-    ]
-    lines = tell(config, [*told, *done.moves])
+    events = Events(config)
+    done = transfer.load(FileQueue(config, teller=events), data, name, replace=replace)
     whole = ", in place of all that was there" if done.whole else ""
     count = f"{len(done.added)} imported{whole}; {len(done.kept)} were here already, as they are"
-    return [*lines, count if done.kept or not done.whole else count.partition(";")[0]]
+    return [*events.lines, count if done.kept or not done.whole else count.partition(";")[0]]
 
 
 def export(config: Config, to: str | None) -> list[str]:

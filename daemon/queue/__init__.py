@@ -43,9 +43,6 @@ class Queue(Protocol):
     ) -> Claim | None:
         """Win the role's next task, or None. A dry run writes nothing."""
 
-    def moved(self) -> tuple[Move, ...]:
-        """The automatic moves of claims that won nothing, since this was last asked."""
-
     def problems(self) -> tuple[str, ...]:
         """What was found wrong with single tasks and leases at the last look, for a person."""
 

@@ -18,13 +18,13 @@ from daemon.queue.file import FileQueue
 from daemon.queue.text import Update
 
 
-def cancel(queue: FileQueue, task_id: str, who: str) -> Lease | tuple[Move, ...]:
-    """The lease of the attempt that was asked, or the moves where there is none."""
+def cancel(queue: FileQueue, task_id: str, who: str) -> Lease | None:
+    """The lease of the attempt that was asked; None where there is none, and it is done."""
     return _asked(queue, task_id, who, "cancel", lambda task: byhand.cancel(task, queue.clock()))
 
 
-def release(queue: FileQueue, task_id: str, who: str) -> Lease | tuple[Move, ...]:
-    """The lease of the attempt that was asked, or the moves where there is none."""
+def release(queue: FileQueue, task_id: str, who: str) -> Lease | None:
+    """The lease of the attempt that was asked; None where there is none, and it is done."""
 
     def change(task: dict[str, Any]) -> Changes:
         return byhand.release(task, queue.machine, queue.clock())
@@ -32,8 +32,8 @@ def release(queue: FileQueue, task_id: str, who: str) -> Lease | tuple[Move, ...
     return _asked(queue, task_id, who, "release", change)
 
 
-def retry(queue: FileQueue, task_id: str, who: str, status: str | None = None) -> tuple[Move, ...]:
-    """Make the task claimable at once; returns the moves."""
+def retry(queue: FileQueue, task_id: str, who: str, status: str | None = None) -> None:
+    """Make the task claimable at once."""
 
     def change(update: Update) -> None:
         entry = _task(update, task_id)
@@ -45,12 +45,12 @@ def retry(queue: FileQueue, task_id: str, who: str, status: str | None = None) -
             raise RolecallError(f"{task_id}: {error}", hint=hint) from None
         _move(update, entry, changes, f"tried again by {who}")
 
-    return queue.update(change)
+    queue.update(change)
 
 
 def _asked(
     queue: FileQueue, task_id: str, who: str, wish: str, decide: Callable[[dict[str, Any]], Changes]
-) -> Lease | tuple[Move, ...]:
+) -> Lease | None:
     found: list[Lease] = []
 
     def change(update: Update) -> None:
@@ -66,8 +66,8 @@ def _asked(
             raise RolecallError(f"{task_id}: {error}") from None
         _move(update, entry, changes, wish_in_words(wish, who))
 
-    moves = queue.update(change)
-    return found[0] if found else moves
+    queue.update(change)
+    return found[0] if found else None
 
 
 def _of_ours(queue: FileQueue, entry: Entry) -> Lease | None:

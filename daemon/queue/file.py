@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from daemon import lifecycle, process
@@ -22,6 +22,7 @@ from daemon.queue import Snapshot, Stale, durable, folder, intake, lock, settlin
 from daemon.queue import breaker as breakers
 from daemon.queue import lease as leases
 from daemon.queue.ledger import Ledger, value
+from daemon.queue.outbox import Outbox, Teller
 from daemon.queue.text import Text, Update
 
 RESTARTS = 100  # times that a change by hand may come between our look and our write
@@ -40,9 +41,9 @@ class _Won(NamedTuple):
 
 
 class FileQueue:
-    """The queue in a JSON file."""
+    """The queue in a JSON file. ``teller`` tells each state change, while the lock is held."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # what it acts on is passed in, so that tests patch nothing
         self,
         config: Config,
         *,
@@ -50,22 +51,26 @@ class FileQueue:
         random: Callable[[], float] = chance,
         me: Identity | None = None,
         boottime: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+        teller: Teller | None = None,
     ) -> None:
         self.config, self.machine = config, config.machine
         self.clock, self.random, self.boottime = clock, random, boottime
         self._me = me
-        self.ledger = Ledger(config, lambda: self.me, clock, boottime)
+        self.outbox = Outbox(teller)
+        self.ledger = Ledger(config, lambda: self.me, clock, boottime, self.outbox)
         self.leases = self.ledger.leases
-        self._moved: list[Move] = []
 
     @property
     def me(self) -> Identity:
         """Who claims: this process, also after a fork."""
         return self._me or process.identity()
 
-    def lock(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def lock(self) -> Iterator[None]:
         """The lock that every write of the queue holds."""
-        return lock.hold(os.path.join(self.config.paths.locks, "queue.lock"))
+        path = os.path.join(self.config.paths.locks, "queue.lock")
+        with lock.hold(path) as fd, self.outbox.over(fd):
+            yield
 
     # --- looking ---------------------------------------------------------------------------------
 
@@ -80,11 +85,6 @@ class FileQueue:
     def problems(self) -> tuple[str, ...]:
         """What was found wrong with single tasks and leases at the last look, for a person."""
         return self.ledger.problems
-
-    def moved(self) -> tuple[Move, ...]:
-        """The automatic moves of claims that won nothing, since this was last asked."""
-        moves, self._moved = tuple(self._moved), []
-        return moves
 
     def signature(self) -> tuple[int, ...] | None:
         """Inode, size and mtime of the queue; None where there is none."""
@@ -151,7 +151,6 @@ class FileQueue:
             with self._or_taken_back(won):
                 update.sync()
         if won is None:
-            self._moved += update.moves
             return None
         task = dict(update.text.tasks.by_id[won.lease.task_id].task)
         return Claim(won.lease, task, won.run_dir, tuple(update.moves))
@@ -357,6 +356,7 @@ class FileQueue:
                 update.append(intake.checked(tasks, update.tasks, self.machine))
             except ValueError as error:
                 raise RolecallError(str(error), hint="nothing was added") from None
+            update.moves += intake.told(update.new, "added")
 
         return self.update(change)
 

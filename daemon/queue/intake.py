@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from daemon.lifecycle import START, STARTS, Machine, Tasks
-from daemon.model import is_task_id
+from daemon.model import Move, is_task_id
 
 
 def checked(new: Iterable[object], tasks: Tasks, machine: Machine) -> list[dict[str, Any]]:
@@ -22,6 +22,16 @@ def checked(new: Iterable[object], tasks: Tasks, machine: Machine) -> list[dict[
         json.dumps(found, allow_nan=False)
     except (TypeError, RecursionError) as error:
         raise ValueError(f"a new task cannot be written as JSON: {error}") from None
+    return found
+
+
+def told(new: Iterable[dict[str, Any]], why: str) -> list[Move]:
+    """That the tasks are there now, and their subtasks."""
+    found: list[Move] = []
+    for task in new:
+        found.append(Move(str(task.get("id")), "", "", str(task.get("status", "")), why))
+        children = task.get("subtasks")
+        found += told(children if isinstance(children, list) else (), why)
     return found
 
 

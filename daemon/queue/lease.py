@@ -105,7 +105,7 @@ class Leases:
         """The task's lease file."""
         return os.path.join(self.folder, task_id + SUFFIX)
 
-    def lock(self, task_id: str) -> AbstractContextManager[None]:
+    def lock(self, task_id: str) -> AbstractContextManager[int]:
         """The lock of one lease."""
         return lock.hold(os.path.join(self.locks, f"lease-{task_id}.lock"))
 

@@ -13,6 +13,7 @@ from daemon.model import Lease, Move, Outcome
 from daemon.process import Identity
 from daemon.queue import breaker
 from daemon.queue import lease as leases
+from daemon.queue.outbox import Outbox
 from daemon.queue.text import Text, Update
 
 
@@ -25,9 +26,10 @@ class Ledger:
         me: Callable[[], Identity],
         clock: Callable[[], float],
         boottime: Callable[[], float],
+        outbox: Outbox,
     ) -> None:
         self.config, self.machine, self.me = config, config.machine, me
-        self.clock, self.boottime = clock, boottime
+        self.clock, self.boottime, self.outbox = clock, boottime, outbox
         self.leases = leases.Leases(config.paths.leases, config.paths.locks)
         self.problems: tuple[str, ...] = ()
         self._last: Text | None = None  # what was read or written last
@@ -63,7 +65,7 @@ class Ledger:
 
     def begin(self, text: Text) -> Update:
         """An update that restores what an old buffer undid and makes the automatic moves."""
-        update = Update(text, self.every(text.tasks), self._wrote)
+        update = Update(text, self.every(text.tasks), self._wrote, self.outbox)
         for lease in self.live(update.leases).values():
             self._restore(update, lease)
         update.move_on(self.machine, self.clock())

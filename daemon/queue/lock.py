@@ -21,8 +21,10 @@ NAME = 256  # bytes of a lock file: who holds it, filled up with blanks
 
 
 @contextmanager
-def hold(path: str, wait: float = LOCK_WAIT) -> Iterator[None]:
-    """Hold the lock for a while. Raises LockTimeout when it is not to be had in ``wait`` seconds.
+def hold(path: str, wait: float = LOCK_WAIT) -> Iterator[int]:
+    """Hold the lock for a while; what stands behind NAME bytes of its file is the holder's to use.
+
+    The file's descriptor is given. Raises LockTimeout when it is not to be had in ``wait`` seconds.
 
     A holder of this host that was found stopped (SIGSTOP) all that time is killed.
     """
@@ -35,7 +37,7 @@ def hold(path: str, wait: float = LOCK_WAIT) -> Iterator[None]:
             os.pwrite(fd, f"{name}\n".encode(), 0)
         except OSError:
             pass  # a full disk: the name is for people, the lock holds without it
-        yield
+        yield fd
     finally:
         os.close(fd)
 

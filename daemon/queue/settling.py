@@ -84,5 +84,6 @@ def conclude(  # noqa: PLR0913  # all that a result meets
     )
     update.moves.append(move)
     update.append(new)
+    update.moves += intake.told(new, f"added by {lease.task_id}")
     update.move_on(machine, now)
     return move

@@ -16,6 +16,7 @@ from daemon.lifecycle import Changes, Entry, Machine, Tasks
 from daemon.model import Move
 from daemon.queue import durable, jsonedit, jsontext, rereading
 from daemon.queue.lease import Found
+from daemon.queue.outbox import Outbox
 
 RACY = 50_000_000  # nanoseconds: two writes so close may carry the same mtime
 PART = 1 << 17  # bytes
@@ -127,11 +128,14 @@ def _unreadable(error: OSError, path: str) -> RolecallError:
 class Update:
     """Changes of a queue's tasks, to be written at once. The lock is held.
 
-    ``leases`` were read behind the text; ``wrote`` is told of the text that was written.
+    ``leases`` were read behind the text; ``wrote`` is told of the text that was written, whoever
+    reads the events of the moves.
     """
 
-    def __init__(self, text: Text, leases: Found, wrote: Callable[[Text], None]) -> None:
-        self.text, self.leases, self.wrote = text, leases, wrote
+    def __init__(
+        self, text: Text, leases: Found, wrote: Callable[[Text], None], outbox: Outbox
+    ) -> None:
+        self.text, self.leases, self.wrote, self.outbox = text, leases, wrote, outbox
         self.tasks = text.tasks
         self.changes: dict[int, Changes] = {}
         self.new: list[dict[str, Any]] = []
@@ -183,9 +187,15 @@ class Update:
         if not current:
             durable.drop(aside.path)
             return False
-        durable.put(aside.path, path)
+        self.outbox.note(aside, self.moves)
+        try:
+            durable.put(aside.path, path)
+        except BaseException:
+            self.outbox.forget()
+            raise
         self.text = written
         self.wrote(written)
+        self.outbox.tell(self.moves)
         if sync:
             self.sync()
         return True

@@ -9,20 +9,20 @@ from typing import Any, NamedTuple
 from daemon.errors import RolecallError
 from daemon.lifecycle import Tasks
 from daemon.model import Move
-from daemon.queue import durable, jsontext
+from daemon.queue import durable, intake, jsontext
 from daemon.queue.file import FileQueue
 from daemon.queue.text import Text, Update
 
 BOM = b"\xef\xbb\xbf"
 SHOWN = 5  # problems that one error names
+WHY = "imported"
 
 
 class Imported(NamedTuple):
-    """What an import did: the tasks that it added, by id, those that were there already, moves."""
+    """What an import did: the tasks that it added, by id, and those that were there already."""
 
     added: tuple[str, ...]
     kept: tuple[str, ...]
-    moves: tuple[Move, ...] = ()
     whole: bool = False
 
 
@@ -42,13 +42,13 @@ def load(queue: FileQueue, data: bytes, name: str, *, replace: bool = False) -> 
     behind the others, and those whose ids are known have to be equal; all else stays as it is.
     """
     incoming = Tasks(jsontext.parse(data, name).entries)
+    tops = json.loads(data.removeprefix(BOM))["tasks"]
     path = os.path.realpath(queue.config.queue_file)
     with queue.lock():
         text = None if replace else Text.read(path)
         if text is None or not text.document.entries:
-            _replace(queue, path, data, text)
+            _replace(queue, path, data, text, intake.told(filter(_is_task, tops), WHY))
             return Imported(tuple(incoming.by_id), (), whole=True)
-    tops = json.loads(data.removeprefix(BOM))["tasks"]
     added, kept = list[str](), list[str]()
 
     def change(update: Update) -> None:
@@ -73,12 +73,17 @@ def load(queue: FileQueue, data: bytes, name: str, *, replace: bool = False) -> 
         if problems:
             raise _refused(problems, name)
         update.append(fresh)
+        update.moves += intake.told(fresh, WHY)
 
-    moves = queue.update(change)
-    return Imported(tuple(added), tuple(kept), moves)
+    queue.update(change)
+    return Imported(tuple(added), tuple(kept))
 
 
-def _replace(queue: FileQueue, path: str, data: bytes, old: Text | None) -> None:
+def _is_task(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def _replace(queue: FileQueue, path: str, data: bytes, old: Text | None, moves: list[Move]) -> None:
     """Put the text in the queue's place; the lock is held."""
     live = sorted(lease.task_id for lease in queue.live())
     if live:
@@ -94,7 +99,9 @@ def _replace(queue: FileQueue, path: str, data: bytes, old: Text | None) -> None
     if old is not None and not old.is_current():
         durable.drop(aside.path)
         raise RolecallError("the queue was changed meanwhile: nothing was imported", where=path)
+    queue.outbox.note(aside, moves)
     durable.put(aside.path, path)
+    queue.outbox.tell(moves)
     durable.sync_folder(os.path.dirname(path))
 
 

@@ -30,9 +30,8 @@ def test_a_task_without_an_attempt_is_cancelled_at_once(backend: FileBackend, st
     """Whatever its status; who did it is in the move, and nobody claims it."""
     backend.fill(ready("T1", status=status, mine=[1]))
     queue = backend.open()
-    moves = asking.cancel(queue, "T1", ANN)
-    assert not isinstance(moves, Lease)
-    assert [(m.source, m.target, m.why) for m in moves] == [
+    assert asking.cancel(queue, "T1", ANN) is None
+    assert [(m.source, m.target, m.why) for m in backend.told.moves] == [
         (status, "cancelled", f"cancelled by {ANN}")
     ]
     assert (backend.task("T1")["status"], backend.task("T1")["mine"]) == ("cancelled", [1])
@@ -43,9 +42,9 @@ def test_a_cancelled_child_lets_its_story_end(backend: FileBackend) -> None:
     """What follows by itself happens in the same write, and is told."""
     story = {"id": "S", "status": "planning_complete"}
     backend.fill(story, ready("A", status="done", parent="S"), ready("B", parent="S"))
-    moves = asking.cancel(backend.open(), "B", ANN)
-    assert not isinstance(moves, Lease)
-    assert [(m.task_id, m.target) for m in moves] == [("B", "cancelled"), ("S", "done")]
+    assert asking.cancel(backend.open(), "B", ANN) is None
+    told = [(move.task_id, move.target) for move in backend.told.moves]
+    assert told == [("B", "cancelled"), ("S", "done")]
 
 
 @pytest.mark.parametrize(
@@ -119,9 +118,8 @@ def test_a_hold_whose_lease_is_gone_is_asked_too(backend: FileBackend) -> None:
 def test_a_person_s_hold_is_given_back(backend: FileBackend) -> None:
     """Release does what nobody does by itself; a lease by hand in the task goes with it."""
     backend.fill(ready("T1", status="in_progress", agent="builder", lease={"owner": "bob"}))
-    moves = asking.release(backend.open(), "T1", ANN)
-    assert not isinstance(moves, Lease)
-    assert [(m.source, m.target) for m in moves] == [("in_progress", "ready")]
+    assert asking.release(backend.open(), "T1", ANN) is None
+    assert [(m.source, m.target) for m in backend.told.moves] == [("in_progress", "ready")]
     assert (backend.task("T1")["agent"], backend.task("T1")["lease"]) == (None, None)
     assert claimed(backend.open()).lease.task_id == "T1"
 
@@ -143,7 +141,8 @@ def test_a_retry_makes_a_task_claimable(backend: FileBackend) -> None:
     backend.fill(ready("T1"))
     queue = backend.open()
     queue.settle(claimed(queue).lease, Result(Outcome.BLOCKED, "no login"))
-    (move,) = asking.retry(queue, "T1", ANN)
+    asking.retry(queue, "T1", ANN)
+    move = backend.told.moves[-1]
     assert (move.source, move.target, move.why) == (
         "needs_manual",
         "ready",
@@ -151,7 +150,7 @@ def test_a_retry_makes_a_task_claimable(backend: FileBackend) -> None:
     )
     queue.settle(claimed(queue).lease, Result(Outcome.ERROR, "crash"))
     assert queue.claim("builder", "me") is None
-    assert [m.target for m in asking.retry(queue, "T1", ANN)] == ["ready"]
+    asking.retry(queue, "T1", ANN)
     assert backend.task("T1")["attempts"] == 0
     claim = claimed(queue)
     assert claim.lease.token == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -13,10 +14,11 @@ import pytest
 
 from daemon import process
 from daemon.errors import LeaseLost, RolecallError
-from daemon.model import Claim, Outcome, Result
+from daemon.model import Claim, Move, Outcome, Result
 from daemon.process import Identity
-from daemon.queue import Queue
-from tests.queues import FAR, FileBackend
+from daemon.queue import Queue, lock
+from daemon.queue.file import FileQueue
+from tests.queues import FAR, FileBackend, Told
 
 BACKENDS = {"file": FileBackend}
 
@@ -146,12 +148,12 @@ def test_automatic_moves_come_before_the_claim(backend: FileBackend) -> None:
 
 
 def test_moves_without_a_claim_are_told_once(backend: FileBackend) -> None:
-    """A role that finds nothing still makes the moves, and says them when asked."""
+    """A role that finds nothing still makes the moves, and tells them."""
     backend.fill({"id": "D", "status": "done"}, ready("T1", status="blocked", dependencies=["D"]))
     queue = backend.open()
     assert queue.claim("tester", "me") is None
-    assert [move.target for move in queue.moved()] == ["ready"]
-    assert queue.moved() == ()
+    assert queue.claim("tester", "me") is None
+    assert [move.target for move in backend.told.moves] == ["ready"]
 
 
 def test_a_subtask_is_claimed_and_settled(backend: FileBackend) -> None:
@@ -498,3 +500,83 @@ def test_killed_workers_leave_nothing_stuck(
     for claim in won:
         queue.settle(claim.lease, Result(Outcome.SUCCESS))
     assert backend.open().live() == []
+
+
+# --- events --------------------------------------------------------------------------------------
+
+
+class Dying(Told):
+    """A teller whose process dies before it has told anything."""
+
+    def move(self, move: Move, owner: str = "") -> None:  # noqa: ARG002  # as it is called
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_each_change_is_told_once_in_order(backend: FileBackend) -> None:
+    """Claims, settling, what follows by itself, new tasks: the chain of each task is whole."""
+    backend.fill(
+        {"id": "S", "type": "Story", "status": "needs_plan"},
+        ready("B", status="blocked", dependencies=["T1"]),
+    )
+    queue = backend.open()
+    new = ({"id": "T1", "parent": "S", "subtasks": [{"id": "T1.1", "status": "done"}]},)
+    queue.settle(claimed(queue, "planner").lease, Result(Outcome.SUCCESS, add_tasks=new))
+    for role in ("builder", "tester", "integrator"):
+        queue.settle(claimed(queue, role).lease, Result(Outcome.SUCCESS))
+    queue.add([{"id": "N"}])
+    chains: dict[str, list[str]] = {}
+    for move in backend.told.moves:
+        assert move.source == chains.get(move.task_id, [move.source])[-1]
+        chains.setdefault(move.task_id, [move.source] * bool(move.source)).append(move.target)
+    assert chains["S"] == ["needs_plan", "planning", "planning_complete", "done"]
+    assert chains["T1"][0] == "ready"
+    assert chains["T1"][-1] == "done"
+    assert chains["B"] == ["blocked", "ready"]
+    assert (chains["T1.1"], chains["N"]) == (["done"], ["ready"])
+    assert chains.keys() == {"S", "T1", "T1.1", "B", "N"}
+
+
+def test_a_change_whose_writer_died_is_told_by_the_next_one(
+    backend: FileBackend, forked: Callable[[Callable[[], object]], int]
+) -> None:
+    """In the dead one's name, before anything else, and once.
+
+    Broken once by not noting the moves before the rename: the claim was never told.
+    """
+    backend.fill(ready("T1"), ready("T2"))
+    dying = FileQueue(backend.config, teller=Dying("the dead"))
+    os.waitpid(forked(lambda: dying.claim("builder", "x")), 0)
+    assert backend.task("T1")["status"] == "in_progress"
+    assert backend.told.moves == []
+    queue = backend.open()
+    queue.add([{"id": "N"}])
+    told = zip(backend.told.moves, backend.told.owners, strict=True)
+    assert [(move.task_id, move.target, owner) for move, owner in told] == [
+        ("T1", "in_progress", "the dead"),
+        ("N", "ready", "me"),
+    ]
+    assert backend.told.moves[0].token == 1
+    queue.add([{"id": "M"}])
+    assert [move.task_id for move in backend.told.moves] == ["T1", "N", "M"]
+
+
+def test_a_change_that_did_not_happen_is_not_told(backend: FileBackend) -> None:
+    """Its writer died with the new text still beside the queue, or left what nobody can read."""
+    backend.fill(ready("T1"))
+    backend.open().add([{"id": "N"}])
+    backend.told.moves.clear()
+    aside = backend.path.with_name(f".{backend.path.name}.new")
+    aside.write_text("{}")
+    for note in (
+        [str(aside), aside.stat().st_ino, "x", [["T1", "", "a", "b", "c"]]],
+        ["x"],
+        {"a": 1},
+        [str(aside), 1, "x", [["too", "short"]]],
+    ):
+        text = json.dumps(note).encode()
+        with (backend.folder / "locks" / "queue.lock").open("r+b") as file:
+            file.seek(lock.NAME)
+            file.write(b"%08d" % len(text) + text)
+        backend.open().add([{"id": f"N{len(backend.document()['tasks'])}"}])
+        aside.write_text("{}")
+    assert {move.task_id for move in backend.told.moves} == {"N2", "N3", "N4", "N5"}
