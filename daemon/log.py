@@ -82,6 +82,7 @@ class Log:
         for ours, public in (("task_id", "task"), ("source", "from"), ("target", "to")):
             if ours in facts:
                 facts[public] = facts.pop(ours)
+        facts.setdefault("from", None)  # of a new task
         text = f"{move.task_id}: " + f"{move.source} -> " * bool(move.source) + move.target
         details = [
             move.outcome and f"{move.outcome}",
@@ -139,7 +140,11 @@ class Log:
             "PRIORITY": str(PRIORITIES[level]),
             "SYSLOG_IDENTIFIER": "rolecall",
             **({"USER_UNIT": self._unit} if self._unit else {}),
-            **{f"ROLECALL_{key.upper()}": escape(str(value)) for key, value in event.items()},
+            **{
+                f"ROLECALL_{key.upper()}": escape(str(value))
+                for key, value in event.items()
+                if value is not None
+            },
         }
         payload = "".join(f"{key}={value}\n" for key, value in fields.items()).encode()
         try:

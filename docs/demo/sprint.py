@@ -157,10 +157,10 @@ class Demo:
 
     def tell(self, event: dict[str, Any]) -> None:
         """One state change in one line, and why, where that is not the usual course of things."""
-        if "task" not in event:
+        if "task" not in event or event["why"] == "added":  # the command has said so
             return
         seconds = time.monotonic() - self.started
-        line = f"{seconds:5.1f} s  {event['role']:<11} {event['task']:<10} {event['from']} -> "
+        line = f"{seconds:5.1f} s  {event['role']:<11} {event['task']:<10} {event['from'] or 'new'} -> "
         print(escape(line) + self.style.paint(event["to"], COLOURS.get(event["to"])), end="")
         why = event.get("why", "")
         if why not in {"", "claimed"} and event.get("outcome") != "success":

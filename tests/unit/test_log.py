@@ -82,3 +82,17 @@ def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     """Logging is never the reason for a worker to end."""
     (tmp_path / "file").write_text("")
     Log(str(tmp_path / "file"), "builder", "h").say("started")
+
+
+def test_a_new_task_comes_from_nowhere(tmp_path: Path) -> None:
+    """Every event of a task has the keys ``from`` and ``to``; a dead one's is told in its name."""
+    said = Log(str(tmp_path), "builder", "h")
+    said.move(Move("T1", "", "", "ready", "added"), "the dead")
+    event = json.loads((tmp_path / "events.jsonl").read_text())
+    assert (event["task"], event["from"], event["to"], event["owner"]) == (
+        "T1",
+        None,
+        "ready",
+        "the dead",
+    )
+    assert (tmp_path / "builder.log").read_text().endswith(" builder T1: ready: added\n")
