@@ -78,11 +78,10 @@ class Log:
 
     def move(self, move: Move, owner: str = "") -> None:
         """Tell one state change of one task, in the name of another owner where one is given."""
-        facts = {key: value for key, value in move._asdict().items() if value not in ("", None, 0)}
-        for ours, public in (("task_id", "task"), ("source", "from"), ("target", "to")):
-            if ours in facts:
-                facts[public] = facts.pop(ours)
-        facts.setdefault("from", None)  # of a new task
+        ours = ("role", "outcome", "attempt", "token", "seconds")
+        facts = {key: found for key in ours if (found := getattr(move, key)) not in ("", None, 0)}
+        facts |= {"task": move.task_id, "from": move.source or None, "to": move.target}
+        facts |= {"why": move.why}
         text = f"{move.task_id}: " + f"{move.source} -> " * bool(move.source) + move.target
         details = [
             move.outcome and f"{move.outcome}",
@@ -143,7 +142,7 @@ class Log:
             **{
                 f"ROLECALL_{key.upper()}": escape(str(value))
                 for key, value in event.items()
-                if value is not None
+                if value not in (None, "")
             },
         }
         payload = "".join(f"{key}={value}\n" for key, value in fields.items()).encode()

@@ -160,9 +160,10 @@ class Demo:
         if "task" not in event or event["why"] == "added":  # the command has said so
             return
         seconds = time.monotonic() - self.started
-        line = f"{seconds:5.1f} s  {event['role']:<11} {event['task']:<10} {event['from'] or 'new'} -> "
+        source = event["from"] or "new"
+        line = f"{seconds:5.1f} s  {event['role']:<11} {event['task']:<10} {source} -> "
         print(escape(line) + self.style.paint(event["to"], COLOURS.get(event["to"])), end="")
-        why = event.get("why", "")
+        why = event["why"]
         if why not in {"", "claimed"} and event.get("outcome") != "success":
             print(
                 self.style.paint(f"  ({escape(why.replace(f'{self.shop}/', ''))})", "dim"), end=""
