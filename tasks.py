@@ -76,15 +76,21 @@ def command(name: str | None = None, **help_: str) -> Callable[[Callable[..., in
     return decorate
 
 
-@command(workspace="the repository; the inventory's own where none is named")
+@command(
+    workspace="the repository; the inventory's own where none is named",
+    merge_driver="have this clone's git merge the queue task by task",
+)
 def init(
-    workspace: str | None = None, limit: str | None = None, inventory: str | None = None
+    workspace: str | None = None,
+    merge_driver: bool = False,
+    limit: str | None = None,
+    inventory: str | None = None,
 ) -> None:
     """Give a repository its queue, its prompts and its inventory entry."""
     from daemon.fleet.init import init as steps
     from daemon.fleet.output import escape
 
-    for step in steps(workspace, inventory, limit):
+    for step in steps(workspace, inventory, limit, merge_driver=merge_driver):
         print(escape(str(step)))
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from daemon import environment, mounts, worktree
 from daemon.config import Config, Role
 from daemon.errors import Problem, RolecallError
-from daemon.fleet import linger
+from daemon.fleet import linger, mergedriver
 from daemon.fleet.connection import Local
 from daemon.fleet.finding import FAIL, OK, WARN, Finding, failed, report, together
 from daemon.fleet.here import one_of
@@ -163,6 +163,10 @@ def _git(config: Config) -> Iterator[Finding]:
             yield Finding("workspace", WARN, what, "invoke init --workspace DIR")
         else:
             yield Finding("workspace", OK, workspace)
+    gone = mergedriver.missing(mergedriver.configured(workspace))
+    if gone:
+        what = f"its program is gone ({gone[0]}): git merges the queue line by line"
+        yield Finding("merge driver", WARN, what, "invoke init --merge-driver")
 
 
 def _queue(config: Config, place: Place) -> Iterator[Finding]:

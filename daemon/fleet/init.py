@@ -6,19 +6,21 @@ import contextlib
 import json
 import os
 import re
+import sys
 import time
 from typing import Any, NamedTuple
 
 from daemon import worktree
 from daemon.config import Config
 from daemon.errors import RolecallError
-from daemon.fleet import here
+from daemon.fleet import here, mergedriver
 from daemon.model import format_time
 from daemon.prompt import default_path
 
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 TEMPLATES = os.path.join(CHECKOUT, "templates", "prompts")
 SPECIAL = re.compile(r"([\\*?\[\]!# ])")  # to a pattern of .git/info/exclude
+QUOTED = re.compile(r'[\x00-\x20"\\]')  # what a pattern of .git/info/attributes cannot hold bare
 PLAIN_SCALAR = re.compile(r"[A-Za-z0-9/_~.][A-Za-z0-9/_~.+@-]*")
 
 
@@ -34,9 +36,16 @@ class Step(NamedTuple):
 
 
 def init(
-    workspace: str | None, inventory: str | None = None, limit: str | None = None
+    workspace: str | None,
+    inventory: str | None = None,
+    limit: str | None = None,
+    *,
+    merge_driver: bool = False,
 ) -> list[Step]:
-    """Do all of it; what stands there already is kept. Returns a step for each thing."""
+    """Do all of it; what stands there already is kept. Returns a step for each thing.
+
+    A merge driver is only offered, unless it is asked for: it is a program that git then runs.
+    """
     fleet = here.fleet(inventory, limit)  # a broken inventory is said before anything is made
     folder, host = fleet.inventory.folder, fleet.here()
     if workspace is None and "workspace" not in host.vars:
@@ -59,6 +68,7 @@ def init(
     steps.append(make_queue(config))
     steps += make_prompts(config)
     steps.append(exclude(config))
+    steps += set_merge_driver(config) if merge_driver else offer_merge_driver(config)
     return steps
 
 
@@ -229,7 +239,12 @@ def _escaped(match: re.Match[str]) -> str:
 
 def exclude(config: Config) -> Step:
     """Add our paths to the repository's .git/info/exclude."""
-    told = worktree.git(config.workspace, "rev-parse", "--git-path", "info/exclude").rstrip("\n")
+    return _tell_git(config, "exclude", our_patterns(config))
+
+
+def _tell_git(config: Config, name: str, lines: list[str]) -> Step:
+    """Add what is missing of the lines to a file of the repository's .git/info."""
+    told = worktree.git(config.workspace, "rev-parse", "--git-path", f"info/{name}").rstrip("\n")
     path = os.path.join(config.workspace, told)
     text = ""
     with (
@@ -237,12 +252,48 @@ def exclude(config: Config) -> Step:
         open(path, encoding="utf-8", errors="surrogateescape") as file,
     ):
         text = file.read()
-    missing = [pattern for pattern in our_patterns(config) if pattern not in text.splitlines()]
+    missing = [line for line in lines if line not in text.splitlines()]
     if not missing:
         return Step("kept", path)
     did = "changed" if os.path.exists(path) else "made"
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "a", encoding="utf-8", errors="surrogateescape") as file:
         file.write("\n" * bool(text and not text.endswith("\n")))
-        file.write("".join(f"{pattern}\n" for pattern in missing))
+        file.write("".join(f"{line}\n" for line in missing))
     return Step(did, path, f"added {' '.join(missing)}")
+
+
+def queue_attribute(config: Config) -> str | None:
+    """What gives the queue its driver in .git/info/attributes; None for a queue that is outside."""
+    path = os.path.relpath(config.queue_file, config.workspace)
+    if path.split(os.sep)[0] == os.pardir:
+        return None
+    pattern = "/" + re.sub(r"([\\*?\[])", r"\\\1", path)
+    if QUOTED.search(pattern):
+        pattern = '"' + QUOTED.sub(lambda found: f"\\{ord(found[0]):03o}", pattern) + '"'
+    return f"{pattern} merge=rolecall"
+
+
+def set_merge_driver(config: Config) -> list[Step]:
+    """Have this clone's git merge the queue task by task; its worktrees share that."""
+    line = queue_attribute(config)
+    if line is None:
+        note = "outside of the workspace's repository: git merges it elsewhere, or never"
+        return [Step("none", config.queue_file, note)]
+    did = "kept"
+    for key, value in mergedriver.settings(sys.executable, CHECKOUT).items():
+        old = worktree.git(config.workspace, "config", "--local", "--default", "", "--get", key)
+        if old.removesuffix("\n") != value:
+            worktree.git(config.workspace, "config", "--local", key, value)
+            did = "changed"
+    path = worktree.git(config.workspace, "rev-parse", "--git-path", "config").rstrip("\n")
+    where = os.path.join(config.workspace, path)
+    return [Step(did, where, "merge.rolecall.driver"), _tell_git(config, "attributes", [line])]
+
+
+def offer_merge_driver(config: Config) -> list[Step]:
+    """Say what to type, where no driver is set up."""
+    if queue_attribute(config) is None or mergedriver.configured(config.workspace):
+        return []
+    note = "git merges the queue line by line; task by task: invoke init --merge-driver"
+    return [Step("none", "merge driver", note)]
