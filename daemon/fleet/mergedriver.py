@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         before = _content(ours)
         try:
-            found = merge(_content(base), before, _content(theirs), int(size))
+            found = merge(_content(base), before, _content(theirs), size=int(size))
         except Exception as error:  # noqa: BLE001  # no fault of ours may cost a side its changes
             why = str(error) if isinstance(error, Unmergeable) else repr(error)
             _say(f"{path} is merged line by line: {why}")

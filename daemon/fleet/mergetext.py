@@ -150,7 +150,8 @@ class Frame(NamedTuple):
             for before, (name, part) in zip(found, list(parts.items())[1:], strict=False)
         }
         opening, closing = text[whole.at : found[0].start], text[found[-1].end : whole.end]
-        indent = opening.rpartition("\n")[2] if "\n" in opening else whole.indent
+        lines = [way.rpartition("\n")[2] for way in (opening, *gaps.values()) if "\n" in way]
+        indent = lines[0].partition(",")[0] if lines else whole.indent
         return cls(opening, gaps, closing, indent)
 
     def fit(self, hand: Hand, before: str, after: str) -> Frame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
@@ -52,7 +52,7 @@ class Kind(Enum):
     VALUE = auto()
 
 
-def merge(base: bytes, ours: bytes, theirs: bytes, size: int = 7) -> Merged:
+def merge(base: bytes, ours: bytes, theirs: bytes, *, size: int = 7) -> Merged:
     """Our text with what theirs changed since the base; an empty base is none.
 
     ``size`` is that of conflict markers. Raises Unmergeable.
@@ -167,28 +167,29 @@ def _by_itself(name: str, ours: Part, theirs: Part) -> Part | None:
 
 
 def order(
-    base: Iterable[str], ours: Collection[str], theirs: Collection[str], *, moved: bool
+    base: Collection[str], ours: Collection[str], theirs: Collection[str], *, moved: bool
 ) -> list[str]:
-    """The names of both sides: as ours has them, what only theirs has behind what it follows there.
+    """All names: as ours has them, what it lacks behind what that follows in the base or theirs.
 
     ``moved``: the order counts, and is theirs if they alone changed that of what all have.
     """
     lead, other = ours, theirs
     if moved:
-        was = [name for name in base if name in ours and name in theirs]
-        common = set(was)
+        common = {name: None for name in base if name in ours and name in theirs}
         here, there = ([name for name in side if name in common] for side in (ours, theirs))
-        if here == was != there:
+        if here == list(common) != there:
             lead, other = theirs, ours
-    names = list(lead)
-    before = None
-    for name in other:
-        if name not in lead:
-            at = 0 if before is None else names.index(before) + 1
-            while at < len(names) and names[at] not in other:
-                at += 1  # what both sides put behind the same one: the lead's comes first
-            names.insert(at, name)
-        before = name
+    names, known = list(lead), {*lead}
+    for side in (base, other):
+        before = None
+        for name in side:
+            if name not in known:
+                at = 0 if before is None else names.index(before) + 1
+                while at < len(names) and names[at] not in other and names[at] not in base:
+                    at += 1  # what both sides put behind the same one: the lead's comes first
+                names.insert(at, name)
+                known.add(name)
+            before = name
     return names
 
 
