@@ -81,10 +81,10 @@ def _read(data: bytes, side: str) -> Part:
     except QueueUnreadable as error:
         raise Unmergeable(f"{error.problems[0].where}: {error.problems[0].what}") from None
     found = document(data.decode().removeprefix(jsontext.BOM))
-    if not _are_tasks(found.value["tasks"]):
-        raise Unmergeable(f"{side}: a task has no id")
     for name in _twice(found.value["tasks"]):
         raise Unmergeable(f"{side}: two tasks have the id {name}")
+    if not _are_tasks(found.value["tasks"]):
+        raise Unmergeable(f"{side}: a task has no id")
     return found
 
 

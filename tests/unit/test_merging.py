@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daemon.fleet.mergetext import OURS, THEIRS, Hand
-from daemon.fleet.merging import STATE, Merged, Unmergeable, merge, order
+from daemon.fleet.merging import Merged, Unmergeable, _checked, merge, order
 from daemon.queue import jsontext
 
 DATA = Path(__file__).parent.parent / "data" / "queues"
@@ -371,7 +371,7 @@ def test_a_hold_is_never_made_of_two_sides() -> None:
     """Where both sides moved the task on, all that Rolecall writes with the status is left.
 
     Ours settled the attempt, theirs has claimed the task again: taken key by key the status would
-    be ours (theirs kept it) and the lease a conflict. Broken once by an empty STATE: this failed.
+    be ours (theirs kept it) and the lease a conflict. Broken once by doing that: this failed.
     """
     held = {"id": "A", "status": "in_progress", "agent": "builder", "lease": {"n": 1}, "token": 1}
     settled = {**held, "status": "awaiting_test", "agent": None, "lease": None}
@@ -418,6 +418,13 @@ def test_what_is_no_queue_is_refused_whichever_side_it_is(name: str) -> None:
     assert merge(one, one, wrong) == merge(one, wrong, one) == Merged(wrong)
 
 
+@pytest.mark.parametrize("text", ['{"tasks": [], "m": true}', '{"tasks": []}', '{"tasks": [}', ""])
+def test_a_text_that_does_not_say_what_was_merged_is_refused(text: str) -> None:
+    """The last look before anything is written: a fault of ours costs a merge, never a value."""
+    with pytest.raises(Unmergeable, match="came out wrong"):
+        _checked(text, {"tasks": [], "m": 1})
+
+
 @pytest.mark.parametrize(
     ("base", "ours", "theirs", "expected"),
     [
@@ -440,6 +447,7 @@ def test_the_order_is_ours_unless_only_theirs_changed_it(
 
 
 NAMES = [f"T{number}" for number in range(6)]
+STATE = ("status", "agent", "lease", "attempts", "adaptations", "not_before", "last_error")
 KEYS = (*STATE, "title", "note", "priority", "subtasks")
 VALUES = st.one_of(
     st.none(),
