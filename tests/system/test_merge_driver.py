@@ -101,25 +101,25 @@ def test_changes_of_one_task_and_new_tasks_go_together(clone: Clone, how: tuple[
 
 def test_a_stash_goes_onto_another_commit(clone: Clone) -> None:
     """Changes that were put aside come back into a queue that moved on."""
-    clone.write(THEIRS)
+    clone.write(THEIRS, NEXT)
     clone.git("stash")
-    clone.commit(OURS)
+    clone.commit(OURS, NEW)
     clone.git("stash", "pop")
-    assert clone.tasks == [BOTH]
+    assert clone.tasks == [BOTH, NEW, NEXT]
 
 
 def test_a_linked_worktree_merges_as_its_clone_does(clone: Clone, tmp_path: Path) -> None:
     """One set-up is for all worktrees of a clone."""
-    clone.fork([OURS], [THEIRS])
+    clone.fork([OURS, NEW], [THEIRS, NEXT])
     clone.git("worktree", "add", "--quiet", "--detach", str(tmp_path / "linked"), "other")
     clone.folder = tmp_path / "linked"
     clone.git("merge", "--no-edit", "main")
     clone.queue = clone.folder / "my work" / "the queue.json"
-    assert clone.tasks == [BOTH]
+    assert clone.tasks == [BOTH, NEXT, NEW]
 
 
 def test_a_conflict_stands_where_both_changed_a_key_and_nowhere_else(clone: Clone) -> None:
-    """git stops, our reader names the line, and a side kept by hand is a queue to commit."""
+    """Git stops, our reader names the line, and a side kept by hand is a queue to commit."""
     clone.fork([{**TASK, "title": "ours", "n": 5}], [{**TASK, "title": "theirs"}, NEW])
     said = clone.git("merge", "other", status=1)
     assert "rolecall: my work/the queue.json: left to you: T1 title\n" in said
@@ -183,7 +183,7 @@ def test_what_is_no_text_is_left_as_ours_and_in_conflict(clone: Clone) -> None:
 
 @pytest.mark.parametrize("gone", ["python", "checkout"])
 def test_a_program_that_is_gone_costs_no_side_its_changes(clone: Clone, gone: str) -> None:
-    """git's own merge takes its place: both sides stand there.
+    """Git's own merge takes its place: both sides stand there.
 
     git alone would keep ours, without a marker. Broken once by a command line that did not look for
     its program: this failed.
@@ -253,7 +253,7 @@ def test_a_result_that_cannot_be_written_leaves_the_file_whole(tmp_path: Path) -
 
 
 def test_a_person_sets_it_up_with_one_command(tmp_path: Path) -> None:
-    """``invoke init`` offers it, ``--merge-driver`` does it, and the second time changes nothing."""
+    """``invoke init`` offers it, ``--merge-driver`` does it, the second time changes nothing."""
     operator = Operator(tmp_path)
     offered = operator.invoke("init", "--workspace", str(operator.workspace)).stdout
     assert offered.splitlines()[-1].endswith("invoke init --merge-driver)")

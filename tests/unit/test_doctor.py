@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
+from daemon import worktree
 from daemon.config import Config
-from daemon.fleet import doctor
+from daemon.fleet import doctor, mergedriver
 from daemon.fleet.doctor import Place
 from daemon.fleet.finding import Finding
 from daemon.fleet.here import UsageError
 from daemon.fleet.output import Style
 from tests.console import git_init
 from tests.queues import FileBackend
+from tests.workspace import ROOT
 
 
 class Machine:
@@ -167,6 +170,23 @@ def test_a_folder_that_is_no_repository_fails(machine: Machine) -> None:
     config = machine.config._replace(workspace=str(machine.path / "bin"))
     (found,) = of(machine.look(config), "workspace")
     assert (found.state, found.hint.split(" && ")[0]) == ("fail", f"git init {machine.bin}")
+
+
+def test_a_merge_driver_whose_program_is_gone_is_warned_about(machine: Machine) -> None:
+    """What was set up once outlives a checkout that moved; one that is there needs no line."""
+    checkout = machine.path / "it's 100% mine"
+
+    def found() -> list[Finding]:
+        for key, value in mergedriver.settings(sys.executable, str(checkout)).items():
+            worktree.git(str(machine.workspace), "config", key, value)
+        return of(machine.look(), "merge driver")
+
+    assert of(machine.look(), "merge driver") == []
+    (gone,) = found()
+    assert (gone.state, gone.hint) == ("warn", "invoke init --merge-driver")
+    assert str(checkout) in gone.what
+    checkout.symlink_to(ROOT)
+    assert found() == []
 
 
 def test_an_unknown_role_is_a_usage_error(machine: Machine) -> None:

@@ -11,7 +11,7 @@ import yaml
 
 from daemon import prompt
 from daemon.errors import RolecallError
-from daemon.fleet import here
+from daemon.fleet import here, mergedriver
 from daemon.fleet.init import TEMPLATES, init, repository, set_workspace
 from tests.console import git_init, write_inventory
 
@@ -57,10 +57,10 @@ def test_a_repository_gets_all_that_it_needs(shop: Path, inventory: Path) -> Non
 
 def test_the_second_time_changes_nothing(shop: Path, inventory: Path) -> None:
     """Every line says kept, and every file is the same to the byte and the second."""
-    init(str(shop), str(inventory))
+    init(str(shop), str(inventory), merge_driver=True)
     roots = (shop, inventory)
     before = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for r in roots for p in r.rglob("*")}
-    steps = init(str(shop), str(inventory))
+    steps = init(str(shop), str(inventory), merge_driver=True)
     after = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for r in roots for p in r.rglob("*")}
     assert {step.did for step in steps} == {"kept"}
     assert before == after
@@ -156,7 +156,43 @@ def test_a_linked_worktree_can_be_a_workspace(shop: Path, inventory: Path, tmp_p
     ):
         subprocess.run(["git", "-C", str(shop), *arguments], check=True, capture_output=True)
     steps = init(str(tmp_path / "linked"), str(inventory))
-    assert steps[-1].path == str(shop / ".git" / "info" / "exclude")
+    assert str(shop / ".git" / "info" / "exclude") in [step.path for step in steps]
+
+
+def test_a_merge_driver_is_offered_and_set_up_only_when_asked_for(
+    shop: Path, inventory: Path
+) -> None:
+    """A person's own attributes and config stay; an older command line gives way to the new one."""
+    attributes, config = shop / ".git" / "info" / "attributes", shop / ".git" / "config"
+    attributes.write_text("*.png binary")
+    before = config.read_text()
+    offered = init(str(shop), str(inventory))[-1]
+    assert offered.did == "none"
+    assert offered.note.endswith("invoke init --merge-driver")
+    assert (attributes.read_text(), config.read_text()) == ("*.png binary", before)
+    subprocess.run(
+        ["git", "-C", str(shop), "config", "merge.rolecall.driver", "test -x /none"], check=True
+    )
+    steps = init(None, str(inventory), merge_driver=True)
+    assert [(step.did, step.path) for step in steps[-2:]] == [
+        ("changed", str(config)),
+        ("changed", str(attributes)),
+    ]
+    queue = ".oodatcaa/work/SPRINT_QUEUE.json"
+    assert attributes.read_text() == f"*.png binary\n/{queue} merge=rolecall\n"
+    assert config.read_text().startswith(before)
+    assert mergedriver.missing(mergedriver.configured(str(shop))) == []
+    assert "merge driver" not in [step.path for step in init(None, str(inventory))]
+
+
+def test_a_queue_outside_of_the_repository_gets_no_merge_driver(shop: Path, tmp_path: Path) -> None:
+    """It says so and does nothing: another repository, or none, has that file."""
+    outside = write_inventory(tmp_path / "other", queue="file:../queue.json")
+    step = init(str(shop), str(outside), merge_driver=True)[-1]
+    assert (step.did, step.path) == ("none", str(tmp_path / "queue.json"))
+    assert "outside" in step.note
+    assert "rolecall" not in (shop / ".git" / "config").read_text()
+    assert not (shop / ".git" / "info" / "attributes").exists()
 
 
 def test_a_broken_inventory_is_said_before_anything_is_made(shop: Path, inventory: Path) -> None:
