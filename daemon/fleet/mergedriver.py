@@ -22,7 +22,7 @@ from daemon.queue import durable
 
 ARGUMENTS = ("BASE", "OURS", "THEIRS", "MARKER_SIZE", "PATH")
 CONFLICTS = 1
-FAILED = 129  # beyond 128 git calls the whole merge failed, rather than a conflict
+FAILED = 129  # beyond 128 a driver has crashed, says git's manual; git 2.39 sees a conflict
 MOST_CONFLICTS = 127  # that git merge-file counts in its exit status; 255 is an error
 LABELS = ("-L", OURS, "-L", "base", "-L", THEIRS)
 
@@ -45,7 +45,8 @@ def main(arguments: Sequence[str]) -> int:
             aside = durable.write_aside(ours, found.data, like=os.stat(ours), sync=False)
             durable.put(aside, ours, sync=False)
     except (RolecallError, OSError) as error:
-        _say(str(error))
+        why = error.problems[0].what if isinstance(error, RolecallError) else error
+        _say(f"{path} is not merged, what stands there is ours alone: {why}")
         return FAILED
     if found.conflicts:
         _say(f"{path}: left to you: {', '.join(found.conflicts)}")

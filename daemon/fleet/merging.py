@@ -66,8 +66,9 @@ def merge(base: bytes, ours: bytes, theirs: bytes, *, size: int = 7) -> Merged:
     hand = Hand.of(own.text, size)
     queue = _Container(hand, Kind.QUEUE, old, own, other)
     text = own.text[: own.at] + queue.merged() + own.text[own.end :]
+    sides = (OURS, THEIRS) if queue.conflicts else (OURS,)
     twice: dict[str, None] = {}
-    for side, expected in zip((OURS, THEIRS), queue.kept, strict=True):
+    for side, expected in zip(sides, queue.kept, strict=False):
         found = _checked(hand.chosen(text, side), expected)
         twice.update(dict.fromkeys(_twice(found["tasks"])))
     conflicts = [*queue.conflicts, *(f"{name} stands twice" for name in twice)]

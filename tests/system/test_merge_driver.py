@@ -248,7 +248,10 @@ def test_a_result_that_cannot_be_written_leaves_the_file_whole(tmp_path: Path) -
         check=False,
     )
     assert done.returncode == 129
-    assert done.stderr == "rolecall: error: ours: cannot write: File too large\n"
+    assert done.stderr == (
+        "rolecall: q.json is not merged, what stands there is ours alone:"
+        " cannot write: File too large\n"
+    )
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == texts
 
 
