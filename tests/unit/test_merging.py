@@ -367,6 +367,17 @@ def test_what_both_changed_stands_between_markers_and_is_named(name: str) -> Non
         jsontext.parse(kept(merged, pick), "kept")
 
 
+def test_markers_are_as_long_as_git_wants_them() -> None:
+    """Where conflict-marker-size says so, all three are."""
+    texts = [json.dumps({"tasks": [], "m": number}).encode() for number in range(3)]
+    lines = merge(*texts, size=9).data.decode().splitlines()
+    assert [line for line in lines if line[0] in "<=>"] == [
+        "<" * 9 + " ours",
+        "=" * 9,
+        ">" * 9 + " theirs",
+    ]
+
+
 def test_a_hold_is_never_made_of_two_sides() -> None:
     """Where both sides moved the task on, all that Rolecall writes with the status is left.
 
