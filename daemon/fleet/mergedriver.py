@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
             aside = durable.write_aside(ours, found.data, like=os.stat(ours), sync=False)
             durable.put(aside, ours, sync=False)
     except (RolecallError, OSError) as error:
-        why = error.problems[0].what if isinstance(error, RolecallError) else error
+        why = error.problems[0].what if isinstance(error, RolecallError) else str(error)
         _say(f"{path} is not merged, what stands there is ours alone: {why}")
         return FAILED
     if found.conflicts:
