@@ -43,8 +43,8 @@ def main(arguments: Sequence[str]) -> int:
             found = _line_by_line(base, ours, theirs, size) or Merged(before, ("all of it",))
         if found.data != before:
             aside = durable.write_aside(ours, found.data, like=os.stat(ours), sync=False)
-            durable.put(aside, ours, sync=False)
-    except (RolecallError, OSError) as error:
+            durable.put(aside.path, ours)
+    except Exception as error:  # noqa: BLE001  # a traceback's exit status 1 would be a conflict
         why = error.problems[0].what if isinstance(error, RolecallError) else str(error)
         _say(f"{path} is not merged, what stands there is ours alone: {why}")
         return FAILED
