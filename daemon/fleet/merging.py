@@ -27,7 +27,7 @@ from daemon.queue import jsontext
 
 #: What claiming and settling write together. Half of one side and half of the other would be a task
 #: that nobody ever had (done, and under a lease; moved on, and with attempts counted): where both
-#: sides changed any of these, a person chooses for all that differ.
+#: sides changed one of these, a person chooses for all that differ.
 STATE = ("status", "agent", "lease", "attempts", "adaptations", "not_before", "last_error")
 
 
@@ -147,12 +147,13 @@ def _kind(inside: Kind, name: str, ours: Part, theirs: Part) -> Kind:
 def _contested(
     base: Mapping[str, Part], ours: Mapping[str, Part], theirs: Mapping[str, Part]
 ) -> list[str]:
-    """The keys of a task's STATE that differ, where both sides changed any of it."""
+    """The keys of a task's STATE that differ, where both sides changed one of them."""
 
-    def differing(one: Mapping[str, Part], other: Mapping[str, Part]) -> list[str]:
-        return [key for key in STATE if not same(one.get(key), other.get(key))]
+    def differ(key: str, one: Mapping[str, Part], other: Mapping[str, Part]) -> bool:
+        return not same(one.get(key), other.get(key))
 
-    return differing(ours, theirs) if differing(base, ours) and differing(base, theirs) else []
+    found = [key for key in STATE if differ(key, ours, theirs)]
+    return found if any(differ(k, base, ours) and differ(k, base, theirs) for k in found) else []
 
 
 def _by_itself(name: str, ours: Part, theirs: Part) -> Part | None:
