@@ -28,7 +28,10 @@ from daemon.queue import jsontext
 #: What claiming and settling write together. Half of one side and half of the other would be a task
 #: that nobody ever had (done, and under a lease; moved on, and with attempts counted): where both
 #: sides changed one of these, a person chooses for all that differ.
-STATE = ("status", "agent", "lease", "attempts", "adaptations", "not_before", "last_error")
+STATE = (
+    *("status", "agent", "lease", "attempts", "adaptations", "not_before", "last_error"),
+    "parked_from",
+)
 
 
 class Unmergeable(Exception):

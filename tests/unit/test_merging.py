@@ -464,7 +464,10 @@ def test_the_order_is_ours_unless_only_theirs_changed_it(
 
 
 NAMES = [f"T{number}" for number in range(6)]
-STATE = ("status", "agent", "lease", "attempts", "adaptations", "not_before", "last_error")
+STATE = (
+    *("status", "agent", "lease", "attempts", "adaptations", "not_before", "last_error"),
+    "parked_from",
+)
 KEYS = (*STATE, "title", "note", "priority", "subtasks")
 VALUES = st.one_of(
     st.none(),
