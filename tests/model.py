@@ -1,0 +1,191 @@
+"""The life of a task once more, small and on its own: what lifecycle and queues are compared with.
+
+Written from the design's table and sentences; it imports nothing of ours and knows no files.
+""" 
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+Task = dict[str, Any]
+Change = tuple[str, object, object]  # a task's id, its status before and after
+
+
+class Row(NamedTuple):
+    """One role's line of the table."""
+
+    claims: str
+    holds: str
+    success: str
+    rejected: str
+    spent: str
+
+
+TABLE = {
+    "planner": Row("needs_plan", "planning", "planning_complete", "needs_manual", "needs_manual"),
+    "builder": Row("ready", "in_progress", "awaiting_test", "needs_adapt", "needs_manual"),
+    "tester": Row("awaiting_test", "testing", "ready_for_integrator", "needs_adapt", "needs_manual"),
+    "refiner": Row("needs_adapt", "adapting", "awaiting_test", "needs_manual", "needs_manual"),
+    "integrator": Row("ready_for_integrator", "integrating", "done", "needs_adapt", "needs_manual"),
+}
+SATISFIED = ("done", "completed")
+ENDED = (*SATISFIED, "cancelled")
+STARTS = {"Story": "needs_plan", "Test": "awaiting_test", "Testing": "awaiting_test"}
+MAX_ATTEMPTS, MAX_ADAPTATIONS, BASE, CAP = 3, 3, 30.0, 3600.0
+#: What we write into a task; every other key is its owner's.
+OWN = (
+    *("status", "agent", "lease", "token", "attempts", "adaptations"),
+    *("not_before", "last_error", "updated_at"),
+)
+
+
+def own_words(row: Row) -> set[str]:
+    """The statuses in which a task is held: the role's, and those that its agent may write."""
+    return {row.holds, row.success, row.rejected} - {row.spent}
+
+
+def declared() -> set[tuple[str, str]]:
+    """Every move of a status that anything but a person's hand may make."""
+    moves = {("planning_complete", "done")} | {("blocked", s) for s in (*STARTS.values(), "ready")}
+    for row in TABLE.values():
+        moves.add((row.claims, row.holds))
+        ends = (row.success, row.rejected, row.spent, row.claims)
+        moves |= {(held, end) for held in own_words(row) for end in ends}
+    return moves
+
+
+def count(value: object) -> int:
+    return value if type(value) is int and value > 0 else 0
+
+
+def stamp(seconds: float) -> str:
+    found = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+    return found.replace("+00:00", "Z")
+
+
+def seconds(text: object) -> float:
+    """The time that the text names; long ago where it names none."""
+    try:
+        return datetime.fromisoformat(text).timestamp() if isinstance(text, str) else 0.0
+    except ValueError:
+        return 0.0
+
+
+def walk(tasks: object, parent: object = None) -> Iterator[tuple[Task, object]]:
+    """Each task with the id of the one it stands in, depth first."""
+    for task in tasks if isinstance(tasks, list) else ():
+        if isinstance(task, dict):
+            yield task, parent
+            yield from walk(task.get("subtasks"), task.get("id"))
+
+
+def seen(task: Task) -> Task:
+    """What is compared of a task: times of writing aside, and nothing is as good as null."""
+    own = {key: task.get(key) for key in OWN if task.get(key) not in (None, 0, "")}
+    own.pop("updated_at", None)
+    own["last_error"] = bool(own.get("last_error"))
+    if isinstance(own.get("lease"), dict):
+        own["lease"] = {key: own["lease"].get(key) for key in ("owner", "token")}
+    rest = {key: value for key, value in task.items() if key not in (*OWN, "subtasks")}
+    return rest | own
+
+
+def held(task: Task, role: str, token: int) -> bool:
+    """Whether an attempt of the role with this token may still settle the task."""
+    lease = task.get("lease")
+    mine = isinstance(lease, dict) and count(lease.get("token")) == count(task.get("token")) == token
+    status = task.get("status")
+    return token > 0 and mine and isinstance(status, str) and status in own_words(TABLE[role])
+
+
+def weighed(role: str, outcome: str, asked: str | None) -> str:
+    """What an outcome is worth with the status that the agent asks for."""
+    row = TABLE[role]
+    if asked is None or outcome != "success":
+        return outcome
+    words = {row.spent: "blocked", row.rejected: "rejected", row.success: "success"}
+    return words.get(asked, "error")
+
+
+def settle(task: Task, role: str, outcome: str, *, wait: float | None, luck: float, now: float) -> None:
+    """Write a weighed outcome into the task. ``luck`` is the share of the backoff."""
+    row, later, ends = TABLE[role], None, {"status": TABLE[role].claims}
+    attempts, adaptations = count(task.get("attempts")), count(task.get("adaptations"))
+    if outcome == "success":
+        ends = {"status": row.success, "last_error": None}
+    elif outcome == "rejected":
+        ends = {"status": row.rejected, "last_error": "!"}
+        if row.rejected in {each.claims for each in TABLE.values()}:
+            adaptations += 1
+            if adaptations > MAX_ADAPTATIONS:
+                ends["status"] = row.spent
+    elif outcome == "blocked":
+        ends = {"status": row.spent, "last_error": "!"}
+    elif outcome == "error":
+        attempts += 1
+        ends["last_error"] = "!"
+        if attempts >= MAX_ATTEMPTS:
+            ends["status"] = row.spent
+        else:
+            later = now + luck * min(CAP, BASE * 2 ** (attempts - 1))
+    elif outcome == "throttled":
+        later = now + (BASE if wait is None else wait)
+    elif outcome != "released":
+        raise ValueError(outcome)
+    if ends["status"] != row.claims:
+        attempts = 0
+    ends |= {"agent": None, "lease": None, "attempts": attempts, "adaptations": adaptations}
+    task.update({**ends, "not_before": None if later is None else stamp(later)})
+
+
+def by_itself(tasks: object) -> list[Change]:
+    """Make the moves that happen by themselves, until there is none."""
+    found, known, again = list[Change](), dict(in_order(tasks)), True
+    while again:
+        again = False
+        for name, task in known.items():
+            needs, status = task.get("dependencies") or [], task.get("status")
+            children = [
+                each.get("status")
+                for each, parent in walk(tasks)
+                if name in (each.get("parent"), each.get("parent_task"), parent)
+                and each.get("id") != name
+            ]
+            if status == "blocked" and needs and satisfied(needs, known):
+                if task.get("blocked_reason") or task.get("blocker"):
+                    continue
+                target = STARTS.get(str(task.get("type")), "ready")
+            elif status == "planning_complete" and ended(children):
+                target = "done"
+            else:
+                continue
+            task["status"], again = target, True
+            found.append((name, status, target))
+    return found
+
+
+def in_order(tasks: object) -> list[tuple[str, Task]]:
+    """The tasks by their ids; what has none is not one, and of two with one id the first has it."""
+    found = dict[str, Task]()
+    for task, _ in walk(tasks):
+        name = task.get("id")
+        if isinstance(name, str) and re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,127}", name):
+            found.setdefault(name, task)
+    return list(found.items())
+
+
+def satisfied(needs: object, known: dict[str, Task]) -> bool:
+    needed = needs if isinstance(needs, list) else [needs]
+    words = [known[n].get("status") for n in needed if isinstance(n, str) and n in known]
+    return len(words) == len(needed) and all(word in SATISFIED for word in words)
+
+
+def ended(statuses: list[object]) -> bool:
+    return all(each in ENDED for each in statuses) and any(each in SATISFIED for each in statuses)
+
+
+def started(task: Task) -> Task:
+    return {"status": STARTS.get(str(task.get("type")), "ready"), **task}

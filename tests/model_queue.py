@@ -1,0 +1,204 @@
+"""A queue once more, small and on its own: a document, the leases, two clocks, and no files.
+
+Each call says what a queue of ours must have made of the same call, or refused.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+from tests.model import TABLE, Change, Task, by_itself, count, held, in_order, satisfied, seconds
+from tests.model import settle, started, walk, weighed
+
+TTL = 60.0  # seconds
+
+
+class Who(NamedTuple):
+    """A process: of one machine, at one boot of it."""
+
+    machine: str
+    boot: str
+    pid: int
+
+
+class Lease(NamedTuple):
+    """A lease file; ``who`` is None in one that a person wrote."""
+
+    role: str
+    token: int
+    who: Who | None
+    wall: float
+    boot: float
+
+
+class Stale(NamedTuple):
+    task_id: str
+    why: str
+    role: str
+    token: int
+
+
+class Refused(Exception):  # noqa: N818  # it is an answer
+    """The model lets nothing happen."""
+
+
+class Model:
+    """A queue: what each call does to it. Calls give the changes of status that they make."""
+
+    def __init__(self, document: Task, wall: float, boot: float) -> None:
+        self.document, self.wall, self.boot = document, wall, boot
+        self.leases: dict[str, Lease] = {}
+        self.largest: dict[str, int] = {}  # the token of each task's last claim, whatever became of it
+        self.dead: set[Who] = set()
+
+    def tasks(self) -> dict[str, Task]:
+        return dict(in_order(self.document["tasks"]))
+
+    def gone(self, lease: Lease, viewer: Who) -> str:
+        """As one process can know it of another: its death at once on the same machine."""
+        who = lease.who
+        if who and who.machine == viewer.machine and (who.boot != viewer.boot or who in self.dead):
+            return "died"
+        ran = self.boot - lease.boot if who and who.boot == viewer.boot else self.wall - lease.wall
+        return "expired" if ran >= TTL else ""
+
+    def live(self, viewer: Who) -> dict[str, Lease]:
+        return {n: each for n, each in sorted(self.leases.items()) if not self.gone(each, viewer)}
+
+    def _begin(self, viewer: Who) -> list[Change]:
+        """What precedes every change: holds that an old buffer undid, then what moves by itself."""
+        found, tasks = list[Change](), self.tasks()
+        for name, lease in self.live(viewer).items():
+            task = tasks.get(name, {})
+            row = TABLE[lease.role]
+            if count(task.get("token")) < lease.token and task.get("status") == row.claims:
+                found.append((name, row.claims, row.holds))
+                self._hold(task, lease.role, lease.token)
+        return found + by_itself(self.document["tasks"])
+
+    def _hold(self, task: Task, role: str, token: int) -> None:
+        hold = {"owner": "me", "token": token}
+        task.update(status=TABLE[role].holds, agent=role, lease=hold, token=token)
+
+    def wip(self, role: str) -> int:
+        every = walk(self.document["tasks"])
+        return sum(task.get("status") == TABLE[role].holds for task, _ in every)
+
+    def limit(self, role: str) -> float:
+        limits = self.document.get("wip_limits")
+        found = limits.get(role) if isinstance(limits, dict) else None
+        return int(found) if type(found) in (int, float) and found >= 0 else 1  # type: ignore[arg-type]
+
+    def ready(self, role: str) -> list[str]:
+        """What the role may claim by the tasks alone, in the order of claiming."""
+        tasks, found = self.tasks(), []
+        for place, (name, task) in enumerate(in_order(self.document['tasks'])):
+            lease, priority = task.get("lease"), task.get("priority")
+            by_hand = isinstance(lease, dict) and not count(lease.get("token"))
+            if (
+                task.get("status") == TABLE[role].claims
+                and satisfied(task.get("dependencies") or [], tasks)
+                and seconds(task.get("not_before")) <= self.wall
+                and not (by_hand and seconds(lease.get("heartbeat_at")) + TTL > self.wall)
+            ):
+                usable = type(priority) in (int, float)
+                found.append((not usable, priority if usable else 0, place, name))
+        return [name for *_, name in sorted(found)]
+
+    def claim(self, role: str, viewer: Who, *, ignore_wip: bool) -> tuple[str | None, list[Change]]:
+        changes, live = self._begin(viewer), self.live(viewer)
+        if self.wip(role) >= self.limit(role) and not ignore_wip:
+            return None, changes
+        barred = {name for name, lease in self.leases.items() if lease.token} | set(live)
+        for name in self.ready(role):
+            if name not in barred:
+                task = self.tasks()[name]
+                token = 1 + max(count(task.get("token")), self.largest.get(name, 0))
+                self._hold(task, role, token)
+                self.largest[name] = token
+                self.leases[name] = Lease(role, token, viewer, self.wall, self.boot)
+                return name, [*changes, (name, TABLE[role].claims, TABLE[role].holds)]
+        return None, changes
+
+    def renew(self, name: str, role: str, token: int, holder: Who | None = None) -> None:
+        now = self.leases.get(name)
+        if now is None or (now.role, now.token) != (role, token):
+            raise Refused
+        self.leases[name] = Lease(role, token, holder or now.who, self.wall, self.boot)
+
+    def settle(  # noqa: PLR0913  # a result and who brings it
+        self,
+        name: str,
+        role: str,
+        token: int,
+        outcome: str,
+        viewer: Who,
+        *,
+        asked: str | None = None,
+        wait: float | None = None,
+        luck: float = 1.0,
+        new: list[Task] | None = None,
+    ) -> list[Change]:
+        """All of it or, for one who may not, nothing but the end of the lease."""
+        before, now = copy.deepcopy(self.document), self.leases.get(name)
+        changes, task = self._begin(viewer), self.tasks().get(name, {})
+        if now is not None and now.token == token:
+            del self.leases[name]
+        if (now is not None and now.token > token) or not held(task, role, token):
+            self.document = before
+            raise Refused
+        status = task["status"]
+        said = status if asked is None and status != TABLE[role].holds else asked
+        outcome = weighed(role, outcome, said)
+        good = new is not None and outcome in ("success", "rejected")
+        if good and not self._acceptable(new or []):
+            outcome, good = "error", False
+        settle(task, role, outcome, wait=wait, luck=luck, now=self.wall)
+        changes.append((name, status, task["status"]))
+        self.document["tasks"] += [started(each) for each in new or []] if good else []
+        return changes + by_itself(self.document["tasks"])
+
+    def _acceptable(self, new: list[Task]) -> bool:
+        names, holds = [each["id"] for each in new], {row.holds for row in TABLE.values()}
+        fresh = len(set(names) | set(self.tasks())) == len(names) + len(self.tasks())
+        return fresh and not any(each.get("status") in holds for each in new)
+
+    def add(self, new: list[Task], viewer: Who) -> list[Change]:
+        before = copy.deepcopy(self.document)
+        changes = self._begin(viewer)
+        if not self._acceptable(new):
+            self.document = before
+            raise Refused
+        self.document["tasks"] += [started(each) for each in new]
+        return changes + by_itself(self.document["tasks"])
+
+    def stale(self, viewer: Who) -> list[Stale]:
+        found, tasks = [], self.tasks()
+        for name, lease in sorted(self.leases.items()):
+            why = self.gone(lease, viewer)
+            is_held = held(tasks.get(name, {}), lease.role, lease.token)
+            if why:
+                found.append(Stale(name, why if is_held else "orphan", lease.role, lease.token))
+        for name, task in in_order(self.document['tasks']):
+            role = next((r for r, row in TABLE.items() if row.holds == task.get("status")), None)
+            token = count(task.get("token"))
+            if name not in self.leases and role and held(task, role, token):
+                found.append(Stale(name, "vanished", role, token))
+        return found
+
+    def recover(self, stale: Stale, viewer: Who, luck: float) -> list[Change]:
+        now, outcome = self.leases.get(stale.task_id), "error"
+        if stale.why == "vanished":
+            outcome = "released"
+            if now is not None:
+                return []
+        elif now is None or now.token != stale.token or not self.gone(now, viewer):
+            return []
+        elif not held(self.tasks().get(stale.task_id, {}), now.role, now.token):
+            del self.leases[stale.task_id]
+            return []
+        try:
+            return self.settle(*stale[:1], *stale[2:], outcome, viewer, luck=luck)
+        except Refused:
+            return []
