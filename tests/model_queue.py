@@ -127,6 +127,11 @@ class Model:
             raise Refused
         self.leases[name] = Lease(role, token, holder or now.who, self.wall, self.boot)
 
+    def take_over(self, name: str, role: str, token: int, claimer: Who, me: Who) -> None:
+        if name in self.leases and self.leases[name].who not in (claimer, me):
+            raise Refused
+        self.renew(name, role, token, me)
+
     def settle(  # noqa: PLR0913  # a result and who brings it
         self,
         name: str,
@@ -202,3 +207,14 @@ class Model:
             return self.settle(*stale[:1], *stale[2:], outcome, viewer, luck=luck)
         except Refused:
             return []
+
+    def over(self, task: Task) -> bool:
+        """Whether the task, where nothing is held and every wait is over, waits for a person."""
+        tasks, status = self.tasks(), task.get("status")
+        needs = task.get("dependencies") or []
+        if status in {row.claims for row in TABLE.values()}:
+            return not satisfied(needs, tasks)
+        for role, row in TABLE.items():
+            if status == row.holds:
+                return not held(task, role, count(task.get("token")))
+        return True

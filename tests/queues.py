@@ -53,7 +53,9 @@ class FileBackend:
             "breaker": never,
             **role,
         }
+        folder.mkdir(exist_ok=True)
         self.clock, self.told = Clock(), Told()
+        self.layout: dict[str, Any] = {"indent": 2}  # how a person's editor lays the queue out
 
     @property
     def config(self) -> Config:
@@ -84,10 +86,14 @@ class FileBackend:
         """The queue as any other program reads it."""
         return json.loads(self.path.read_text())
 
+    def text(self) -> str:
+        """The queue as its bytes stand; "" where a kind of queue has no such thing."""
+        return self.path.read_text()
+
     def put(self, document: Any) -> None:
         """Save the document as a person's editor does: aside, and renamed."""
         aside = self.path.with_suffix(".mine")
-        aside.write_text(json.dumps(document, indent=2) + "\n")
+        aside.write_text(json.dumps(document, **self.layout) + "\n")
         aside.rename(self.path)
 
     def task(self, task_id: str) -> dict[str, Any]:
@@ -105,3 +111,6 @@ class FileBackend:
     def lease_file(self, task_id: str) -> Path:
         """Where the task's lease is."""
         return self.folder / "leases" / f"{task_id}.json"
+
+
+BACKENDS = {"file": FileBackend}

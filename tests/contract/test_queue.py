@@ -18,9 +18,7 @@ from daemon.model import Claim, Move, Outcome, Result
 from daemon.process import Identity
 from daemon.queue import Queue, lock
 from daemon.queue.file import FileQueue
-from tests.queues import FAR, FileBackend, Told
-
-BACKENDS = {"file": FileBackend}
+from tests.queues import BACKENDS, FAR, FileBackend, Told
 
 
 @pytest.fixture(params=BACKENDS)

@@ -1,0 +1,473 @@
+"""Whatever workers, crashes, clocks and people do, in any order: the queue is what a model says.
+
+``ROLECALL_EXAMPLES=1000`` runs that many examples, other ones each time; a failure prints the blob
+that runs it again.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from daemon import process
+from daemon.errors import LeaseLost, RolecallError
+from daemon.model import Lease, Move, Outcome, Result
+from daemon.process import Identity
+from daemon.queue import Stale
+from tests import model, model_queue
+from tests.layout import kept
+from tests.model import TABLE, Task
+from tests.model_queue import TTL, Model, Refused, Who
+from tests.queues import BACKENDS, FAR, FileBackend
+
+EXAMPLES = os.environ.get("ROLECALL_EXAMPLES", "")
+SETTINGS = settings(
+    max_examples=int(EXAMPLES or 100),
+    stateful_step_count=40,
+    derandomize=not EXAMPLES,
+    print_blob=True,
+    database=None,  # nothing is left behind; the blob runs a failure again
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+NAMES = [f"T{i}" for i in range(7)]
+CLAIMED = [row.claims for row in TABLE.values()]
+WORDS: list[Any] = sorted({word for row in TABLE.values() for word in row} | {*model.ENDED, "blocked"})
+LAYOUTS: list[dict[str, Any]] = [
+    {"indent": 2},
+    {"indent": "\t", "ensure_ascii": False},
+    {"separators": (",", ":")},
+    {"separators": (" ,", " : "), "ensure_ascii": False},
+]
+BY_HAND: list[Task] = [
+    {"lease": None},
+    {"lease": ""},
+    {"status": "cancelled"},
+    {"status": "blocked", "dependencies": ["T0"]},
+    {"status": "blocked", "dependencies": ["T1"], "blocker": "a person"},
+    {"dependencies": ["T2", "gone"]},
+    {"dependencies": []},
+    {"priority": 1},
+    {"priority": "high"},
+    {"parent": "T1"},
+    {"attempts": 2},
+    {"attempts": "many"},
+    {"adaptations": 3},
+    {"token": 9},
+    {"not_before": model.stamp(1_800_000_500)},
+    {"lease": {"owner": "x", "heartbeat_at": model.stamp(1_800_000_000), "ttl_seconds": TTL}},
+]
+NEW: list[Task] = [
+    {"id": "N0", "type": "Test", "title": "→"},
+    {"id": "N1", "status": "blocked", "dependencies": ["N0"], "own": [1, {"é": None}]},
+    {"id": "N2", "type": "Story", "subtasks": [{"id": "N3", "status": "done"}]},
+    {"id": "N4", "status": "planning_complete", "subtasks": [{"id": "N5", "status": "done"}]},
+    {"id": "T1", "title": "an id that may be taken"},
+    {"id": "N6", "status": "testing"},
+]
+
+actors = st.integers(0, 4)
+places = st.integers(0, 30)
+lucks = st.sampled_from([0.0, 0.5, 1.0])
+roles = st.sampled_from(sorted(TABLE))
+statuses = st.sampled_from([*WORDS, "weird", 7])
+additions = st.lists(st.sampled_from(NEW), min_size=1, max_size=2)
+
+
+def who(identity: Identity) -> Who:
+    return Who(identity.machine_id or identity.host, identity.boot_id, identity.pid)
+
+
+class Hands(RuleBasedStateMachine):
+    """A queue, its model, three processes of this boot, one of an earlier boot, one far away."""
+
+    def __init__(self, kind: type[FileBackend]) -> None:
+        super().__init__()
+        self.backend = kind(Path(tempfile.mkdtemp()))
+        self.backend.clock.wall, self.backend.clock.boot = 1_800_000_000.0, 5_000.0
+        self.started: list[subprocess.Popen[bytes]] = []
+        self.me = process.identity()
+        earlier = self.me._replace(boot_id="an-earlier-boot")
+        self.actors = [*(self.start() for _ in range(3)), earlier, FAR]
+        self.given: list[Lease] = []
+        self.found: list[tuple[Stale, model_queue.Stale]] = []
+        self.buffers: list[Task] = []
+        self.sound = False
+
+    def start(self) -> Identity:
+        """A process that ends with this one, or when it is killed."""
+        self.started.append(subprocess.Popen(["cat"], stdin=subprocess.PIPE))
+        return process.identity(self.started[-1].pid)
+
+    @initialize(
+        words=st.lists(st.sampled_from(CLAIMED), min_size=7, max_size=7),
+        layout=st.sampled_from(LAYOUTS),
+        limit=st.integers(1, 3),
+    )
+    def fill(self, words: list[str], layout: dict[str, Any], limit: int) -> None:
+        tasks: list[Any] = [
+            {"id": name, "title": "é\u2028", "own": {"a": [1, 2.5, []]}, "status": word, "end": ""}
+            for name, word in zip(NAMES, words, strict=True)
+        ]
+        tasks[1] |= {"type": "Story", "status": "needs_plan", "subtasks": tasks[5:6]}
+        tasks[2] |= {"priority": 1, "attempts": 2}
+        tasks[3] |= {"status": "blocked", "dependencies": ["T2"], "parent": "T1"}
+        tasks[6] |= {"adaptations": 3, "subtasks": ["no task", {"status": "done"}]}
+        del tasks[5]
+        limits = {role: limit for role in TABLE if role != "tester"}
+        document = {"tasks": ["a note", *tasks], "wip_limits": limits, "metadata": {"é": 1.5}}
+        self.backend.layout = layout
+        self.backend.put(document)
+        clock = self.backend.clock
+        self.model = Model(document, clock.wall, clock.boot)
+        self.buffers.append(copy.deepcopy(document))
+        self.sound = True
+
+    # --- both do it, and both must say the same ---
+
+    def call(
+        self, act: Callable[[], Sequence[Move]], wanted: Callable[[], list[model.Change]]
+    ) -> None:
+        self.sound = False
+        text, before = self.backend.text(), copy.deepcopy(self.model.document)
+        try:
+            expected = wanted()
+        except Refused:
+            with pytest.raises(RolecallError):
+                act()
+            assert self.backend.text() == text
+        else:
+            moves = [(move.task_id, move.source, move.target) for move in act()]
+            assert moves == expected
+            self.compare(text, before, moves)
+        self.sound = True
+
+    def compare(self, text: str, before: Task, moves: list[model.Change]) -> None:
+        """The queue against the model, and against what the moves say of it."""
+        document = self.backend.document()
+        now = dict(model.in_order(document["tasks"]))
+        assert list(map(view, everything(document))) == list(map(view, everything(self.model.document)))
+        assert bare(document) == bare(self.model.document)
+        was = dict(model.in_order(before["tasks"]))
+        statuses = {name: task.get("status") for name, task in was.items()}
+        for name, source, target in moves:
+            assert (source, target) in model.declared()
+            assert statuses.get(name, source) == source
+            statuses[name] = target
+        assert {n: t.get("status") for n, t in now.items()} == {
+            **{n: t.get("status") for n, t in now.items() if n not in was},
+            **statuses,
+        }
+        written = {n for n, t in now.items() if model.seen(t) != model.seen(was.get(n, {}))}
+        assert kept(text, self.backend.text(), written)
+        if not written:
+            assert self.backend.text() == text
+        self.model.document = document
+
+    @precondition(lambda self: self.sound)
+    @invariant()
+    def leases_are_the_models(self) -> None:
+        """One live lease per task at most, for anybody who looks, and the same stale ones."""
+        queue, me = self.backend.open(), who(self.me)
+        found = {lease.task_id: (lease.role, lease.token) for lease in queue.live()}
+        assert len(queue.live()) == len(found)
+        assert found == {n: (each.role, each.token) for n, each in self.model.live(me).items()}
+        assert [told(each) for each in queue.stale()] == self.model.stale(me)
+
+    # --- workers and attempts ---
+
+    @rule(role=roles, actor=actors, ignore_wip=st.sampled_from([False, False, False, True]))
+    def claim(self, role: str, actor: int, *, ignore_wip: bool) -> None:
+        queue, won = self.backend.open(self.actors[actor]), list[Lease]()
+        largest, before = dict(self.model.largest), self.model.wip(role)
+        name: list[str | None] = []
+
+        def act() -> Sequence[Move]:
+            claim = queue.claim(role, "me", ignore_wip=ignore_wip)
+            moved = queue.moved()
+            if claim is None:
+                return moved
+            won.append(claim.lease)
+            assert (claim.task, moved) == (self.task(claim.lease.task_id), ())
+            return claim.moves
+
+        def wanted() -> list[model.Change]:
+            found, moves = self.model.claim(role, who(self.actors[actor]), ignore_wip=ignore_wip)
+            name.append(found)
+            return moves
+
+        self.call(act, wanted)
+        assert [lease.task_id for lease in won] == [each for each in name if each]
+        for lease in won:
+            assert lease.token > largest.get(lease.task_id, 0)
+            assert ignore_wip or before < self.model.wip(role) <= self.model.limit(role)
+        self.given += won
+
+    @precondition(lambda self: self.given)
+    @rule(place=places, actor=actors)
+    def take_over(self, place: int, actor: int) -> None:
+        lease, me = self.one(place), self.actors[actor]
+        queue = self.backend.open(me)
+        claimer = next(
+            who(each) for each in self.everybody() if (each.pid, each.host) == (lease.pid, lease.host)
+        )
+        self.call(
+            lambda: nothing(queue.take_over(lease, me)),
+            lambda: nothing(self.model.take_over(*key(lease), claimer, who(me))),
+        )
+
+    @precondition(lambda self: self.given)
+    @rule(place=places)
+    def renew(self, place: int) -> None:
+        lease, queue = self.one(place), self.backend.open()
+        self.call(
+            lambda: nothing(queue.renew(lease)), lambda: nothing(self.model.renew(*key(lease)))
+        )
+
+    @precondition(lambda self: self.given)
+    @rule(
+        place=places,
+        actor=actors,
+        outcome=st.sampled_from(sorted(set(Outcome) - {Outcome.LOST})),
+        asked=st.none() | st.sampled_from(WORDS),
+        wait=st.sampled_from([None, 0.0, 300.0]),
+        luck=lucks,
+        new=st.just([]) | additions,
+    )
+    def settle(  # noqa: PLR0913  # each is a dimension
+        self,
+        *,
+        place: int,
+        actor: int,
+        outcome: Outcome,
+        asked: str | None,
+        wait: float | None,
+        luck: float,
+        new: list[Task],
+    ) -> None:
+        lease, me = self.one(place), self.actors[actor]
+        queue = self.backend.open(me, random=luck)
+        result = Result(outcome, status=asked, retry_after=wait, add_tasks=tuple(copy.deepcopy(new)))
+        self.call(
+            lambda: queue.settle(lease, result),
+            lambda: self.model.settle(
+                *key(lease), outcome.value, who(me), asked=asked, wait=wait, luck=luck, new=new
+            ),
+        )
+
+    @rule(actor=st.integers(0, 2))
+    def crash(self, actor: int) -> None:
+        """kill -9; whoever starts next is another process."""
+        victim = next(each for each in self.started if each.pid == self.actors[actor].pid)
+        end(victim)
+        self.model.dead.add(who(self.actors[actor]))
+        self.actors[actor] = self.start()
+
+    @rule(actor=actors, luck=lucks)
+    def recover(self, actor: int, luck: float) -> None:
+        """Whoever looks, recovers what it finds; what was found is kept for later, too."""
+        queue = self.backend.open(self.actors[actor], random=luck)
+        found, wanted = queue.stale(), self.model.stale(who(self.actors[actor]))
+        assert [told(each) for each in found] == wanted
+        self.found += zip(found, wanted, strict=True)
+        for one, other in zip(found, wanted, strict=True):
+            self.recover_one(actor, luck, one, other)
+
+    @precondition(lambda self: self.found)
+    @rule(place=places, actor=actors, luck=lucks)
+    def recover_late(self, place: int, actor: int, luck: float) -> None:
+        self.recover_one(actor, luck, *self.found[-1 - place % len(self.found)])
+
+    def recover_one(self, actor: int, luck: float, one: Stale, other: model_queue.Stale) -> None:
+        queue = self.backend.open(self.actors[actor], random=luck)
+        self.call(
+            lambda: queue.recover(one),
+            lambda: self.model.recover(other, who(self.actors[actor]), luck),
+        )
+
+    @rule(actor=actors, new=additions)
+    def add(self, actor: int, new: list[Task]) -> None:
+        queue = self.backend.open(self.actors[actor])
+        self.call(
+            lambda: queue.add(copy.deepcopy(new)),
+            lambda: self.model.add(new, who(self.actors[actor])),
+        )
+
+    # --- time ---
+
+    @rule(seconds=st.sampled_from([1.0, 31.0, TTL, 4000.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.backend.clock.step(seconds)
+        self.model.wall += seconds
+        self.model.boot += seconds
+
+    @rule(seconds=st.sampled_from([-86400.0, -TTL, TTL, 86400.0]))
+    def the_wall_clock_is_stepped(self, seconds: float) -> None:
+        self.backend.clock.wall += seconds
+        self.model.wall += seconds
+
+    # --- people ---
+
+    @rule(layout=st.sampled_from(LAYOUTS), place=places, status=statuses)
+    def a_status_is_changed(self, layout: dict[str, Any], place: int, status: Any) -> None:
+        self.edit(layout, lambda tasks: tasks[place % len(tasks)].update(status=status))
+
+    @rule(layout=st.sampled_from(LAYOUTS), place=places, change=st.sampled_from(BY_HAND))
+    def a_task_is_changed(self, layout: dict[str, Any], place: int, change: Task) -> None:
+        self.edit(layout, lambda tasks: tasks[place % len(tasks)].update(copy.deepcopy(change)))
+
+    def edit(self, layout: dict[str, Any], change: Callable[[list[Task]], object]) -> None:
+        document = self.backend.document()
+        self.buffers.append(copy.deepcopy(document))
+        change([task for task, _ in model.walk(document["tasks"])])
+        self.save(document, layout)
+
+    def save(self, document: Task, layout: dict[str, Any]) -> None:
+        self.backend.layout = layout
+        self.backend.put(document)
+        self.model.document = copy.deepcopy(document)
+
+    @rule(place=places, layout=st.sampled_from(LAYOUTS))
+    def an_old_buffer_is_saved(self, place: int, layout: dict[str, Any]) -> None:
+        self.save(self.buffers[-1 - place % len(self.buffers)], layout)
+
+    @rule(place=places)
+    def a_task_is_removed(self, place: int) -> None:
+        document = self.backend.document()
+        if len(document["tasks"]) > 3:
+            del document["tasks"][1 + place % (len(document["tasks"]) - 1)]
+            self.save(document, self.backend.layout)
+
+    @rule(new=st.sampled_from(NEW), place=places)
+    def a_task_is_written_by_hand(self, new: Task, place: int) -> None:
+        document = self.backend.document()
+        document["tasks"].insert(place % len(document["tasks"]), copy.deepcopy(new))
+        self.save(document, self.backend.layout)
+
+    @rule(role=roles, limit=st.sampled_from([0, 1, 2, 2.5, "many", None, -1, True]))
+    def a_limit_is_changed(self, role: str, limit: Any) -> None:
+        document = self.backend.document()
+        document["wip_limits"][role] = limit
+        self.save(document, self.backend.layout)
+
+    @precondition(lambda self: self.sound and self.model.leases)
+    @rule(place=places)
+    def a_lease_is_removed(self, place: int) -> None:
+        names = sorted(self.model.leases)
+        name = names[place % len(names)]
+        self.backend.lease_file(name).unlink()
+        del self.model.leases[name]
+
+    # --- when everything is over ---
+
+    def teardown(self) -> None:
+        try:
+            if self.sound:
+                self.drain()
+        finally:
+            for each in self.started:
+                end(each)
+            shutil.rmtree(self.backend.folder)
+
+    def drain(self) -> None:
+        """Every wait is over, every attempt gone, and all that can be done is: nothing is stuck."""
+        times = [model.seconds(t.get("not_before")) for t, _ in model.walk(self.model.document["tasks"])]
+        latest = max([*times, *(lease.wall for lease in self.model.leases.values()), 1_800_000_000.0])
+        ahead = max(0.0, latest - self.model.wall)
+        self.the_wall_clock_is_stepped(ahead)
+        self.time_passes(2 * TTL)
+        self.recover(0, 0.0)
+        self.recover(0, 0.0)
+        assert (self.backend.open().stale(), self.backend.open().live()) == ([], [])
+        assert self.model.leases == {}
+        some = True
+        while some:
+            some = False
+            for role in TABLE:
+                before = len(self.given)
+                self.claim(role=role, actor=0, ignore_wip=True)
+                if len(self.given) > before:
+                    some = True
+                    self.settle(
+                        place=0,
+                        actor=0,
+                        outcome=Outcome.SUCCESS,
+                        asked=None,
+                        wait=None,
+                        luck=0.0,
+                        new=[],
+                    )
+        stuck = {n: t for n, t in self.model.tasks().items() if not self.model.over(t)}
+        assert stuck == {}
+
+    # --- what the rules ask ---
+
+    def one(self, place: int) -> Lease:
+        """A lease that was once given, the last one first."""
+        return self.given[-1 - place % len(self.given)]
+
+    def everybody(self) -> list[Identity]:
+        gone = [self.me._replace(pid=each.pid) for each in self.started]
+        return [*self.actors, *gone]
+
+    def task(self, name: str) -> Task:
+        return dict(model.in_order(self.backend.document()["tasks"]))[name]
+
+
+def end(started: subprocess.Popen[bytes]) -> None:
+    if started.stdin and not started.stdin.closed:
+        started.stdin.close()
+    started.kill()
+    started.wait()
+
+
+def nothing(_: object) -> list[Any]:
+    """A call that moves no task."""
+    return []
+
+
+def key(lease: Lease) -> tuple[str, str, int]:
+    return lease.task_id, lease.role, lease.token
+
+
+def told(stale: Stale) -> model_queue.Stale:
+    return model_queue.Stale(stale.task_id, stale.why, stale.lease.role, stale.lease.token)
+
+
+def everything(document: Task) -> list[Task]:
+    return [task for task, _ in model.walk(document["tasks"])]
+
+
+def view(task: Task) -> Task:
+    return model.seen(task)
+
+
+def bare(document: Task) -> Task:
+    """What is nobody's task."""
+    notes = [each for each in document["tasks"] if not isinstance(each, dict)]
+    return {**document, "tasks": notes}
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_a_queue_is_what_its_model_says(kind: str) -> None:
+    """TODO."""
+    run_state_machine_as_test(lambda: Hands(BACKENDS[kind]), settings=SETTINGS)
