@@ -91,9 +91,13 @@ class FileBackend:
         return self.path.read_text()
 
     def put(self, document: Any) -> None:
-        """Save the document as a person's editor does: aside, and renamed."""
+        """Save the document as a person's editor does."""
+        self.save(json.dumps(document, **self.layout) + "\n")
+
+    def save(self, text: str) -> None:
+        """Save the text as a person's editor does: aside, and renamed."""
         aside = self.path.with_suffix(".mine")
-        aside.write_text(json.dumps(document, **self.layout) + "\n")
+        aside.write_text(text)
         aside.rename(self.path)
 
     def task(self, task_id: str) -> dict[str, Any]:
