@@ -292,15 +292,15 @@ def differing(task: dict[str, Any], wanted: Changes) -> Changes:
     }
 
 
-def _children(tasks: Tasks, parents: Collection[str]) -> dict[str, list[Entry]]:
+def children(tasks: Tasks, parents: Collection[str]) -> dict[str, list[Entry]]:
     """The tasks that name one of these ids as their parent, or stand in it."""
-    children: dict[str, list[Entry]] = {parent: [] for parent in parents}
-    for entry in tasks.every if children else ():
+    found: dict[str, list[Entry]] = {parent: [] for parent in parents}
+    for entry in tasks.every if found else ():
         named = (entry.task.get("parent"), entry.task.get("parent_task"), entry.parent)
         for parent in {name for name in named if isinstance(name, str)}:
-            if parent in children and parent != entry.task.get("id"):
-                children[parent].append(entry)
-    return children
+            if parent in found and parent != entry.task.get("id"):
+                found[parent].append(entry)
+    return found
 
 
 def moves(tasks: Tasks, machine: Machine, now: float) -> list[Transition]:
@@ -312,7 +312,7 @@ def moves(tasks: Tasks, machine: Machine, now: float) -> list[Transition]:
         return moved.target if moved and moved.entry is entry else status_of(entry.task)
 
     waiting = tasks.in_status("blocked", PLANNED)
-    children = _children(tasks, {entry.task["id"] for entry in tasks.in_status(PLANNED)})
+    families = children(tasks, {entry.task["id"] for entry in tasks.in_status(PLANNED)})
 
     def unblocked(entry: Entry) -> bool:
         task = entry.task
@@ -330,7 +330,7 @@ def moves(tasks: Tasks, machine: Machine, now: float) -> list[Transition]:
     def closed(entry: Entry) -> bool:
         if status(entry) != PLANNED:
             return False
-        statuses = [status(child) for child in children[entry.task["id"]]]
+        statuses = [status(child) for child in families[entry.task["id"]]]
         return all(each in ENDED for each in statuses) and any(
             each in SATISFIED for each in statuses
         )

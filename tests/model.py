@@ -38,7 +38,7 @@ MAX_ATTEMPTS, MAX_ADAPTATIONS, BASE, CAP = 3, 3, 30.0, 3600.0
 #: What we write into a task; every other key is its owner's.
 OWN = (
     *("status", "agent", "lease", "token", "attempts", "adaptations"),
-    *("not_before", "last_error", "updated_at"),
+    *("not_before", "last_error", "parked_from", "updated_at"),
 )
 
 
@@ -138,6 +138,7 @@ def settle(task: Task, role: str, outcome: str, *, wait: float | None, luck: flo
     if ends["status"] != row.claims:
         attempts = 0
     ends |= {"agent": None, "lease": None, "attempts": attempts, "adaptations": adaptations}
+    ends["parked_from"] = row.claims if ends["status"] == row.spent else None
     task.update({**ends, "not_before": None if later is None else stamp(later)})
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from daemon.lifecycle import ENDED, PLANNED, Entry, Tasks, waits_for
+from daemon.lifecycle import ENDED, PLANNED, Tasks, children, waits_for
 
 LONGEST = 8  # tasks of a ring that are named
 
@@ -13,15 +12,16 @@ LONGEST = 8  # tasks of a ring that are named
 def cycles(tasks: Tasks) -> dict[str, list[str]]:
     """Each task that waits for itself, with a way back to it: [A, B, A]."""
     needs: dict[str, list[str]] = {}
+    families = children(tasks, {entry.task["id"] for entry in tasks.in_status(PLANNED)})
     for entry in tasks.entries:
         if entry.task.get("status") not in ENDED:
             waiting_for = (name for name, _ in waits_for(entry.task, tasks))
             needs[entry.task["id"]] = [name for name in waiting_for if name in tasks.by_id]
         if entry.task.get("status") == PLANNED:  # it is satisfied when its children have ended
             needs[entry.task["id"]] += [
-                str(child["id"])
-                for child in children(entry, tasks)
-                if child.get("status") not in ENDED and child.get("id") in tasks.by_id
+                str(child.task["id"])
+                for child in families[entry.task["id"]]
+                if child.task.get("status") not in ENDED and child.task.get("id") in tasks.by_id
             ]
     stuck = _stuck(needs, _stuck(_reversed(needs), set(needs)))
     found: dict[str, list[str]] = {}
@@ -63,17 +63,6 @@ def _shown(ring: list[str], place: int) -> list[str]:
     name = ring[place]
     following = [ring[(place + step) % len(ring)] for step in range(1, min(len(ring), LONGEST))]
     return [name, *following, *["..."] * (len(ring) > LONGEST), name]
-
-
-def children(entry: Entry, tasks: Tasks) -> list[dict[str, Any]]:
-    """The tasks that name it as their parent, and its subtasks."""
-    own = entry.task["id"]
-    return [
-        each.task
-        for each in tasks.every
-        if own in (each.task.get("parent"), each.task.get("parent_task"), each.parent)
-        and each is not entry
-    ]
 
 
 def _way(start: str, needs: Mapping[str, list[str]], stuck: set[str]) -> list[str]:

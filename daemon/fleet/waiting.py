@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from daemon.fleet.cycles import children, cycles
+from daemon.fleet.cycles import cycles
 from daemon.lifecycle import (
     ENDED,
     PARKED,
@@ -17,6 +17,7 @@ from daemon.lifecycle import (
     Rules,
     Tasks,
     Transition,
+    children,
     claimable,
     dependencies,
     held_by_us,
@@ -144,6 +145,8 @@ class _Judge:
     def __init__(self, view: View) -> None:
         self.view = view
         self.cycles = cycles(view.tasks)
+        planned = {entry.task["id"] for entry in view.tasks.in_status(PLANNED)}
+        self.families = children(view.tasks, planned)
         roles = view.machine.roles
         self.claimers: dict[Any, Rules] = {}
         for rules in roles.values():
@@ -241,7 +244,7 @@ class _Judge:
         return "wip", f"{full}{line}{where}"
 
     def _children(self, entry: Entry) -> str:
-        found = children(entry, self.view.tasks)
+        found = [child.task for child in self.families[entry.task["id"]]]
         left = [str(child.get("id")) for child in found if child.get("status") not in ENDED]
         if not found:
             return "no task names it as its parent: a person has to move it"

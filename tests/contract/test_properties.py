@@ -40,7 +40,7 @@ from tests.queues import BACKENDS, FAR, FileBackend
 
 EXAMPLES = os.environ.get("ROLECALL_EXAMPLES", "")
 SETTINGS = settings(
-    max_examples=int(EXAMPLES or 60),
+    max_examples=int(EXAMPLES or 40),
     stateful_step_count=60,
     derandomize=not EXAMPLES,
     print_blob=True,

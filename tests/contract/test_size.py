@@ -104,7 +104,11 @@ class Script:
             View(view.tasks, view.wip_limits, view.leases, config.machine, config.run, 1.8e9)
         )
         waits = [(each.entry.task.get("id"), *each[1:]) for each in found.waits]
-        ours = [each for each in waits if (each[0] or "around")[0] in "TN"]
+        ours = [
+            each
+            for each in waits
+            if each[1] != "integrator" and (each[0] or "around").startswith(("T", "N"))
+        ]
         return ours, [wip for wip in found.wips if wip.role != "integrator"]
 
 
