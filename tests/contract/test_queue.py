@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,32 +39,6 @@ def claimed(queue: Queue, role: str = "builder") -> Claim:
     claim = queue.claim(role, "me")
     assert claim is not None
     return claim
-
-
-@pytest.fixture
-def forked() -> Iterator[Callable[[Callable[[], object]], int]]:
-    """Run something in a process of its own; none of them outlives the test."""
-    pids: list[int] = []
-
-    def start(run: Callable[[], object]) -> int:
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                run()
-                status = 0
-            finally:
-                os._exit(status)
-        pids.append(pid)
-        return pid
-
-    yield start
-    for pid in pids:
-        try:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-        except (ProcessLookupError, ChildProcessError):
-            continue
 
 
 def dead() -> Identity:
