@@ -31,7 +31,7 @@ def layout(text: str, written: Collection[object] = ()) -> Layout:
 
 
 def kept(before: str, after: str, written: Collection[object]) -> bool:
-    """Whether only values of ours in these tasks changed, and tasks were added behind the others."""
+    """Whether only values of ours in these tasks changed, and new tasks stand behind the others."""
     old, new = layout(before, written), layout(after, written)
     return old == new._replace(tasks=new.tasks[: len(old.tasks)])
 
@@ -67,7 +67,7 @@ def _bare(text: str, value: int, end: int, written: Collection[object]) -> str:
     if text[value] != "{":
         return text[value:end]
     task, pieces, last = json.loads(text[value:end]), [text[value]], value + 1
-    for key, start, inner, last in _members(text, value):  # noqa: B007  # the last one's end counts
+    for key, start, inner, last in _members(text, value):  # the last one's end counts
         if key == "subtasks" and text[inner] == "[":
             pieces.append(text[start:inner])
             at = inner + 1

@@ -1,7 +1,7 @@
 """The life of a task once more, small and on its own: what lifecycle and queues are compared with.
 
 Written from the design's table and sentences; it imports nothing of ours and knows no files.
-""" 
+"""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ class Row(NamedTuple):
 TABLE = {
     "planner": Row("needs_plan", "planning", "planning_complete", "needs_manual", "needs_manual"),
     "builder": Row("ready", "in_progress", "awaiting_test", "needs_adapt", "needs_manual"),
-    "tester": Row("awaiting_test", "testing", "ready_for_integrator", "needs_adapt", "needs_manual"),
+    "tester": Row(
+        "awaiting_test", "testing", "ready_for_integrator", "needs_adapt", "needs_manual"
+    ),
     "refiner": Row("needs_adapt", "adapting", "awaiting_test", "needs_manual", "needs_manual"),
     "integrator": Row("ready_for_integrator", "integrating", "done", "needs_adapt", "needs_manual"),
 }
@@ -87,8 +89,8 @@ def seen(task: Task) -> Task:
     own = {key: task.get(key) for key in OWN if task.get(key) not in (None, 0, "")}
     own.pop("updated_at", None)
     own["last_error"] = bool(own.get("last_error"))
-    if isinstance(own.get("lease"), dict):
-        own["lease"] = {key: own["lease"].get(key) for key in ("owner", "token")}
+    if isinstance(lease := own.get("lease"), dict):
+        own["lease"] = {key: lease.get(key) for key in ("owner", "token")}
     rest = {key: value for key, value in task.items() if key not in (*OWN, "subtasks")}
     return rest | own
 
@@ -96,9 +98,9 @@ def seen(task: Task) -> Task:
 def held(task: Task, role: str, token: int) -> bool:
     """Whether an attempt of the role with this token may still settle the task."""
     lease = task.get("lease")
-    mine = isinstance(lease, dict) and count(lease.get("token")) == count(task.get("token")) == token
-    status = task.get("status")
-    return token > 0 and mine and isinstance(status, str) and status in own_words(TABLE[role])
+    tokens = {count(lease.get("token")) if isinstance(lease, dict) else 0, count(task.get("token"))}
+    words = own_words(TABLE[role])
+    return token > 0 and tokens == {token} and any(task.get("status") == word for word in words)
 
 
 def weighed(role: str, outcome: str, asked: str | None) -> str:
@@ -110,36 +112,34 @@ def weighed(role: str, outcome: str, asked: str | None) -> str:
     return words.get(asked, "error")
 
 
-def settle(task: Task, role: str, outcome: str, *, wait: float | None, luck: float, now: float) -> None:
+def settle(  # noqa: PLR0913  # all that decides
+    task: Task, role: str, outcome: str, *, wait: float | None, luck: float, now: float
+) -> None:
     """Write a weighed outcome into the task. ``luck`` is the share of the backoff."""
-    row, later, ends = TABLE[role], None, {"status": TABLE[role].claims}
+    row, later = TABLE[role], None
     attempts, adaptations = count(task.get("attempts")), count(task.get("adaptations"))
-    if outcome == "success":
-        ends = {"status": row.success, "last_error": None}
-    elif outcome == "rejected":
-        ends = {"status": row.rejected, "last_error": "!"}
-        if row.rejected in {each.claims for each in TABLE.values()}:
-            adaptations += 1
-            if adaptations > MAX_ADAPTATIONS:
-                ends["status"] = row.spent
-    elif outcome == "blocked":
-        ends = {"status": row.spent, "last_error": "!"}
+    attempts += outcome == "error"
+    adaptations += outcome == "rejected" and row.rejected in {r.claims for r in TABLE.values()}
+    status = {"success": row.success, "rejected": row.rejected, "blocked": row.spent}.get(outcome)
+    if attempts >= MAX_ATTEMPTS and outcome == "error":
+        status = row.spent
     elif outcome == "error":
-        attempts += 1
-        ends["last_error"] = "!"
-        if attempts >= MAX_ATTEMPTS:
-            ends["status"] = row.spent
-        else:
-            later = now + luck * min(CAP, BASE * 2 ** (attempts - 1))
+        later = now + luck * min(CAP, BASE * 2 ** (attempts - 1))
     elif outcome == "throttled":
         later = now + (BASE if wait is None else wait)
-    elif outcome != "released":
-        raise ValueError(outcome)
-    if ends["status"] != row.claims:
-        attempts = 0
-    ends |= {"agent": None, "lease": None, "attempts": attempts, "adaptations": adaptations}
-    ends["parked_from"] = row.claims if ends["status"] == row.spent else None
-    task.update({**ends, "not_before": None if later is None else stamp(later)})
+    if adaptations > MAX_ADAPTATIONS and outcome == "rejected" and row.rejected != row.spent:
+        status = row.spent
+    if outcome in ("success", "rejected", "blocked", "error"):
+        task["last_error"] = None if outcome == "success" else "!"
+    task.update(
+        status=status or row.claims,
+        agent=None,
+        lease=None,
+        attempts=0 if status else attempts,
+        adaptations=adaptations,
+        not_before=None if later is None else stamp(later),
+        parked_from=row.claims if status == row.spent else None,
+    )
 
 
 def by_itself(tasks: object) -> list[Change]:
@@ -169,7 +169,7 @@ def by_itself(tasks: object) -> list[Change]:
 
 
 def in_order(tasks: object) -> list[tuple[str, Task]]:
-    """The tasks by their ids; what has none is not one, and of two with one id the first has it."""
+    """The tasks by their ids; without one it is none, and of two with one id the first has it."""
     found = dict[str, Task]()
     for task, _ in walk(tasks):
         name = task.get("id")

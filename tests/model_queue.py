@@ -8,8 +8,21 @@ from __future__ import annotations
 import copy
 from typing import NamedTuple
 
-from tests.model import TABLE, Change, Task, by_itself, count, held, in_order, satisfied, seconds
-from tests.model import settle, started, walk, weighed
+from tests.model import (
+    TABLE,
+    Change,
+    Task,
+    by_itself,
+    count,
+    held,
+    in_order,
+    satisfied,
+    seconds,
+    settle,
+    started,
+    walk,
+    weighed,
+)
 
 TTL = 60.0  # seconds
 
@@ -39,7 +52,7 @@ class Stale(NamedTuple):
     token: int
 
 
-class Refused(Exception):  # noqa: N818  # it is an answer
+class Refused(Exception):  # it is an answer
     """The model lets nothing happen."""
 
 
@@ -49,7 +62,9 @@ class Model:
     def __init__(self, document: Task, wall: float, boot: float) -> None:
         self.document, self.wall, self.boot = document, wall, boot
         self.leases: dict[str, Lease] = {}
-        self.largest: dict[str, int] = {}  # the token of each task's last claim, whatever became of it
+        self.largest: dict[
+            str, int
+        ] = {}  # the token of each task's last claim, whatever became of it
         self.dead: set[Who] = set()
 
     def tasks(self) -> dict[str, Task]:
@@ -88,19 +103,21 @@ class Model:
     def limit(self, role: str) -> float:
         limits = self.document.get("wip_limits")
         found = limits.get(role) if isinstance(limits, dict) else None
-        return int(found) if type(found) in (int, float) and found >= 0 else 1  # type: ignore[arg-type]
+        if isinstance(found, bool) or not isinstance(found, int | float) or found < 0:
+            return 1
+        return int(found)
 
     def ready(self, role: str) -> list[str]:
         """What the role may claim by the tasks alone, in the order of claiming."""
         tasks, found = self.tasks(), []
-        for place, (name, task) in enumerate(in_order(self.document['tasks'])):
+        for place, (name, task) in enumerate(in_order(self.document["tasks"])):
             lease, priority = task.get("lease"), task.get("priority")
-            by_hand = isinstance(lease, dict) and not count(lease.get("token"))
+            hand = lease if isinstance(lease, dict) and not count(lease.get("token")) else {}
             if (
                 task.get("status") == TABLE[role].claims
                 and satisfied(task.get("dependencies") or [], tasks)
                 and seconds(task.get("not_before")) <= self.wall
-                and not (by_hand and seconds(lease.get("heartbeat_at")) + TTL > self.wall)
+                and seconds(hand.get("heartbeat_at")) + TTL <= self.wall
             ):
                 usable = type(priority) in (int, float)
                 found.append((not usable, priority if usable else 0, place, name))
@@ -185,7 +202,7 @@ class Model:
             is_held = held(tasks.get(name, {}), lease.role, lease.token)
             if why:
                 found.append(Stale(name, why if is_held else "orphan", lease.role, lease.token))
-        for name, task in in_order(self.document['tasks']):
+        for name, task in in_order(self.document["tasks"]):
             role = next((r for r, row in TABLE.items() if row.holds == task.get("status")), None)
             token = count(task.get("token"))
             if name not in self.leases and role and held(task, role, token):
@@ -204,7 +221,7 @@ class Model:
             del self.leases[stale.task_id]
             return []
         try:
-            return self.settle(*stale[:1], *stale[2:], outcome, viewer, luck=luck)
+            return self.settle(stale.task_id, stale.role, stale.token, outcome, viewer, luck=luck)
         except Refused:
             return []
 

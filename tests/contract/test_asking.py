@@ -11,8 +11,8 @@ import pytest
 from daemon.errors import LeaseLost, QueueUnreadable, RolecallError
 from daemon.model import Lease, Outcome, Result
 from daemon.queue import asking, transfer
-from tests.contract.test_queue import BACKENDS, claimed, dead, ready
-from tests.queues import FileBackend
+from tests.contract.test_queue import claimed, dead, ready
+from tests.queues import BACKENDS, FileBackend
 
 ANN = "ann@host"
 

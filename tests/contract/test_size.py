@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,12 @@ class Script:
 
     def steps(self) -> Iterator[Callable[[], object]]:
         for role in ("builder", "builder", "tester", "planner", "refiner", "tester"):
-            yield lambda role=role: self.claim(role)
+            yield partial(self.claim, role)
         yield self.check
         for outcome in (Outcome.SUCCESS, Outcome.REJECTED, Outcome.SUCCESS, Outcome.ERROR):
-            yield lambda outcome=outcome: self.settle(Result(outcome))
+            yield partial(self.settle, Result(outcome))
         for name, status in (("T0", "done"), ("T1", "cancelled"), ("T5", "completed")):
-            yield lambda name=name, status=status: self.by_hand(name, status)
+            yield partial(self.by_hand, name, status)
         for _ in range(6):
             yield lambda: self.claim("builder")
         yield lambda: self.settle(Result(Outcome.THROTTLED, retry_after=9))

@@ -25,7 +25,8 @@ MACHINE = Machine(
 )
 #: Each word of the table, those beside it, unknown ones, and what is no word at all.
 WORDS = sorted(
-    {word for row in TABLE.values() for word in row} | {*model.ENDED, "blocked", "Done", "", "weird"}
+    {word for row in TABLE.values() for word in row}
+    | {*model.ENDED, "blocked", "Done", "", "weird"}
 )
 STRANGE: list[Any] = [None, 7, True, ["ready"], {"status": "ready"}]
 STATUSES = [*WORDS, *STRANGE]
