@@ -178,8 +178,15 @@ class Model:
             outcome, good = "error", False
         settle(task, role, outcome, wait=wait, luck=luck, now=self.wall)
         changes.append((name, status, task["status"]))
-        self.document["tasks"] += [started(each) for each in new or []] if good else []
+        if good:
+            changes += self._join(new or [])
         return changes + by_itself(self.document["tasks"])
+
+    def _join(self, new: list[Task]) -> list[Change]:
+        """Put new tasks behind the others; each comes from nowhere."""
+        fresh = [started(each) for each in new]
+        self.document["tasks"] += fresh
+        return [(task["id"], "", task["status"]) for task, _ in walk(fresh)]
 
     def _acceptable(self, new: list[Task]) -> bool:
         names, holds = [each["id"] for each in new], {row.holds for row in TABLE.values()}
@@ -192,8 +199,7 @@ class Model:
         if not self._acceptable(new):
             self.document = before
             raise Refused
-        self.document["tasks"] += [started(each) for each in new]
-        return changes + by_itself(self.document["tasks"])
+        return changes + self._join(new) + by_itself(self.document["tasks"])
 
     def stale(self, viewer: Who) -> list[Stale]:
         found, tasks = [], self.tasks()

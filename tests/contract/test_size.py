@@ -80,7 +80,7 @@ class Script:
     def claim(self, role: str) -> object:
         claim = self.queue.claim(role, "me")
         if claim is None:
-            return None, self.queue.moved()
+            return None
         self.held.append(claim.lease)
         return claim.lease.task_id, claim.lease.token, claim.task, claim.moves
 
@@ -126,7 +126,7 @@ def test_ten_thousand_tasks_are_no_other_queue_than_a_hundred(kind: str, tmp_pat
     moved = 0
     for one, other in zip(small.steps(), large.steps(), strict=True):
         found, wanted = other(), one()
-        assert found == wanted
+        assert (found, large.backend.told.moves) == (wanted, small.backend.told.moves)
         moved += bool(wanted)
         after = large.backend.text().split("\n")
         assert [line for line in after if "around-" not in line] == small.backend.text().split("\n")
