@@ -485,7 +485,13 @@ def bare(document: Task) -> Task:
 
 @pytest.mark.parametrize("kind", BACKENDS)
 def test_a_queue_is_what_its_model_says(kind: str) -> None:
-    """TODO."""
+    """Statuses, tokens, attempts, holds, moves, leases, and every byte that is not ours.
+
+    Broken once by each of: a WIP limit of one more, a hold that an old buffer undid and nobody wrote
+    again, a released attempt that counts, a removed lease file taken for an error, a token made from
+    the task's own alone, a renewal that does not ask whose the lease is, a move told twice, a wall
+    clock that ends leases, a not_before that nobody looks at. Each time this failed.
+    """
 
     class Machine(Hands):
         def __init__(self) -> None:

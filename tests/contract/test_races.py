@@ -72,8 +72,7 @@ def test_users_race_and_die_and_nothing_is_lost(
     """Never a fourth at once, by their own count and the queue's; none twice, none lost.
 
     With every tenth task that is settled one of them is killed, wherever it is, and another starts.
-    Broken once by claiming what was looked at without the lock, and by a WIP limit that is not
-    looked at again under it: each time this failed.
+    Broken once by claims without the lock, and by a WIP limit of one more: each time this failed.
     """
     until, rounds = time.monotonic() + ROUNDS, 0
     while not rounds or time.monotonic() < until:
