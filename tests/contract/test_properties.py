@@ -307,6 +307,26 @@ class Hands(RuleBasedStateMachine):
         for one, other in zip(found, wanted, strict=True) if at_once else ():
             self.recover_one(actor, luck, one, other)
 
+    @precondition(lambda self: self.late())
+    @rule(place=places, actor=actors, outcome=outcomes)
+    def a_late_attempt_settles(self, place: int, actor: int, outcome: Outcome) -> None:
+        """One whose task has been given to another attempt of its role since."""
+        late = self.late()
+        back = self.given[::-1].index(late[place % len(late)])
+        self.settle(
+            place=back, actor=actor, outcome=outcome, asked=None, wait=None, luck=1.0, new=[]
+        )
+
+    @precondition(lambda self: self.found and self.given)
+    @rule(actor=actors)
+    def what_was_found_comes_back(self, actor: int) -> None:
+        """An attempt that was thought dead renews its lease before it is recovered."""
+        one, other = self.found[-1]
+        for back, lease in enumerate(reversed(self.given)):
+            if key(lease) == (other.task_id, other.role, other.token):
+                self.renew(place=back)
+        self.recover_one(actor, 1.0, one, other)
+
     @precondition(lambda self: self.found)
     @rule(place=places, actor=actors, luck=lucks)
     def recover_late(self, place: int, actor: int, luck: float) -> None:
@@ -445,6 +465,15 @@ class Hands(RuleBasedStateMachine):
         """A lease that was once given, the last one first."""
         return self.given[-1 - place % len(self.given)]
 
+    def late(self) -> list[Lease]:
+        """The leases that were given before the last one of their tasks, to the same role."""
+        last = {lease.task_id: lease for lease in self.given}
+        return [
+            lease
+            for lease in self.given
+            if lease is not last[lease.task_id] and lease.role == last[lease.task_id].role
+        ]
+
     def task(self, name: str) -> Task:
         return dict(model.in_order(self.backend.document()["tasks"]))[name]
 
@@ -487,10 +516,10 @@ def bare(document: Task) -> Task:
 def test_a_queue_is_what_its_model_says(kind: str) -> None:
     """Statuses, tokens, attempts, holds, moves, leases, and every byte that is not ours.
 
-    Broken once by each of: a WIP limit of one more, a hold that an old buffer undid and nobody wrote
-    again, a released attempt that counts, a removed lease file taken for an error, a token made from
-    the task's own alone, a renewal that does not ask whose the lease is, a move told twice, a wall
-    clock that ends leases, a not_before that nobody looks at. Each time this failed.
+    Broken once by each of: a WIP limit of one more, a hold that an old buffer undid and nobody
+    wrote again, a released attempt that counts, a removed lease file taken for an error, a token
+    made from the task's own alone, a renewal that does not ask whose the lease is, a move told
+    twice, a wall clock that ends leases, a not_before that nobody looks at. Each time this failed.
     """
 
     class Machine(Hands):
