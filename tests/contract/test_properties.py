@@ -519,8 +519,9 @@ def test_a_queue_is_what_its_model_says(kind: str) -> None:
     Broken once by each of: no look at the token, a WIP limit of one more, a hold that an old
     buffer undid and nobody wrote again, a released attempt that counts, a removed lease file taken
     for an error, a token made from the task's own alone, a renewal that does not ask whose the
-    lease is, a move told twice, a wall clock that ends leases, a not_before that nobody looks at.
-    Each time this failed.
+    lease is, a move told twice, a wall clock that ends leases, a not_before that nobody looks at,
+    a lease left behind by its settling, a dead lease that bars no claim, a recovery of what came
+    back. Each time this failed.
     """
 
     class Machine(Hands):
