@@ -125,10 +125,7 @@ def _moves(tasks: list[Task]) -> list[lifecycle.Transition]:
 
 
 def test_no_undeclared_move_exists() -> None:
-    """All that settling, claiming and moving by itself can ever do is what the design declares.
-
-    Broken once by sending what a tester rejects to the builder: this failed.
-    """
+    """All that settling, claiming and moving by itself can ever do is what the design declares."""
     made: set[tuple[str, str]] = set()
     for role, rules in MACHINE.roles.items():
         table = itertools.product(WORDS, results(), ATTEMPTS, ADAPTATIONS)
@@ -162,7 +159,7 @@ def test_the_table_of_the_docs_is_the_code() -> None:
 def test_the_drawing_of_the_docs_is_the_code() -> None:
     """Each arrow is a move that exists, and none is missing but the ways back and to a person.
 
-    Broken once by an arrow drawn to another status, and by one left out: each time this failed.
+    Broken once by an arrow drawn to another status: this failed.
     """
     text = (ROOT / "docs" / "lifecycle.md").read_text()
     (drawing,) = re.findall("```mermaid\n(.*?)```", text, re.DOTALL)
