@@ -147,13 +147,25 @@ def dependencies(task: dict[str, Any]) -> list[Any]:
     return value if isinstance(value, list) else [value] if value else []
 
 
-def waits_for(task: dict[str, Any], tasks: Tasks) -> Iterator[tuple[str, str]]:
+def is_settled(task: dict[str, Any], live: Collection[str]) -> bool:
+    """Whether its status is more than what an agent claims that still works on it.
+
+    ``live``: the ids with a lease.
+    """
+    return not (held_by_us(task) and str(task.get("id")) in live)
+
+
+def waits_for(
+    task: dict[str, Any], tasks: Tasks, live: Collection[str] = ()
+) -> Iterator[tuple[str, str]]:
     """Each unsatisfied dependency with its status, or "unknown"."""
     for needed in dependencies(task):
         found = tasks.by_id.get(needed) if isinstance(needed, str) else None
         status = status_of(found.task) if found else "unknown"
         if status not in SATISFIED:
             yield str(needed), status or "no status"
+        elif found and not is_settled(found.task, live):
+            yield str(needed), f"{status}, but its attempt still runs"
 
 
 def why_not(entry: Entry, tasks: Tasks, rules: Rules, now: float, live: Collection[str]) -> str:
@@ -163,7 +175,7 @@ def why_not(entry: Entry, tasks: Tasks, rules: Rules, now: float, live: Collecti
         return f"status is {task.get('status')}, {rules.name} claims {', '.join(rules.claims)}"
     if not tasks.is_usable(entry):
         return "its id is not valid, or taken"
-    waiting = [f"{needed} ({status})" for needed, status in waits_for(task, tasks)]
+    waiting = [f"{needed} ({status})" for needed, status in waits_for(task, tasks, live)]
     if waiting:
         return f"waits for {', '.join(waiting)}"
     if task["id"] in live or _held_by_hand(task, now):
@@ -303,13 +315,20 @@ def children(tasks: Tasks, parents: Collection[str]) -> dict[str, list[Entry]]:
     return found
 
 
-def moves(tasks: Tasks, machine: Machine, now: float) -> list[Transition]:
-    """The moves that happen by themselves, to a fixed point. ``tasks`` itself is not changed."""
+def moves(
+    tasks: Tasks, machine: Machine, now: float, live: Collection[str] = ()
+) -> list[Transition]:
+    """The moves that happen by themselves, to a fixed point. ``tasks`` itself is not changed.
+
+    ``live``: the ids with a lease; what is not settled moves nothing.
+    """
     done: dict[str, Transition] = {}
 
     def status(entry: Entry) -> str:
         moved = done.get(str(entry.task.get("id")))
-        return moved.target if moved and moved.entry is entry else status_of(entry.task)
+        if moved and moved.entry is entry:
+            return moved.target
+        return status_of(entry.task) if is_settled(entry.task, live) else ""
 
     waiting = tasks.in_status("blocked", PLANNED)
     families = children(tasks, {entry.task["id"] for entry in tasks.in_status(PLANNED)})

@@ -6,7 +6,7 @@ Written from the design's table and sentences; it imports nothing of ours and kn
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -142,20 +142,25 @@ def settle(  # noqa: PLR0913  # all that decides
     )
 
 
-def by_itself(tasks: object) -> list[Change]:
-    """Make the moves that happen by themselves, until there is none."""
+def by_itself(tasks: object, leased: Collection[str] = ()) -> list[Change]:
+    """Make the moves that happen by themselves, until there is none.
+
+    ``leased``: the ids with a lease; what an agent that still works says of its task moves nothing.
+    """
     found, known, again = list[Change](), dict(in_order(tasks)), True
     while again:
         again = False
         for name, task in known.items():
             needs, status = task.get("dependencies") or [], task.get("status")
+            if claimed(task, leased):
+                continue
             children = [
-                each.get("status")
+                None if claimed(each, leased) else each.get("status")
                 for each, parent in walk(tasks)
                 if name in (each.get("parent"), each.get("parent_task"), parent)
                 and each.get("id") != name
             ]
-            if status == "blocked" and needs and satisfied(needs, known):
+            if status == "blocked" and needs and satisfied(needs, known, leased):
                 if task.get("blocked_reason") or task.get("blocker"):
                     continue
                 target = STARTS.get(str(task.get("type")), "ready")
@@ -178,10 +183,20 @@ def in_order(tasks: object) -> list[tuple[str, Task]]:
     return list(found.items())
 
 
-def satisfied(needs: object, known: dict[str, Task]) -> bool:
+def claimed(task: Task, leased: Collection[str]) -> bool:
+    """Whether its status is only what an agent claims that still works on it."""
+    token = count(task.get("token"))
+    lease = task.get("lease")
+    own = count(lease.get("token")) if isinstance(lease, dict) else 0
+    return own > 0 and own == token and str(task.get("id")) in leased
+
+
+def satisfied(needs: object, known: dict[str, Task], leased: Collection[str] = ()) -> bool:
     needed = needs if isinstance(needs, list) else [needs]
-    words = [known[n].get("status") for n in needed if isinstance(n, str) and n in known]
-    return len(words) == len(needed) and all(word in SATISFIED for word in words)
+    found = [known[n] for n in needed if isinstance(n, str) and n in known]
+    return len(found) == len(needed) and all(
+        task.get("status") in SATISFIED and not claimed(task, leased) for task in found
+    )
 
 
 def ended(statuses: list[object]) -> bool:

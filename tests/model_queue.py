@@ -90,7 +90,7 @@ class Model:
             if count(task.get("token")) < lease.token and task.get("status") == row.claims:
                 found.append((name, row.claims, row.holds))
                 self._hold(task, lease.role, lease.token)
-        return found + by_itself(self.document["tasks"])
+        return found + by_itself(self.document["tasks"], self.leases)
 
     def _hold(self, task: Task, role: str, token: int) -> None:
         hold = {"owner": "me", "token": token}
@@ -115,7 +115,7 @@ class Model:
             hand = lease if isinstance(lease, dict) and not count(lease.get("token")) else {}
             if (
                 task.get("status") == TABLE[role].claims
-                and satisfied(task.get("dependencies") or [], tasks)
+                and satisfied(task.get("dependencies") or [], tasks, self.leases)
                 and seconds(task.get("not_before")) <= self.wall
                 and seconds(hand.get("heartbeat_at")) + TTL <= self.wall
             ):
@@ -161,13 +161,15 @@ class Model:
         wait: float | None = None,
         luck: float = 1.0,
         new: list[Task] | None = None,
+        dead: bool = False,
     ) -> list[Change]:
         """All of it or, for one who may not, nothing but the end of the lease."""
         before, now = copy.deepcopy(self.document), self.leases.get(name)
         changes, task = self._begin(viewer), self.tasks().get(name, {})
         if now is not None and now.token == token:
             del self.leases[name]
-        if (now is not None and now.token > token) or not held(task, role, token):
+        late = self.largest.get(name, 0) > token and not dead
+        if late or (now is not None and now.token > token) or not held(task, role, token):
             self.document = before
             raise Refused
         status = task["status"]
@@ -180,7 +182,7 @@ class Model:
         changes.append((name, status, task["status"]))
         if good:
             changes += self._join(new or [])
-        return changes + by_itself(self.document["tasks"])
+        return changes + by_itself(self.document["tasks"], self.leases)
 
     def _join(self, new: list[Task]) -> list[Change]:
         """Put new tasks behind the others; each comes from nowhere."""
@@ -199,7 +201,7 @@ class Model:
         if not self._acceptable(new):
             self.document = before
             raise Refused
-        return changes + self._join(new) + by_itself(self.document["tasks"])
+        return changes + self._join(new) + by_itself(self.document["tasks"], self.leases)
 
     def stale(self, viewer: Who) -> list[Stale]:
         found, tasks = [], self.tasks()
@@ -227,7 +229,8 @@ class Model:
             del self.leases[stale.task_id]
             return []
         try:
-            return self.settle(stale.task_id, stale.role, stale.token, outcome, viewer, luck=luck)
+            name, role, token = stale.task_id, stale.role, stale.token
+            return self.settle(name, role, token, outcome, viewer, luck=luck, dead=True)
         except Refused:
             return []
 

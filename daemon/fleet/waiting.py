@@ -86,7 +86,8 @@ KINDS = (
 
 def standing(view: View) -> Standing:
     """Judge the whole queue, as a worker will find it: the automatic moves come first."""
-    coming = {move.entry.index: move for move in moves(view.tasks, view.machine, view.now)}
+    found = moves(view.tasks, view.machine, view.now, view.leases)
+    coming = {move.entry.index: move for move in found}
     moved = Tasks(
         entry._replace(task={**entry.task, **coming[entry.index].changes})
         if entry.index in coming
@@ -205,7 +206,7 @@ class _Judge:
 
     def _needs(self, entry: Entry) -> tuple[str, str] | None:
         """The dependencies that keep it waiting, with the worst of their kinds."""
-        waiting = list(waits_for(entry.task, self.view.tasks))
+        waiting = list(waits_for(entry.task, self.view.tasks, self.view.leases))
         if not waiting:
             return None
         if way := self.cycles.get(entry.task["id"]):

@@ -261,8 +261,18 @@ class FileQueue:
         """Write what the attempt came to and end the lease. Raises LeaseLost."""
         self.ledger.rules(lease.role)
         with self.lock():
+            if self._latest(lease.task_id) > lease.token:
+                self.leases.remove(lease)
+                raise LeaseLost(f"{lease.task_id} had a later attempt than that of {lease.token}")
             update = self._settle(lease, result)
         return self._settled(lease, update)
+
+    def _latest(self, task_id: str) -> int:
+        """The token of the task's last attempt: run folders remember what an old buffer forgot."""
+        try:
+            return folder.largest(self.config.paths.runs, task_id)
+        except RolecallError:  # an agent has put something in its place: the task's token decides
+            return 0
 
     def _settle(self, lease: Lease, result: Result) -> Update:
         """Put the result into the queue, under the lock."""

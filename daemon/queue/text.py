@@ -160,7 +160,9 @@ class Update:
 
     def move_on(self, machine: Machine, now: float) -> None:
         """Make the moves that happen by themselves, to a fixed point."""
-        for entry, changes, source, target, why in lifecycle.moves(self.tasks, machine, now):
+        for entry, changes, source, target, why in lifecycle.moves(
+            self.tasks, machine, now, self.leases.leases
+        ):
             self.change(entry, changes)
             self.moves.append(Move(entry.task["id"], "", source, target, why))
 

@@ -552,3 +552,66 @@ def test_a_change_that_did_not_happen_is_not_told(backend: FileBackend) -> None:
         backend.open().add([{"id": f"N{len(backend.document()['tasks'])}"}])
         aside.write_text("{}")
     assert {move.task_id for move in backend.told.moves} == {"N2", "N3", "N4", "N5"}
+
+
+# --- what an agent claims in the queue -----------------------------------------------------------
+
+
+def test_an_unsettled_claim_satisfies_nobody(backend: FileBackend) -> None:
+    """An agent writes its task's next status while it works: gates may still reject it.
+
+    Broken once by taking such a done for one: B was claimed, and the story closed.
+    """
+    story = {"id": "S", "status": "planning_complete"}
+    backend.fill(
+        story,
+        ready("A", status="ready_for_integrator", parent="S"),
+        ready("B", dependencies=["A"]),
+        ready("C", status="blocked", dependencies=["A"]),
+    )
+    queue = backend.open()
+    lease = claimed(queue, "integrator").lease
+    backend.change("A", status="done")
+    assert queue.claim("builder", "me") is None
+    assert [backend.task(each)["status"] for each in "SC"] == ["planning_complete", "blocked"]
+    queue.settle(lease, Result(Outcome.REJECTED, "a gate failed"))
+    assert backend.task("A")["status"] == "needs_adapt"
+    assert queue.claim("builder", "me") is None
+    backend.change("A", status="done")
+    assert claimed(queue).lease.task_id == "B"
+    assert [backend.task(each)["status"] for each in "SC"] == ["done", "ready"]
+
+
+def test_a_planner_s_own_claim_closes_no_story(backend: FileBackend) -> None:
+    """Its settling would be lost, and with it the tasks that it adds."""
+    child = ready("A", status="done", parent="S")
+    backend.fill({"id": "S", "status": "needs_plan"}, child)
+    queue = backend.open()
+    lease = claimed(queue, "planner").lease
+    backend.change("S", status="planning_complete")
+    assert queue.claim("builder", "me") is None
+    assert backend.task("S")["status"] == "planning_complete"
+    queue.settle(lease, Result(Outcome.SUCCESS, add_tasks=({"id": "N", "parent": "S"},)))
+    assert claimed(queue).lease.task_id == "N"
+
+
+def test_a_token_that_an_old_buffer_brings_back_settles_nothing(backend: FileBackend) -> None:
+    """The first attempt lives on somewhere, the second has settled; somebody saves what was before.
+
+    Broken once by not asking the run folders: the first attempt's success was written.
+    """
+    backend.fill(ready("T1"))
+    queue = backend.open()
+    first = claimed(queue).lease
+    old = backend.document()
+    backend.clock.step(61)
+    queue.recover(queue.stale()[0])
+    backend.clock.step(3600)
+    queue.settle(claimed(queue).lease, Result(Outcome.SUCCESS))
+    backend.put(old)
+    before = backend.path.read_bytes()
+    with pytest.raises(LeaseLost):
+        queue.settle(first, Result(Outcome.SUCCESS))
+    assert backend.path.read_bytes() == before
+    queue.recover(queue.stale()[0])
+    assert claimed(queue).lease.token == 3
