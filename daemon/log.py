@@ -6,16 +6,17 @@ Under a journal the line goes to it (its own fields carry the rest); elsewhere t
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import stat
-import sys
 import time
 from typing import Any
 
 from daemon.model import Move, format_time
 
 ROTATE_BYTES = 5 * 1024 * 1024  # one older file is kept beside the present one
+LOCK_WAIT = 0.2  # seconds; an append takes some microseconds
 JOURNAL = "/run/systemd/journal/socket"
 PRIORITIES = {"error": 3, "warning": 4, "info": 6}
 
@@ -28,26 +29,61 @@ def escape(text: str) -> str:
 
 
 def _append(path: str, line: str) -> None:
+    """Add a whole line to a file that several processes append to and rotate, or nothing."""
+    # A pipe that somebody laid there must not block us; reading is for the last line's end.
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    data = line.encode(errors="backslashreplace")
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        # A pipe that somebody laid there must not block us.
-        descriptor = os.open(path, flags | os.O_NONBLOCK, 0o600)
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        while True:
+            descriptor = os.open(path, flags, 0o600)
+            try:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    return
+                alone = _alone(descriptor)
+                if alone and not _is(path, descriptor):
+                    continue  # another process rotated it while we waited
+                size = _add(descriptor, data, alone=alone)
+                if alone and size > ROTATE_BYTES:
+                    os.rename(path, path + ".1")
                 return
-            # One write a line: several processes append to one file.
-            os.write(descriptor, line.encode(errors="backslashreplace"))
-            if os.fstat(descriptor).st_size > ROTATE_BYTES:
-                os.rename(path, path + ".1")
-                if os.path.samestat(os.fstat(descriptor), os.fstat(2)):
-                    fresh = os.open(path, flags, 0o600)
-                    os.dup2(fresh, 2)
-                    os.close(fresh)
-        finally:
-            os.close(descriptor)
+            finally:
+                os.close(descriptor)
     except OSError:
         return
+
+
+def _alone(descriptor: int) -> bool:
+    """Whether the file's lock is ours. One that is frozen with it in hand must not stop us."""
+    until = time.monotonic() + LOCK_WAIT
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.001)
+        else:
+            return True
+
+
+def _is(path: str, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _add(descriptor: int, data: bytes, *, alone: bool) -> int:
+    """Write a line behind the last one; the file's size then."""
+    size = os.fstat(descriptor).st_size
+    if size and os.pread(descriptor, 1, size - 1) != b"\n":
+        data = b"\n" + data  # half a line of somebody else's stays one by itself
+    written = os.write(descriptor, data)
+    if written < len(data) and alone and os.fstat(descriptor).st_size == size + written:
+        os.ftruncate(descriptor, size)  # the disk is full: no half of a line is left
+        return size
+    return size + written
 
 
 class Log:
@@ -64,6 +100,7 @@ class Log:
         self._events = os.path.join(folder, "events.jsonl")
         self.owner, self._form, self._unit = owner, form, unit
         self._said: dict[str, str] = {}
+        self._torn = False  # standard error took half a line, for its disk was full
         stream = os.environ.get("JOURNAL_STREAM", "").partition(":")
         try:
             found = os.fstat(2)
@@ -109,17 +146,34 @@ class Log:
             line = f"<{PRIORITIES[level]}>" + (
                 as_json if self._form == "json" else escape(text) + "\n"
             )
-        if self._form != "none":
-            self._to_stderr(line)
-        if not self._journal:
-            if not (self._stderr_is_file and role == self._role):
+        if self._stderr_is_file and role == self._role:
+            _append(self._file(role), line)
+            self._follow()
+        else:
+            if self._form != "none":
+                self._to_stderr(line)
+            if not self._journal:
                 _append(self._file(role), plain)
+        if not self._journal:
             _append(self._events, as_json)
 
     def _to_stderr(self, line: str) -> None:
+        """Past sys.stderr, which would keep what a full disk did not take and fail at exit."""
+        data = ("\n" * self._torn + line).encode(errors="backslashreplace")
         try:
-            sys.stderr.write(line)
-            sys.stderr.flush()
+            written = os.write(2, data)
+        except OSError:
+            return
+        self._torn = 0 < written < len(data)
+
+    def _follow(self) -> None:
+        """Have standard error be the role's log also after that was rotated."""
+        try:
+            if not _is(self._file(self._role), 2):
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+                fresh = os.open(self._file(self._role), flags, 0o600)
+                os.dup2(fresh, 2)
+                os.close(fresh)
         except OSError:
             return
 
@@ -128,7 +182,7 @@ class Log:
         if self._said.get(topic, "") != text:
             self._said[topic] = text
             if text:
-                self.say(text, level)
+                self.say(text.replace("\n", "; "), level)  # an error's hint has its own line
 
     def _to_journal(self, text: str, level: str, event: dict[str, Any]) -> bool:
         """Send to the journal as the worker's unit, so that its journal tells the whole story."""

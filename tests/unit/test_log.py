@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,13 +20,13 @@ MOVE = Move("T1", "builder", "ready", "in_progress", "claimed", attempt=1, token
 
 
 def test_a_move_is_a_line_and_a_json_object(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The same facts in both files, and on stderr."""
     Log(str(tmp_path), "builder", "h:builder").move(MOVE)
     line = (tmp_path / "builder.log").read_text()
     assert line.endswith("builder T1: ready -> in_progress (attempt 1, token 4, 2.0 s): claimed\n")
-    assert capsys.readouterr().err == line
+    assert capfd.readouterr().err == line
     event = json.loads((tmp_path / "events.jsonl").read_text())
     expected = {
         "task": "T1",
@@ -41,10 +45,10 @@ def test_a_line_begins_with_the_time_in_utc(tmp_path: Path, mocker: MockerFixtur
     assert (tmp_path / "builder.log").read_text() == "2027-01-15T08:00:00.250Z builder started\n"
 
 
-def test_json_on_stderr_where_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_on_stderr_where_asked(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """--log-format json."""
     Log(str(tmp_path), "builder", "h", form="json").say("started")
-    assert json.loads(capsys.readouterr().err)["message"] == "started"
+    assert json.loads(capfd.readouterr().err)["message"] == "started"
 
 
 def test_control_characters_are_escaped(tmp_path: Path) -> None:
@@ -96,3 +100,125 @@ def test_a_new_task_comes_from_nowhere(tmp_path: Path) -> None:
         "the dead",
     )
     assert (tmp_path / "builder.log").read_text().endswith(" builder T1: ready: added\n")
+
+
+def in_children(count: int, run: Callable[[int], None]) -> list[int]:
+    """Run it in so many processes at once; their exit statuses."""
+    pids = []
+    for number in range(count):
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+                run(number)
+                status = 0
+            finally:
+                os._exit(status)
+        pids.append(pid)
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+
+
+def test_processes_that_rotate_at_once_lose_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What becomes the older file is always a full one, and every line of it is whole.
+
+    Broken once by appending without the lock: this failed.
+    """
+    monkeypatch.setattr(log, "ROTATE_BYTES", 3000)
+    older = tmp_path / "builder.log.1"
+
+    def run(number: int) -> None:
+        said = Log(str(tmp_path), "builder", "h")
+        for line in range(300):
+            said.say(f"process {number}, line {line}")
+            if older.exists():
+                text = older.read_text()
+                assert len(text) > log.ROTATE_BYTES
+                assert all("line" in each for each in text.splitlines())
+
+    assert in_children(4, run) == [0, 0, 0, 0]
+    assert older.exists()
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path: Path) -> None:
+    """What does not fit is left out, and when there is room again the next line is whole.
+
+    Broken once by leaving what a short write had written: this failed.
+    """
+    events = tmp_path / "events.jsonl"
+
+    def run(_number: int) -> None:
+        said = Log(str(tmp_path), "builder", "h")
+        said.say("before")
+        room = events.stat().st_size + 20
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+        said.say("meanwhile")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        said.say("after")
+
+    assert in_children(1, run) == [0]
+    told = [json.loads(line)["message"] for line in events.read_text().splitlines()]
+    assert told == ["before", "after"]
+
+
+def test_half_a_line_of_another_is_glued_to_none(tmp_path: Path) -> None:
+    """Whatever ended in the middle of a line, ours begins on one of its own."""
+    (tmp_path / "builder.log").write_text("half")
+    Log(str(tmp_path), "builder", "h").say("started")
+    half, ours = (tmp_path / "builder.log").read_text().splitlines()
+    assert (half, ours.endswith("builder started")) == ("half", True)
+
+
+def test_a_log_that_somebody_locked_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that froze in the middle of an append stops no other; only nothing is rotated."""
+    monkeypatch.setattr(log, "ROTATE_BYTES", 10)
+    monkeypatch.setattr(log, "LOCK_WAIT", 0.01)
+    path = tmp_path / "builder.log"
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        Log(str(tmp_path), "builder", "h").say("started")
+    assert path.read_text().endswith("started\n")
+    assert not (tmp_path / "builder.log.1").exists()
+
+
+def test_standard_error_that_is_the_log_follows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under pid files it is: nothing is told twice, and after a rotation it is the fresh file."""
+    monkeypatch.setattr(log, "ROTATE_BYTES", 100)
+    path = tmp_path / "builder.log"
+
+    def run(_number: int) -> None:
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
+        said = Log(str(tmp_path), "builder", "h")
+        for number in range(10):
+            said.say(f"line {number}")
+        os.write(2, b"a traceback\n")
+
+    assert in_children(1, run) == [0]
+    assert path.read_text().endswith("line 9\na traceback\n")
+    lines = [each for file in tmp_path.glob("builder.log*") for each in file.open()]
+    assert len(lines) == len(set(lines))
+
+
+def test_a_full_disk_under_standard_error_glues_no_lines(tmp_path: Path) -> None:
+    """Half a line stays alone there, and the process still ends with its own exit status."""
+    path = tmp_path / "err"
+
+    def run(_number: int) -> None:
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
+        said = Log(str(tmp_path / "no" / "logs"), "builder", "h")
+        said.say("before")
+        room = path.stat().st_size + 20
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+        said.say("meanwhile")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        said.say("after")
+
+    assert in_children(1, run) == [0]
+    first, half, last = path.read_text().splitlines()
+    assert (first.endswith(" before"), len(half), last.endswith(" after")) == (True, 20, True)
