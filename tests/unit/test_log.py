@@ -188,7 +188,10 @@ def test_a_log_that_somebody_locked_is_written_all_the_same(
 def test_standard_error_that_is_the_log_follows_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Under pid files it is: nothing is told twice, and after a rotation it is the fresh file."""
+    """Under pid files it is: nothing is told twice, and after a rotation it is the fresh file.
+
+    Broken once by not following: this failed.
+    """
     monkeypatch.setattr(log, "ROTATE_BYTES", 100)
     path = tmp_path / "builder.log"
 
@@ -201,12 +204,17 @@ def test_standard_error_that_is_the_log_follows_it(
 
     assert in_children(1, run) == [0]
     assert path.read_text().endswith("line 9\na traceback\n")
-    lines = [each for file in tmp_path.glob("builder.log*") for each in file.open()]
+    lines = [
+        each for file in tmp_path.glob("builder.log*") for each in file.read_text().splitlines()
+    ]
     assert len(lines) == len(set(lines))
 
 
 def test_a_full_disk_under_standard_error_glues_no_lines(tmp_path: Path) -> None:
-    """Half a line stays alone there, and the process still ends with its own exit status."""
+    """Half a line stays alone there, and the process still ends with its own exit status.
+
+    Broken once by forgetting that the last line was cut: this failed.
+    """
     path = tmp_path / "err"
 
     def run(_number: int) -> None:
