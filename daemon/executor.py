@@ -136,7 +136,8 @@ def kill_tree(
     if lease.unit:
         from daemon import transient  # noqa: PLC0415  # only where there are units
 
-        transient.kill(lease.unit, tree.PATIENCE)
+        if transient.is_unit_of(lease):  # a lease is a file: it may name anything
+            transient.kill(lease.unit, tree.PATIENCE)
     roots = {(lease.pid, lease.pid_started)} if _is_attempt(lease, marker) else set()
     seen = int(lease.heartbeat_boottime * os.sysconf("SC_CLK_TCK"))
     is_ours = lease.pid_namespace == process.pid_namespace()

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 from daemon.config import Config, Role
 from daemon.errors import RolecallError
+from daemon.model import Lease
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DEFAULT_PREFIX = "agent"
@@ -58,6 +59,12 @@ def unit_name(task_id: str, token: int, prefix: str = DEFAULT_PREFIX) -> str:
     """The attempt's unit. Never ``<prefix>-*``: stopping the workers must not stop it."""
     ours = "rolecall" if prefix == DEFAULT_PREFIX else f"rolecall-{prefix}"
     return f"{ours}-attempt-{task_id}-{token}.service"
+
+
+def is_unit_of(lease: Lease) -> bool:
+    """Whether the unit that the lease names is the one of its attempt, whatever the prefix."""
+    own = f"-attempt-{lease.task_id}-{lease.token}.service"
+    return lease.unit.startswith("rolecall-") and lease.unit.endswith(own)
 
 
 def quote(text: str) -> str:

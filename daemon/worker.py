@@ -77,6 +77,7 @@ class Worker:
         self.handing_over = False
         self.unsettled: list[tuple[Lease, Result]] = []  # what could not be written yet
         self.failed = False  # an attempt ended in error
+        self.problems: tuple[str, ...] = ()  # of single tasks and leases, as they were last told
         self.seen: object = None  # the queue's signature at the last look
         self.look_at = 0.0
 
@@ -116,6 +117,7 @@ class Worker:
                 self.finish()
         except QueueUnreadable as error:
             return self.unreadable(error)
+        self.tell_problems()
         return self.foreground_status()
 
     def drain(self) -> int:
@@ -130,6 +132,7 @@ class Worker:
                 self.finish(all_of_them=False)
         except QueueUnreadable as error:
             return self.unreadable(error)
+        self.tell_problems()
         return self.foreground_status()
 
     def may_claim(self) -> bool:
@@ -207,7 +210,7 @@ class Worker:
                 self.look_at = min(self.look_at, time.monotonic() + RETRY)
             return
         self.log.once("queue", "")
-        self.log.once("tasks", "; ".join(self.queue.problems()))
+        self.tell_problems()
         self.tell()
 
     def recover(self) -> None:
@@ -215,7 +218,8 @@ class Worker:
         for stale in self.queue.stale():
             run_dir = os.path.join(self.config.paths.runs, stale.task_id, str(stale.lease.token))
             try:
-                executor.kill_tree(stale.lease, launch.marker(run_dir), known=self.child_pids())
+                if stale.lease.token:  # what others write of processes is theirs
+                    executor.kill_tree(stale.lease, launch.marker(run_dir), known=self.child_pids())
                 self.judge(self.queue.recover(stale))
             except QueueUnreadable:
                 raise
@@ -451,6 +455,14 @@ class Worker:
         wait(fds, min((each for each in times if each is not None), default=None))
         if self.stop_at is not None or self.mode.once or self.mode.drain:
             self.watch.changed()
+
+    def tell_problems(self) -> None:
+        """Say what is wrong with single tasks and leases, each once for as long as it lasts."""
+        problems = self.queue.problems()
+        for each in problems:
+            if each not in self.problems:
+                self.log.say(each.replace("\n", "; "), "warning")
+        self.problems = problems
 
     def role(self, name: str) -> Role:
         """The role as it is configured now."""

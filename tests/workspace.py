@@ -42,10 +42,15 @@ def wait_for(condition: Callable[[], Found], what: str = "", seconds: float = PA
 
 
 class Workspace:
-    """``run`` and ``start`` are ``python -m daemon`` on it."""
+    """``run`` and ``start`` are ``python -m daemon`` on it.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    ``inside``: its path as the workers see it, ``prefix``: what starts them, where either differs.
+    """
+
+    def __init__(
+        self, path: Path, inside: Path | None = None, prefix: tuple[str, ...] = ()
+    ) -> None:
+        self.path, self.inside, self.prefix = path, inside or path, prefix
         self.queue = path / ".oodatcaa" / "work" / "SPRINT_QUEUE.json"
         self.config = path / "rolecall.yml"
         self.started: list[subprocess.Popen[str]] = []
@@ -64,10 +69,11 @@ class Workspace:
             if "script" in role:
                 role |= {"agent": "command", "command": ["sh", "-c", role.pop("script")]}
             made[name] = role
-        self.config.write_text(json.dumps({"workspace": str(self.path), "roles": made}))
+        self.config.write_text(json.dumps({"workspace": str(self.inside), "roles": made}))
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "daemon", "--config", str(self.config), *arguments]
+        config = str(self.inside / self.config.name)
+        return [*self.prefix, sys.executable, "-m", "daemon", "--config", config, *arguments]
 
     def run(self, *arguments: str, **keys: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -146,7 +152,7 @@ class Workspace:
 
     def tree(self) -> list[int]:
         """Every process that carries the marker of an attempt here, or works on it."""
-        mark, found = f"ROLECALL_RESULT_FILE={self.path}/".encode(), []
+        mark, found = f"ROLECALL_RESULT_FILE={self.inside}/".encode(), []
         for entry in os.listdir("/proc"):
             if entry.isdigit():
                 try:

@@ -69,6 +69,7 @@ class Board:
             snapshot.tasks,
             snapshot.wip_limits,
             snapshot.leases,
+            snapshot.barred,
             config.machine,
             config.run,
             moment,

@@ -33,13 +33,15 @@ from daemon.model import Lease, parse_time
 class View(NamedTuple):
     """A queue at one moment, and the state machine to judge it by.
 
-    ``run``: this host's roles; ``pauses``: those whose circuit breaker is open, and why;
-    ``free_slots``: how many attempts more this host makes, for roles with slots of their own.
+    ``barred``: why nobody may claim a task without a live lease; ``run``: this host's roles;
+    ``pauses``: those whose circuit breaker is open, and why; ``free_slots``: how many attempts
+    more this host makes, for roles with slots of their own.
     """
 
     tasks: Tasks
     limits: object
     leases: Mapping[str, Lease]
+    barred: Mapping[str, str]
     machine: Machine
     run: tuple[str, ...]
     now: float
@@ -154,10 +156,11 @@ class _Judge:
             for status in rules.claims:
                 self.claimers.setdefault(status, rules)
         self.holders = {rules.holds: rules for rules in reversed(roles.values())}
+        self.taken = view.leases.keys() | view.barred.keys()
         self.line: dict[int, int] = {}  # index of a claimable task: how many are claimed before it
         self.wips: dict[str, Wip] = {}
         for name, rules in roles.items():
-            ready = list(claimable(view.tasks, rules, view.now, view.leases))
+            ready = list(claimable(view.tasks, rules, view.now, self.taken))
             self.line.update({entry.index: place for place, entry in enumerate(ready)})
             held, limit = wip(view.tasks, rules), wip_limit(view.limits, rules)
             self.wips[name] = Wip(name, held, limit, len(ready))
@@ -199,6 +202,8 @@ class _Judge:
             age = "" if beat is None else f", last heartbeat {self.view.now - beat:.0f} s ago"
             number = f", attempt {lease.attempt}" if lease.token else ""
             return f"held by {lease.owner}{number}{age}"
+        if task["id"] in self.view.barred:
+            return self.view.barred[task["id"]]
         if held_by_us(task):
             return "its attempt is gone: the next look of a worker recovers it"
         holder = self.holders[status].name
@@ -223,13 +228,14 @@ class _Judge:
 
     def _claim(self, entry: Entry, rules: Rules) -> tuple[str, str]:
         view = self.view
-        why = why_not(entry, view.tasks, rules, view.now, view.leases)
+        why = why_not(entry, view.tasks, rules, view.now, self.taken)
         if why:
             if why.startswith("not before"):
                 until = (parse_time(entry.task.get("not_before")) or view.now) - view.now
                 return "backoff", f"{why} (in {until:.0f} s)"
             lease = view.leases.get(entry.task["id"])
-            return "lease", f"a live lease of {lease.owner} is on it" if lease else why
+            live = f"a live lease of {lease.owner} is on it" if lease else why
+            return "lease", view.barred.get(entry.task["id"], live)
         known = self.wips[rules.name]
         before, free = self.line[entry.index], max(0, known.limit - known.held)
         where = "" if rules.name in view.run else f" (no worker of this host runs {rules.name})"

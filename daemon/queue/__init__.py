@@ -25,11 +25,15 @@ class Stale(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """The queue at one moment: its tasks, its own WIP limits, and the live leases by task id."""
+    """The queue at one moment: its tasks, its own WIP limits, and the live leases by task id.
+
+    ``barred``: why nobody may claim a task that has no live lease, by task id.
+    """
 
     tasks: Tasks
     wip_limits: object
     leases: dict[str, Lease]
+    barred: dict[str, str]
 
 
 class Queue(Protocol):

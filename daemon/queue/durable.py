@@ -14,8 +14,10 @@ HINTS = {
     errno.ENOSPC: "make room on that disk; what was there is unchanged",
     errno.EDQUOT: "make room in that quota; what was there is unchanged",
     errno.EROFS: "the file system is read-only; what was there is unchanged",
+    errno.EIO: "the disk fails: look at what the kernel says of it (dmesg)",
     errno.EACCES: "look at the folder's owner and permissions",
 }
+FULL = HINTS.keys() - {errno.EACCES}  # of the whole disk, whichever file it was
 
 
 class Aside(NamedTuple):

@@ -77,10 +77,10 @@ class FileQueue:
     def snapshot(self) -> Snapshot:
         """Everything as it is now, without a lock. Raises QueueUnreadable."""
         text = self.ledger.read()
-        if text is None:
-            return Snapshot(Tasks(()), None, self.ledger.live(self.ledger.every(Tasks(()))))
-        live = self.ledger.live(self.ledger.every(text.tasks))
-        return Snapshot(text.tasks, text.document.root.get("wip_limits"), live)
+        tasks = Tasks(()) if text is None else text.tasks
+        limits = None if text is None else text.document.root.get("wip_limits")
+        found = self.ledger.every(tasks)
+        return Snapshot(tasks, limits, self.ledger.live(found), self.ledger.barred(found))
 
     def problems(self) -> tuple[str, ...]:
         """What was found wrong with single tasks and leases at the last look, for a person."""

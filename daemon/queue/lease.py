@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from daemon import lifecycle, process
 from daemon.errors import LeaseLost, RolecallError
-from daemon.model import Lease, is_task_id, parse_time
+from daemon.model import Lease, format_time, is_task_id, parse_time
 from daemon.process import Identity
 from daemon.queue import durable, lock
 
@@ -88,11 +88,26 @@ def seconds_left(lease: Lease, me: Identity, now: float, boottime: float) -> flo
     return (parse_time(lease.heartbeat_at) or 0.0) + lease.ttl_seconds - now
 
 
+def believed(lease: Lease, written: float) -> Lease:
+    """The lease with a beat that its file can vouch for: it was written at that wall time.
+
+    One that beats later than that by more than its time to live is not waited for until then.
+    Where boot time counts, that decides all the same.
+    """
+    if (parse_time(lease.heartbeat_at) or 0.0) <= written + max(0.0, lease.ttl_seconds):
+        return lease
+    return lease._replace(heartbeat_at=format_time(written))
+
+
 class Found(NamedTuple):
-    """All lease files: those we understand by task id, and what is wrong with the others."""
+    """All lease files: those we understand by task id, and what is wrong with the others.
+
+    ``broken`` ones bar their task; what is told in ``doubts``, by the name of the file, bars none.
+    """
 
     leases: dict[str, Lease]
     broken: dict[str, str]
+    doubts: dict[str, str]
 
 
 class Leases:
@@ -110,7 +125,12 @@ class Leases:
         return lock.hold(os.path.join(self.locks, f"lease-{task_id}.lock"))
 
     def read(self, task_id: str) -> Lease | None:
-        """The task's lease. Raises RolecallError for a file that is none."""
+        """The task's lease, as far as it is believed. Raises RolecallError for what is none."""
+        found = self.look(task_id)
+        return found and believed(*found)
+
+    def look(self, task_id: str) -> tuple[Lease, float] | None:
+        """The task's lease, and when its file was written."""
         path = self.path(task_id)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -120,7 +140,8 @@ class Leases:
             what = "is a symbolic link" if error.errno == errno.ELOOP else error.strerror
             raise self.refused(task_id, f"{what}") from None
         try:
-            if not modes.S_ISREG(os.fstat(fd).st_mode):
+            facts = os.fstat(fd)
+            if not modes.S_ISREG(facts.st_mode):
                 raise self.refused(task_id, "not a regular file")
             data = os.read(fd, LONGEST + 1)
         except OSError as error:
@@ -130,7 +151,8 @@ class Leases:
         if len(data) > LONGEST:
             raise self.refused(task_id, "too large")
         try:
-            return decode(data, task_id)
+            # Whoever may set the one time cannot set the other.
+            return decode(data, task_id), min(facts.st_mtime, facts.st_ctime)
         except ValueError as error:
             raise self.refused(task_id, str(error)) from None
 
@@ -144,24 +166,35 @@ class Leases:
 
     def every(self) -> Found:
         """All leases as they are now."""
-        found = Found({}, {})
+        found = Found({}, {}, {})
         try:
             names = sorted(os.listdir(self.folder))
         except FileNotFoundError:
             return found
         except OSError as error:
-            raise RolecallError(f"cannot read: {error.strerror}", where=self.folder) from None
+            hint = f"look at it: ls -ld {self.folder}"
+            what = f"cannot read the leases: {error.strerror}"
+            raise RolecallError(what, where=self.folder, hint=hint) from None
         for name in names:
-            task_id = name.removesuffix(SUFFIX)
-            if name == task_id or not is_task_id(task_id):
+            task_id, path = name.removesuffix(SUFFIX), os.path.join(self.folder, name)
+            if name == task_id or name.startswith("."):  # another tool's own, or half-written
+                continue
+            if not is_task_id(task_id):
+                found.doubts[name] = f"{path}: no task can have that id: the file is left alone"
                 continue
             try:
-                lease = self.read(task_id)
+                seen = self.look(task_id)
             except RolecallError as error:
                 found.broken[task_id] = str(error)
-            else:
-                if lease is not None:
-                    found.leases[task_id] = lease
+                continue
+            if seen is None:
+                continue
+            found.leases[task_id] = lease = believed(*seen)
+            if lease is not seen[0] and not lease.heartbeat_boottime:
+                found.doubts[name] = (
+                    f"{path}: its heartbeat_at {seen[0].heartbeat_at} is later than the file:"
+                    f" it counts as {lease.heartbeat_at}, for {lease.ttl_seconds:g} s"
+                )
         return found
 
     def write(self, lease: Lease, *, sync: bool) -> None:

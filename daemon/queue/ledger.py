@@ -45,8 +45,22 @@ class Ledger:
     def every(self, tasks: Tasks) -> leases.Found:
         """All lease files; what is wrong with them and with single tasks is remembered."""
         found = self.leases.every()
-        self.problems = (*tasks.problems, *found.broken.values())
+        self.problems = (*tasks.problems, *found.broken.values(), *found.doubts.values())
         return found
+
+    def barred(self, found: leases.Found) -> dict[str, str]:
+        """Why no one may claim what has no live lease, by task id, for a person."""
+        why = {
+            name: f"barred by {self.leases.path(name)}: it cannot be used" for name in found.broken
+        }
+        for name, lease in found.leases.items():
+            gone = self.gone(lease) if lease.token > 0 else ""
+            if gone:
+                ours = lease.role in self.machine.roles
+                who = "a worker" if ours else f"a worker with the role {lease.role}"
+                told = "its attempt died" if gone == "died" else "its lease ran out"
+                why[name] = f"{told}: the next look of {who} recovers it"
+        return why
 
     def gone(self, lease: Lease) -> str:
         """Whether the lease's attempt is gone, and why; "" while it is live."""

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 from daemon import process
 from daemon.errors import LockTimeout, RolecallError
+from daemon.queue import durable
 
 LOCK_WAIT = 30.0  # seconds
 LONGEST_NAP = 0.05  # seconds between two tries
@@ -43,20 +44,36 @@ def hold(path: str, wait: float = LOCK_WAIT) -> Iterator[int]:
 
 
 def _open(path: str) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         try:
-            fd = os.open(path, flags, 0o644)
+            fd = _file(path)
         except FileNotFoundError:
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            fd = os.open(path, flags, 0o644)
+            fd = _file(path)
     except OSError as error:
+        if error.errno in durable.FULL:
+            raise durable.failure(error, path) from None
         what = "is a symbolic link" if error.errno == errno.ELOOP else error.strerror
-        raise RolecallError(f"cannot lock: {what}", where=path) from None
+        raise _refused(f"{what}", path) from None
     if not modes.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise RolecallError("cannot lock: not a regular file", where=path)
+        raise _refused("not a regular file", path)
     return fd
+
+
+def _file(path: str) -> int:
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        return os.open(path, flags | os.O_RDWR | os.O_CREAT, 0o644)
+    except PermissionError as refused:
+        try:  # another account made it: a lock needs no right to write
+            return os.open(path, flags | os.O_RDONLY)
+        except FileNotFoundError:
+            raise refused from None
+
+
+def _refused(what: str, path: str) -> RolecallError:
+    return RolecallError(f"cannot lock: {what}", where=path, hint=f"look at it: ls -ld {path}")
 
 
 def _locked(path: str, wait: float) -> int:
