@@ -98,10 +98,7 @@ class Attempt:
     def run(self) -> Outcome:
         """Take the lease over, do the work, settle; returns what it came to."""
         try:
-            me = process.identity()
-            self.lease = self.queue.take_over(self.lease, me, self.brief.unit)
-            self.renewed = time.monotonic()
-            self.stop.heed(self.lease)
+            self.take_over()
             try:
                 result = self.work()
             except LeaseLost:
@@ -116,6 +113,25 @@ class Attempt:
             name = f"{self.lease.task_id} (token {self.lease.token})"
             self.log.say(f"{name}: lost, nothing was written: {lost.problems[0].what}", "warning")
             return Outcome.LOST
+
+    def take_over(self) -> None:
+        """Make the lease our own; a disk that takes no writes is waited for while there is time."""
+        me = process.identity()
+        until = self.renewed + self.role.lease_ttl * (1 - MARGIN)
+        while True:
+            try:
+                self.lease = self.queue.take_over(self.lease, me, self.brief.unit)
+            except LeaseLost:
+                raise
+            except (OSError, RolecallError) as error:
+                self.log.once("renew", f"{self.lease.task_id}: cannot take the lease over: {error}")
+                if self.stop.asked() or time.monotonic() >= until:
+                    raise LeaseLost("the lease could not be taken over") from error
+                wait([self.stop.fd], RETRY)
+            else:
+                self.renewed = time.monotonic()
+                self.stop.heed(self.lease)
+                return
 
     def work(self) -> Result:
         """Prompt, worktree, agent, result, evidence, gates."""
@@ -288,7 +304,10 @@ class Attempt:
             marker=self.marker,
             stall=self.role.stall_after,
         )
-        return executor.execute(run, self.tick, self.stop)
+        ended = executor.execute(run, self.tick, self.stop)
+        if ended.note and ended.why != "not started":
+            self.log.say(f"{self.lease.task_id}: {ended.note}", "warning")
+        return ended
 
     def tick(self) -> float:
         """Renew the lease; returns the seconds until it is due again. Raises LeaseLost."""
@@ -321,6 +340,8 @@ class Attempt:
             else:
                 return self.outcome(moves, result.outcome)
             if time.monotonic() >= due:
+                # Its tree is dead, so a lease that runs out does no harm: the token decides.
+                self.renewed = time.monotonic()
                 due = time.monotonic() + self.tick()
             wait((), RETRY)
 

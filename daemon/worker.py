@@ -17,6 +17,7 @@ from daemon.config import Config, Role
 from daemon.errors import EXIT_CONFIG, EXIT_ERROR, LeaseLost, QueueUnreadable, RolecallError
 from daemon.log import Log
 from daemon.model import Claim, Lease, Move, Outcome, Result
+from daemon.queue import Stale, durable
 from daemon.queue.file import FileQueue
 from daemon.queue.lease import is_here
 from daemon.service import Notifier
@@ -76,6 +77,8 @@ class Worker:
         self.stop_at: float | None = None  # when a stop ends what still runs; None: not stopping
         self.handing_over = False
         self.unsettled: list[tuple[Lease, Result]] = []  # what could not be written yet
+        self.ended: list[tuple[launch.Child, int]] = []  # whose leases could not be read yet
+        self.spared_until = 0.0  # until then attempts may renew that a full disk has kept from it
         self.failed = False  # an attempt ended in error
         self.problems: tuple[str, ...] = ()  # of single tasks and leases, as they were last told
         self.seen: object = None  # the queue's signature at the last look
@@ -173,8 +176,8 @@ class Worker:
         try:
             self.settle_rest()
             self.recover()
-        except QueueUnreadable as error:
-            self.log.once("queue", str(error).replace("\n", "; "), "error")
+        except (OSError, RolecallError) as error:
+            self.log.once("queue", str(error), "error")
 
     # --- looking and claiming --------------------------------------------------------------
 
@@ -206,6 +209,8 @@ class Worker:
             text = str(error).replace("\n", "; ")
             self.log.once("queue", text, "error")
             self.notifier.status(text)
+            if isinstance(error, durable.DiskError):
+                self.spared_until = time.monotonic() + RETRY
             if not isinstance(error, QueueUnreadable):
                 self.look_at = min(self.look_at, time.monotonic() + RETRY)
             return
@@ -216,6 +221,8 @@ class Worker:
     def recover(self) -> None:
         """Settle what attempts that are gone have left, their trees first."""
         for stale in self.queue.stale():
+            if self.is_spared(stale):
+                continue
             run_dir = os.path.join(self.config.paths.runs, stale.task_id, str(stale.lease.token))
             try:
                 if stale.lease.token:  # what others write of processes is theirs
@@ -225,6 +232,22 @@ class Worker:
                 raise
             except RolecallError as error:
                 self.log.once(f"recover {stale.task_id}", str(error), "error")
+
+    def is_spared(self, stale: Stale) -> bool:
+        """Whether it may be that only the disk, which takes no writes, kept it from renewing.
+
+        It has its result in hand, perhaps: ended now, it could not even be settled.
+        """
+        if stale.why != "expired" or not is_here(stale.lease, self.me):
+            return False
+        try:
+            self.queue.rehearse()
+        except durable.DiskError:
+            self.spared_until = time.monotonic() + RETRY
+        if time.monotonic() >= self.spared_until:
+            return False
+        self.look_at = min(self.look_at, self.spared_until)
+        return True
 
     def claim(self, name: str) -> bool:
         """Claim one task of the role and start its attempt. Whether there was one."""
@@ -314,9 +337,12 @@ class Worker:
     def settle_for(self, child: launch.Child, code: int) -> None:
         """An attempt that ended has settled, unless it was killed or never began."""
         task_id, token = child.lease.task_id, child.lease.token
-        left = [
-            lease for lease in self.leases() if (lease.task_id, lease.token) == (task_id, token)
-        ]
+        try:
+            leases = self.leases()
+        except (OSError, RolecallError):  # the look that is next says so
+            self.ended.append((child, code))
+            return
+        left = [lease for lease in leases if (lease.task_id, lease.token) == (task_id, token)]
         if not left or left[0].pid != self.me.pid:
             if self.mode.once or self.mode.drain:
                 self.recover()
@@ -331,6 +357,9 @@ class Worker:
 
     def settle_rest(self) -> None:
         """Settle for attempts that never began; what cannot be written now is kept."""
+        ended, self.ended = self.ended, []
+        for child, code in ended:
+            self.settle_for(child, code)
         rest, self.unsettled = self.unsettled, []
         for lease, result in rest:
             try:

@@ -59,6 +59,8 @@ class FileQueue:
         self.outbox = Outbox(teller)
         self.ledger = Ledger(config, lambda: self.me, clock, boottime, self.outbox)
         self.leases = self.ledger.leases
+        #: What a settling write moved that is in its place, and may not last.
+        self._unsynced: dict[tuple[str, int], tuple[Move, ...]] = {}
 
     @property
     def me(self) -> Identity:
@@ -276,14 +278,21 @@ class FileQueue:
 
     def _settle(self, lease: Lease, result: Result) -> Update:
         """Put the result into the queue, under the lock."""
+        who = (lease.task_id, lease.token)
         for _ in range(RESTARTS):
             update = self.ledger.begin(self._there())
             now = update.leases.leases.get(lease.task_id)
             try:
                 entry = settling.held(update, lease, now, self.machine)
             except LeaseLost:
-                self.leases.remove(lease)
-                raise
+                if who not in self._unsynced:
+                    self.leases.remove(lease)
+                    raise
+                # It is our own settling write that we find: written anew, it may be synced.
+                if update.write(sync=False):
+                    update.moves = [*self._unsynced[who], *update.moves]
+                    return update
+                continue
             move = settling.conclude(
                 update,
                 entry,
@@ -300,9 +309,24 @@ class FileQueue:
 
     def _settled(self, lease: Lease, update: Update) -> tuple[Move, ...]:
         """The queue first, then the lease. Meanwhile others may write: they build on this."""
-        update.sync()
+        moves, who = tuple(update.moves), (lease.task_id, lease.token)
+        try:
+            update.sync()
+        except RolecallError:
+            self._unsynced[who] = moves
+            raise
+        self._unsynced.pop(who, None)
         self.leases.remove(lease)
-        return tuple(update.moves)
+        return moves
+
+    def rehearse(self) -> None:
+        """Write the queue aside, and no more. Raises DiskError where the disk takes no writes."""
+        with self.lock():
+            text = self.ledger.read()
+            if text is not None:
+                durable.drop(
+                    durable.write_aside(text.path, text.data, like=text.found, sync=True).path
+                )
 
     def _there(self) -> Text:
         text = self.ledger.read()

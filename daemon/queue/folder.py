@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 
@@ -43,6 +44,10 @@ def make(runs: str, task_id: str, token: int) -> str:
             own = os.open(task_id, FOLDER, dir_fd=top)
             try:
                 os.mkdir(str(token), 0o700, dir_fd=own)
+            except OSError:
+                with contextlib.suppress(OSError):  # something else is in it
+                    os.rmdir(task_id, dir_fd=top)
+                raise
             finally:
                 os.close(own)
         finally:

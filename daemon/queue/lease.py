@@ -232,10 +232,10 @@ class Leases:
 
     def remove(self, lease: Lease) -> None:
         """End the lease, if the file is still of this token."""
-        with self.lock(lease.task_id):
-            try:
+        try:
+            with self.lock(lease.task_id):
                 found = self.read(lease.task_id)
-            except RolecallError:
-                return
-            if found is not None and found.token == lease.token:
-                durable.drop(self.path(lease.task_id))
+                if found is not None and found.token == lease.token:
+                    durable.drop(self.path(lease.task_id))
+        except RolecallError:
+            return  # what is left is no task's: it is removed when its process has ended
