@@ -99,7 +99,7 @@ class Log:
         self._folder, self._role = folder, role
         self._events = os.path.join(folder, "events.jsonl")
         self.owner, self._form, self._unit = owner, form, unit
-        self._said: dict[str, str] = {}
+        self._said: dict[str, set[str]] = {}
         self._torn = False  # standard error took half a line, for its disk was full
         stream = os.environ.get("JOURNAL_STREAM", "").partition(":")
         try:
@@ -178,11 +178,12 @@ class Log:
             return
 
     def once(self, topic: str, text: str, level: str = "warning") -> None:
-        """Tell it unless it was the last thing told of that topic; "" ends the topic."""
-        if self._said.get(topic, "") != text:
-            self._said[topic] = text
-            if text:
-                self.say(text.replace("\n", "; "), level)  # an error's hint has its own line
+        """Tell it unless it was told of that topic before; "" ends the topic."""
+        if not text:
+            self._said.pop(topic, None)
+        elif text not in (said := self._said.setdefault(topic, set())):
+            said.add(text)
+            self.say(text.replace("\n", "; "), level)  # an error's hint has its own line
 
     def _to_journal(self, text: str, level: str, event: dict[str, Any]) -> bool:
         """Send to the journal as the worker's unit, so that its journal tells the whole story."""

@@ -206,6 +206,7 @@ class Worker:
             self.follow()
             self.watch.renew()  # the first claim makes the leases' folder
         except (OSError, RolecallError) as error:
+            self.watch.changed()  # what we took back ourselves must not wake us
             text = str(error).replace("\n", "; ")
             self.log.once("queue", text, "error")
             self.notifier.status(text)

@@ -51,6 +51,7 @@ class Workspace:
         self, path: Path, inside: Path | None = None, prefix: tuple[str, ...] = ()
     ) -> None:
         self.path, self.inside, self.prefix = path, inside or path, prefix
+        self.stderr = path / "workers.log"
         self.queue = path / ".oodatcaa" / "work" / "SPRINT_QUEUE.json"
         self.config = path / "rolecall.yml"
         self.started: list[subprocess.Popen[str]] = []
@@ -87,7 +88,7 @@ class Workspace:
         )
 
     def start(self, *arguments: str, **keys: Any) -> subprocess.Popen[str]:
-        with (self.path / "workers.log").open("a") as log:
+        with self.stderr.open("a") as log:
             worker = subprocess.Popen(
                 self.command(*arguments),
                 cwd=ROOT,
@@ -147,8 +148,7 @@ class Workspace:
         return [json.loads(line) for line in lines]
 
     def log(self) -> str:
-        path = self.path / "workers.log"
-        return path.read_text() if path.exists() else ""
+        return self.stderr.read_text() if self.stderr.exists() else ""
 
     def tree(self) -> list[int]:
         """Every process that carries the marker of an attempt here, or works on it."""
