@@ -20,6 +20,13 @@ from typing import Any
 
 import pytest
 
+from daemon import process
+from daemon.attempt import Attempt, Brief
+from daemon.errors import LeaseLost
+from daemon.log import Log
+from daemon.model import Lease
+from daemon.queue import durable
+from tests.queues import FileBackend
 from tests.unit.test_foreign_leases import unprivileged
 from tests.workspace import ROOT, Workspace, wait_for
 
@@ -430,3 +437,54 @@ def test_what_could_not_reach_the_disk_is_never_taken_for_written(
     assert (ws.status(), ws.task()["token"]) == ("awaiting_test", 1)
     errors = [line.partition(" builder ")[2] for line in ws.log().splitlines() if "error" in line]
     assert len(errors) == len(set(errors)), errors
+
+
+# --- between the claim and the attempt ------------------------------------------------------------
+
+
+class Refusing:
+    """Stands for a queue on a disk that takes no writes for so many tries."""
+
+    def __init__(self, tries: int) -> None:
+        self.tries = tries
+
+    def take_over(self, lease: Lease, me: process.Identity, unit: str = "") -> Lease:
+        self.tries -= 1
+        if self.tries >= 0:
+            raise durable.DiskError("cannot write: No space left on device", where="T1.json")
+        return lease._replace(pid=me.pid, unit=unit)
+
+
+class Asked:
+    """A stop that was asked for, or not."""
+
+    def __init__(self, *, asked: bool) -> None:
+        self.fd, self._asked = -1, asked
+
+    def asked(self) -> bool:
+        return self._asked
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_lease_that_cannot_be_taken_over_yet_is_tried_again(
+    tmp_path: Path, *, asked: bool
+) -> None:
+    """The disk may have filled up since the claim; the attempt waits, unless it is to end.
+
+    Broken once by trying once: this failed.
+    """
+    backend = FileBackend(tmp_path)
+    backend.fill(TASK)
+    claim = backend.open().claim("builder", "me")
+    assert claim is not None
+    brief = Brief(backend.config, claim.lease, claim.task, claim.run_dir, {}, "", "")
+    log = Log(str(tmp_path / "logs"), "builder", "me")
+    queue: Any = Refusing(1)
+    attempt = Attempt(brief, queue, log, Asked(asked=asked))  # type: ignore[arg-type]  # as above
+    if asked:
+        with pytest.raises(LeaseLost, match="could not be taken over"):
+            attempt.take_over()
+    else:
+        attempt.take_over()
+        assert attempt.lease.pid == os.getpid()
+    assert (tmp_path / "logs" / "builder.log").read_text().count("No space left") == 1
