@@ -37,6 +37,13 @@ def marker(run_dir: str) -> str:
     return f"{RESULT_FILE}={os.path.join(run_dir, 'result.json')}"
 
 
+def unit_of(lease: Lease, config: Config) -> str:
+    """The unit that the attempt runs in; "" where attempts of this process are no units."""
+    if lease.unit or not transient.available():
+        return lease.unit
+    return transient.unit_name(lease.task_id, lease.token, config.unit_prefix)
+
+
 def start(config: Config, claim: Claim, environ: Mapping[str, str], unit_log: str) -> Child:
     """Start the attempt of a claim; what it needs to know goes in on its standard input.
 
@@ -44,10 +51,7 @@ def start(config: Config, claim: Claim, environ: Mapping[str, str], unit_log: st
     RolecallError where no process can be had.
     """
     role = config.roles[claim.lease.role]
-    unit = ""
-    if transient.available():
-        lease, prefix = claim.lease, config.unit_prefix
-        unit = transient.unit_name(lease.task_id, lease.token, prefix)
+    unit = unit_of(claim.lease, config)
     brief = {
         "config": to_json(config),
         "lease": claim.lease._asdict(),

@@ -225,9 +225,11 @@ class Worker:
             if self.is_spared(stale):
                 continue
             run_dir = os.path.join(self.config.paths.runs, stale.task_id, str(stale.lease.token))
+            # Where its file is gone no unit is told, and the attempt may well be alive in it.
+            lease = stale.lease._replace(unit=launch.unit_of(stale.lease, self.config))
             try:
-                if stale.lease.token:  # what others write of processes is theirs
-                    executor.kill_tree(stale.lease, launch.marker(run_dir), known=self.child_pids())
+                if lease.token:  # what others write of processes is theirs
+                    executor.kill_tree(lease, launch.marker(run_dir), known=self.child_pids())
                 self.judge(self.queue.recover(stale))
             except QueueUnreadable:
                 raise

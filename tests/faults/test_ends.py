@@ -180,8 +180,12 @@ def test_a_timeout_ends_all_of_them(ground: Ground) -> None:
 
 
 def test_a_removed_lease_ends_all_of_them(ground: Ground) -> None:
-    """``rm .leases/ID.json`` cancels; a second attempt, which has no rival, does each task."""
-    ground.begin()
+    """``rm .leases/ID.json`` cancels; a second attempt, which has no rival, does each task.
+
+    The attempts themselves would see it at their next renewal only. Broken once, under systemd, by
+    looking for their processes without naming their unit: this failed.
+    """
+    ground.begin(heartbeat=60, lease_ttl=180)
     ground.sh("rm .leases/*.json")
     ground.wait_statuses("awaiting_test")
     assert ground.left() == ""
