@@ -464,6 +464,9 @@ class Asked:
     def asked(self) -> bool:
         return self._asked
 
+    def heed(self, lease: Lease) -> None:
+        """It knows already."""
+
 
 @pytest.mark.parametrize("asked", [False, True])
 def test_a_lease_that_cannot_be_taken_over_yet_is_tried_again(

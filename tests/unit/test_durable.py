@@ -80,10 +80,10 @@ def test_a_claim_that_cannot_be_synced_is_none(
     assert backend.open().claim("builder", "me") is not None
     assert disk.synced == [
         "file .T1.json.new",
+        "file .SPRINT_QUEUE.json.new",
         "folder leases",
         "folder runs",
         "folder T1",
-        "file .SPRINT_QUEUE.json.new",
         f"folder {backend.folder.name}",
     ]
 
@@ -124,7 +124,7 @@ def test_a_result_that_is_found_written_may_have_been_moved_on(
     claim = queue.claim("builder", "me")
     assert claim is not None
     disk.fails = str(backend.folder)
-    with pytest.raises(durable.Unsynced):
+    with pytest.raises(durable.DiskError):
         queue.settle(claim.lease, Result(Outcome.SUCCESS))
     disk.fails = ""
     backend.change("T1", status="cancelled")
