@@ -86,6 +86,12 @@ def _add(descriptor: int, data: bytes, *, alone: bool) -> int:
     return size + written
 
 
+def _as_json(event: dict[str, Any]) -> str:
+    """A line of JSON, escaped as a whole where something in it could drive a terminal."""
+    text = json.dumps(event, ensure_ascii=False)
+    return (text if text.isprintable() else json.dumps(event)) + "\n"
+
+
 class Log:
     """Where a worker, an attempt or a person's command tells what happens.
 
@@ -136,7 +142,7 @@ class Log:
         now = format_time(time.time())
         role = str(facts.get("role") or self._role)
         event = {"time": now, "level": level, "owner": self.owner, "role": role, **facts}
-        as_json = json.dumps({**event, "message": text}, ensure_ascii=False) + "\n"
+        as_json = _as_json({**event, "message": text})
         plain = f"{now} {role} {escape(text)}\n"
         native = self._unit or (self._journal and self._form == "text")
         if native and self._to_journal(text, level, event):
