@@ -69,12 +69,12 @@ class Board:
             snapshot.tasks,
             snapshot.wip_limits,
             snapshot.leases,
-            snapshot.barred,
             config.machine,
             config.run,
             moment,
             pauses(queue, config.run, moment),
             _free_slots(config, snapshot.leases.values()),
+            snapshot.barred,
         )
         self.standing: Standing = standing(self.view)
         #: What is wrong with the queue, its tasks and its leases, for a person.

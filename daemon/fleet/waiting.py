@@ -33,20 +33,20 @@ from daemon.model import Lease, parse_time
 class View(NamedTuple):
     """A queue at one moment, and the state machine to judge it by.
 
-    ``barred``: why nobody may claim a task without a live lease; ``run``: this host's roles;
-    ``pauses``: those whose circuit breaker is open, and why; ``free_slots``: how many attempts
-    more this host makes, for roles with slots of their own.
+    ``run``: this host's roles; ``pauses``: those whose circuit breaker is open, and why;
+    ``free_slots``: how many attempts more this host makes, for roles with slots of their own;
+    ``barred``: why nobody may claim a task that has no live lease.
     """
 
     tasks: Tasks
     limits: object
     leases: Mapping[str, Lease]
-    barred: Mapping[str, str]
     machine: Machine
     run: tuple[str, ...]
     now: float
     pauses: Mapping[str, str] = MappingProxyType({})
     free_slots: Mapping[str, int] = MappingProxyType({})
+    barred: Mapping[str, str] = MappingProxyType({})
 
 
 class Wait(NamedTuple):

@@ -264,7 +264,7 @@ def test_a_result_waits_for_the_disk_however_long(disk: Disk, ws: Workspace, kin
     """
     spoil, mend, error = SETTLES[kind]
     disk.tmpfs("1m")
-    build(ws, WAITS, lease_ttl=1.5, heartbeat=0.3)
+    build(ws, WAITS, lease_ttl=4, heartbeat=0.3)
     disk.sh("mount --bind disk/.oodatcaa disk/.oodatcaa")
     worker = ws.start("--role", "builder")
     ws.attempt_pid()
@@ -312,7 +312,7 @@ def test_a_lease_that_cannot_be_renewed_for_a_while_is_kept(disk: Disk, ws: Work
 def test_a_lease_that_cannot_be_renewed_in_time_ends_its_tree(disk: Disk, ws: Workspace) -> None:
     """Nobody else may find two at work; it is tried again when there is room."""
     disk.tmpfs("1m")
-    build(ws, f"[ $ROLECALL_TOKEN -gt 1 ] && exit 0; {WAITS}", lease_ttl=1.5, heartbeat=0.3)
+    build(ws, f"[ $ROLECALL_TOKEN -gt 1 ] && exit 0; {WAITS}", lease_ttl=4, heartbeat=0.3)
     ws.start("--role", "builder")
     attempt = ws.attempt_pid()
     wait_for((ws.path / "up").exists)
