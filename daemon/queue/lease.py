@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import stat as modes
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -88,13 +89,14 @@ def seconds_left(lease: Lease, me: Identity, now: float, boottime: float) -> flo
     return (parse_time(lease.heartbeat_at) or 0.0) + lease.ttl_seconds - now
 
 
-def believed(lease: Lease, written: float) -> Lease:
+def believed(lease: Lease, written: float, now: float) -> Lease:
     """The lease with a beat that its file can vouch for: it was written at that wall time.
 
-    One that beats later than that by more than its time to live is not waited for until then.
-    Where boot time counts, that decides all the same.
+    One that will beat in more than its time to live, and says so by more than its file, is not
+    waited for until then. Where boot time counts, that decides all the same.
     """
-    if (parse_time(lease.heartbeat_at) or 0.0) <= written + max(0.0, lease.ttl_seconds):
+    latest = max(written, now) + max(0.0, lease.ttl_seconds)
+    if (parse_time(lease.heartbeat_at) or 0.0) <= latest:
         return lease
     return lease._replace(heartbeat_at=format_time(written))
 
@@ -113,8 +115,8 @@ class Found(NamedTuple):
 class Leases:
     """The folder of leases."""
 
-    def __init__(self, folder: str, locks: str) -> None:
-        self.folder, self.locks = folder, locks
+    def __init__(self, folder: str, locks: str, clock: Callable[[], float]) -> None:
+        self.folder, self.locks, self.clock = folder, locks, clock
 
     def path(self, task_id: str) -> str:
         """The task's lease file."""
@@ -127,7 +129,7 @@ class Leases:
     def read(self, task_id: str) -> Lease | None:
         """The task's lease, as far as it is believed. Raises RolecallError for what is none."""
         found = self.look(task_id)
-        return found and believed(*found)
+        return found and believed(*found, self.clock())
 
     def look(self, task_id: str) -> tuple[Lease, float] | None:
         """The task's lease, and when its file was written."""
@@ -175,6 +177,7 @@ class Leases:
             hint = f"look at it: ls -ld {self.folder}"
             what = f"cannot read the leases: {error.strerror}"
             raise RolecallError(what, where=self.folder, hint=hint) from None
+        now = self.clock()
         for name in names:
             task_id, path = name.removesuffix(SUFFIX), os.path.join(self.folder, name)
             if name == task_id or name.startswith("."):  # another tool's own, or half-written
@@ -189,7 +192,7 @@ class Leases:
                 continue
             if seen is None:
                 continue
-            found.leases[task_id] = lease = believed(*seen)
+            found.leases[task_id] = lease = believed(*seen, now)
             if lease is not seen[0] and not lease.heartbeat_boottime:
                 found.doubts[name] = (
                     f"{path}: its heartbeat_at {seen[0].heartbeat_at} is later than the file:"

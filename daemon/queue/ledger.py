@@ -30,7 +30,7 @@ class Ledger:
     ) -> None:
         self.config, self.machine, self.me = config, config.machine, me
         self.clock, self.boottime, self.outbox = clock, boottime, outbox
-        self.leases = leases.Leases(config.paths.leases, config.paths.locks)
+        self.leases = leases.Leases(config.paths.leases, config.paths.locks, clock)
         self.problems: tuple[str, ...] = ()
         self._last: Text | None = None  # what was read or written last
 
