@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -201,21 +202,24 @@ def test_a_change_in_the_same_instant_is_seen(backend: FileBackend) -> None:
     assert titles(queue) == ["two"]
 
 
-def test_a_change_right_behind_our_own_write_is_seen(backend: FileBackend) -> None:
-    """Though the kernel's clock stands still meanwhile: our files have a finer mtime.
+def test_our_files_have_a_mtime_of_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the nanosecond; the kernel's may stand still for milliseconds, over several writes.
 
     Broken once by leaving them the kernel's: this failed.
     """
-    backend.fill(*({"id": f"T{i}", "title": "one", "status": "ready"} for i in range(30)))
-    queue = backend.open()
-    for i in range(30):
-        claimed(queue)
-        overwrite(backend.path, "one" if i % 2 == 0 else "two", "two" if i % 2 == 0 else "one")
-        assert set(titles(queue)) == {"two" if i % 2 == 0 else "one"}
+    now = 1_800_000_000_123_456_789
+    monkeypatch.setattr(time, "time_ns", lambda: now)
+    aside = durable.write_aside(str(tmp_path / "file"), b"x", like=None, sync=False)
+    assert aside.precise
+    assert os.stat(aside.path).st_mtime_ns == aside.found.st_mtime_ns == now
 
 
 def test_a_remembered_queue_keeps_its_new_mode(backend: FileBackend) -> None:
-    """Its owner closes the queue to others between two of our looks; our write leaves it so."""
+    """Its owner closes the queue to others between two of our looks; our write leaves it so.
+
+    Broken once by remembering the mode with the text: this failed.
+    """
+    os.utime(backend.path, ns=(0, 0))
     queue = backend.open()
     queue.snapshot()
     backend.path.chmod(0o600)
@@ -224,7 +228,10 @@ def test_a_remembered_queue_keeps_its_new_mode(backend: FileBackend) -> None:
 
 
 def test_a_large_queue_is_not_kept_over_a_rest(backend: FileBackend) -> None:
-    """A worker that goes to sleep gives its memory back, and finds everything again."""
+    """A worker that goes to sleep gives its memory back, and finds everything again.
+
+    Broken once by keeping it all the same: this failed.
+    """
     backend.fill({"id": "T1", "title": "x" * 2_000_000}, {"id": "T2", "title": "y"})
     queue = backend.open()
     assert len(titles(queue)) == 2
