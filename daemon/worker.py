@@ -204,6 +204,7 @@ class Worker:
                     until = max(0.0, later - time.time())
                     self.look_at = min(self.look_at, time.monotonic() + until)
             self.follow()
+            self.queue.rest()
             self.watch.renew()  # the first claim makes the leases' folder
         except (OSError, RolecallError) as error:
             self.watch.changed()  # what we took back ourselves must not wake us

@@ -82,3 +82,6 @@ class Queue(Protocol):
 
     def next_time(self, role: str, now: float) -> float | None:
         """When to look again though nothing changes."""
+
+    def rest(self) -> None:
+        """Give back the memory that only the next look would need."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import _thread  # threading is felt at the start of every attempt
 import contextlib
 import errno
 import os
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from daemon.errors import RolecallError
@@ -53,11 +55,48 @@ def sync_folder(path: str) -> None:
         raise failure(error, path) from None
 
 
-def write_aside(path: str, data: bytes, *, like: os.stat_result | None, sync: bool) -> Aside:
+def _sync(fd: int, folders: Sequence[str]) -> None:
+    """Make a file and the folders last, all at once: a disk needs as long for four as for one."""
+    failed: list[RolecallError] = []
+
+    def sync(folder: str, done: _thread.LockType) -> None:
+        try:
+            sync_folder(folder)
+        except RolecallError as error:
+            failed.append(error)
+        finally:
+            done.release()
+
+    started = []
+    for folder in folders:
+        done = _thread.allocate_lock()
+        done.acquire()
+        try:
+            _thread.start_new_thread(sync, (folder, done))
+        except RuntimeError:  # no more threads are to be had
+            sync(folder, done)
+        started.append(done)
+    try:
+        os.fsync(fd)
+    finally:
+        for done in started:
+            done.acquire()
+    if failed:
+        raise failed[0]
+
+
+def write_aside(
+    path: str,
+    data: bytes,
+    *,
+    like: os.stat_result | None,
+    sync: bool,
+    folders: Sequence[str] = (),
+) -> Aside:
     """Write a file beside ``path``, ready to take its place.
 
     The name is fixed (its writers hold a lock), so that what a killed writer left is replaced.
-    ``like``: whose mode and group it gets.
+    ``like``: whose mode and group it gets. ``folders``: what is to last as well, with ``sync``.
     """
     folder, name = os.path.split(path)
     aside = os.path.join(folder, f".{name}.new")
@@ -82,7 +121,7 @@ def write_aside(path: str, data: bytes, *, like: os.stat_result | None, sync: bo
             now = time.time_ns()
             os.utime(fd, ns=(now, now))
             if sync:
-                os.fsync(fd)
+                _sync(fd, folders)
             found = os.fstat(fd)
         finally:
             os.close(fd)

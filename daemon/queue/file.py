@@ -38,6 +38,7 @@ class _Won(NamedTuple):
 
     lease: Lease
     run_dir: str
+    folders: list[str]  # that have to last before
 
 
 class FileQueue:
@@ -95,6 +96,10 @@ class FileQueue:
         except OSError:
             return None
         return found.st_ino, found.st_size, found.st_mtime_ns
+
+    def rest(self) -> None:
+        """Give back the memory that only the next look would need."""
+        self.ledger.rest()
 
     def live(self, role: str | None = None, host: str | None = None) -> list[Lease]:
         """The live leases (of a role, of a host)."""
@@ -161,12 +166,8 @@ class FileQueue:
         """Write the update, behind what the claim prepared; take that back where it fails."""
         if not update.changes:
             return True
-        folders: list[str] = []
-        if won is not None:
-            of_task = os.path.dirname(won.run_dir)
-            folders = [self.leases.folder, os.path.dirname(of_task), of_task]
         with self._or_taken_back(won):
-            written = update.write(folders, sync=False)
+            written = update.write(won.folders if won else (), sync=False)
         if not written:
             self._take_back(won)
         return written
@@ -183,18 +184,19 @@ class FileQueue:
         """Put a claim into the update. A task whose files are in the way is passed over."""
         for entry, old in self.ledger.ready(update, rules, ignore_wip=ignore_wip):
             try:
-                lease, run_dir = self._prepare(entry, rules, owner, old)
+                won = self._prepare(entry, rules, owner, old)
             except (durable.DiskError, LockTimeout):
                 raise
             except RolecallError as error:
                 self.ledger.problems = (*self.ledger.problems, str(error))
                 continue
+            lease = won.lease
             source = str(entry.task["status"])
             changes = lifecycle.claim(entry, rules, value(lease), lease.token, self.clock())
             update.change(entry, changes)
             move = Move(lease.task_id, rules.name, source, rules.holds, "claimed")
             update.moves.append(move._replace(attempt=lease.attempt, token=lease.token))
-            return _Won(lease, run_dir)
+            return won
         return None
 
     def _lease(self, entry: Entry, rules: Rules, owner: str, token: int) -> Lease:
@@ -212,10 +214,8 @@ class FileQueue:
             heartbeat_boottime=self.boottime(),
         )
 
-    def _prepare(
-        self, entry: Entry, rules: Rules, owner: str, old: Lease | None
-    ) -> tuple[Lease, str]:
-        """The lease and the run folder of a claim. They last once their folders are synced."""
+    def _prepare(self, entry: Entry, rules: Rules, owner: str, old: Lease | None) -> _Won:
+        """The lease and the run folder of a claim."""
         task_id, runs = entry.task["id"], self.config.paths.runs
         known = (lifecycle.token_of(entry.task), old.token if old else 0)
         token = 1 + max(*known, folder.largest(runs, task_id))
@@ -223,7 +223,8 @@ class FileQueue:
         with self.leases.lock(task_id):
             self.leases.write(lease, sync=True)
         try:
-            return lease, folder.make(runs, task_id, token)
+            run_dir, changed = folder.make(runs, task_id, token)
+            return _Won(lease, run_dir, [self.leases.folder, *changed])
         except BaseException:
             self.leases.remove(lease)
             raise

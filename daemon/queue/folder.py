@@ -28,17 +28,19 @@ def largest(runs: str, task_id: str) -> int:
     return max((int(n) for n in names if n.isdecimal() and len(n) <= LONGEST_NUMBER), default=0)
 
 
-def make(runs: str, task_id: str, token: int) -> str:
-    """Make the attempt's own folder. Raises RolecallError if something is in the way.
+def make(runs: str, task_id: str, token: int) -> tuple[str, list[str]]:
+    """Make the attempt's own folder: its path, and the folders to sync so that it lasts.
 
-    It lasts once the two folders above it are synced.
+    Raises RolecallError if something is in the way.
     """
-    path = os.path.join(runs, task_id, str(token))
+    of_task = os.path.join(runs, task_id)
+    path, changed = os.path.join(of_task, str(token)), [of_task]
     try:
         top = _top(runs)
         try:
             try:
                 os.mkdir(task_id, 0o700, dir_fd=top)
+                changed.append(runs)
             except FileExistsError:
                 pass
             own = os.open(task_id, FOLDER, dir_fd=top)
@@ -54,7 +56,7 @@ def make(runs: str, task_id: str, token: int) -> str:
             os.close(top)
     except OSError as error:
         raise _refused(error, path) from None
-    return path
+    return path, changed
 
 
 def _top(runs: str) -> int:

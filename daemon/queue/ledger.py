@@ -16,6 +16,8 @@ from daemon.queue import lease as leases
 from daemon.queue.outbox import Outbox
 from daemon.queue.text import Text, Update
 
+LARGE = 1024 * 1024  # bytes of a queue's text, which takes some six times as much in memory
+
 
 class Ledger:
     """The files of one queue, and how to judge them: by these clocks, from this host."""
@@ -41,6 +43,11 @@ class Ledger:
 
     def _wrote(self, text: Text) -> None:
         self._last = text
+
+    def rest(self) -> None:
+        """Keep no large text in memory: nobody will look for a while."""
+        if self._last is not None and len(self._last.data) > LARGE:
+            self._last = None
 
     def every(self, tasks: Tasks) -> leases.Found:
         """All lease files; what is wrong with them and with single tasks is remembered."""

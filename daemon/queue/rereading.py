@@ -67,7 +67,7 @@ def reread(old: Document, text: str, begin: int, end: int) -> Document | None:
     opening, closing = old.tasks_span
     if begin <= opening or kept >= closing:
         return None
-    # An element stays if a character behind it is the same, too: of a number more might follow.
+    # An element stays if the character behind it stays, too: of a number more might follow.
     first, last = place_of(begin, old.ends), place_of(kept, old.starts)
     stop = (old.starts[last] if last < len(old.starts) else closing) + shift
     try:

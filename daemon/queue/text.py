@@ -173,12 +173,8 @@ class Update:
         """
         path, document = self.text.path, self._document()
         data = document.encode()
-        aside = durable.write_aside(path, data, like=self.text.found, sync=True)
+        aside = durable.write_aside(path, data, like=self.text.found, sync=True, folders=folders)
         try:
-            # Behind the sync of the file, which takes them along on most systems: then these are
-            # for nothing.
-            for folder in folders:
-                durable.sync_folder(folder)
             written = self.text.becomes(document, data, aside)
             current = self.text.is_current()
         except BaseException as error:

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,160 @@ def test_a_write_that_fails_leaves_the_old_whole(backend: FileBackend, limit: in
     assert backend.path.read_bytes() == before
     assert left(backend) - files == {"locks", "leases"} | ({"runs"} if limit > 1000 else set())
     assert list((backend.folder / "leases").iterdir()) == []
+
+
+# --- what it remembers ---------------------------------------------------------------------------
+
+
+def overwrite(path: Path, old: str, new: str) -> None:
+    """A hand that saves in place, the file as long as before."""
+    assert len(old) == len(new)
+    with path.open("r+") as file:
+        text = file.read().replace(old, new)
+        file.seek(0)
+        file.write(text)
+
+
+def titles(queue: FileQueue) -> list[str]:
+    return [entry.task["title"] for entry in queue.snapshot().tasks.entries]
+
+
+def test_a_change_in_the_same_instant_is_seen(backend: FileBackend) -> None:
+    """Same inode, size and mtime: where the file was just written its bytes decide.
+
+    Broken once by trusting the three alone: this failed.
+    """
+    backend.fill({"id": "T1", "title": "one"})
+    later = 2**62
+    os.utime(backend.path, ns=(later, later))
+    queue = backend.open()
+    assert titles(queue) == ["one"]
+    overwrite(backend.path, "one", "two")
+    os.utime(backend.path, ns=(later, later))
+    assert titles(queue) == ["two"]
+
+
+def test_our_files_have_a_mtime_of_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the nanosecond; the kernel's may stand still for milliseconds, over several writes.
+
+    Broken once by leaving them the kernel's: this failed.
+    """
+    now = 1_800_000_000_123_456_789
+    monkeypatch.setattr(time, "time_ns", lambda: now)
+    aside = durable.write_aside(str(tmp_path / "file"), b"x", like=None, sync=False)
+    assert aside.precise
+    assert os.stat(aside.path).st_mtime_ns == aside.found.st_mtime_ns == now
+
+
+def test_a_remembered_queue_keeps_its_new_mode(backend: FileBackend) -> None:
+    """Its owner closes the queue to others between two of our looks; our write leaves it so.
+
+    Broken once by remembering the mode with the text: this failed.
+    """
+    os.utime(backend.path, ns=(0, 0))
+    queue = backend.open()
+    queue.snapshot()
+    backend.path.chmod(0o600)
+    claimed(queue)
+    assert backend.path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_large_queue_is_not_kept_over_a_rest(backend: FileBackend) -> None:
+    """A worker that goes to sleep gives its memory back, and finds everything again.
+
+    Broken once by keeping it all the same: this failed.
+    """
+    backend.fill({"id": "T1", "title": "x" * 2_000_000}, {"id": "T2", "title": "y"})
+    queue = backend.open()
+    assert len(titles(queue)) == 2
+    queue.rest()
+    assert queue.ledger._last is None
+    assert len(titles(queue)) == 2
+
+
+# --- what lasts ----------------------------------------------------------------------------------
+
+
+def spied(monkeypatch: pytest.MonkeyPatch, fail: str = "") -> list[str]:
+    """What is synced, and what takes another file's place or goes, in order, by last names."""
+    seen: list[str] = []
+    fsync, rename, unlink = os.fsync, os.rename, os.unlink
+
+    def spy_fsync(fd: int) -> None:
+        name = os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))
+        seen.append(f"sync {name}")
+        if name == fail:
+            raise OSError(28, "No space left on device")
+        fsync(fd)
+
+    def spy_rename(old: str, new: str) -> None:
+        seen.append(f"put {os.path.basename(new)}")
+        rename(old, new)
+
+    def spy_unlink(path: str) -> None:
+        unlink(path)
+        seen.append(f"gone {os.path.basename(path)}")
+
+    monkeypatch.setattr(os, "fsync", spy_fsync)
+    monkeypatch.setattr(os, "rename", spy_rename)
+    monkeypatch.setattr(os, "unlink", spy_unlink)
+    return seen
+
+
+def test_what_the_queue_names_lasts_before_the_queue(
+    backend: FileBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a claim the lease, its folder and the run folder; in a settling the queue, then no lease.
+
+    Broken once by syncing the folders behind the queue, and once by removing the lease before the
+    queue's folder was synced: this failed.
+    """
+    queue, seen = backend.open(), spied(monkeypatch)
+    claim = queue.claim("builder", "me")
+    assert claim is not None
+    name, home = backend.path.name, backend.folder.name
+    file, lease = f"sync .{name}.new", "sync .T1.json.new"
+    assert seen[:2] == [lease, "put T1.json"]
+    assert set(seen[2:6]) == {file, "sync leases", "sync runs", "sync T1"}
+    assert seen[6:] == [f"put {name}", f"sync {home}"]
+    seen.clear()
+    queue.settle(claim.lease, Result(Outcome.SUCCESS))
+    monkeypatch.undo()
+    assert seen == [file, f"put {name}", f"sync {home}", "gone T1.json"]
+
+
+@pytest.mark.parametrize("full", ["leases", "runs", "T1"])
+def test_a_claim_that_cannot_last_is_taken_back(
+    backend: FileBackend, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    """A folder that cannot be synced: queue, leases and what the worker remembers are as before.
+
+    Broken once by changing the remembered tasks in place: this failed.
+    """
+    before, queue = backend.path.read_bytes(), backend.open()
+    queue.snapshot()
+    spied(monkeypatch, fail=full)
+    with pytest.raises(durable.DiskError):
+        queue.claim("builder", "me")
+    monkeypatch.undo()
+    assert backend.path.read_bytes() == before
+    assert queue.live() == []
+    assert list((backend.folder / "runs").iterdir()) == []
+    assert queue.snapshot().tasks.by_id["T1"].task == {"id": "T1", "status": "ready"}
+    assert claimed(queue) == "T1"
+
+
+def test_a_forked_process_is_somebody_else(backend: FileBackend) -> None:
+    """What was found out about oneself is forgotten in a child.
+
+    Broken once by remembering it: this failed.
+    """
+    me = process.identity()
+
+    def run() -> None:
+        assert process.identity().pid == os.getpid() != me.pid
+
+    assert in_child(run) == 0
 
 
 STRANGE: dict[str, Callable[[Path], object]] = {
