@@ -53,14 +53,19 @@ def sync_folder(path: str) -> None:
         raise failure(error, path) from None
 
 
+def aside_of(path: str) -> str:
+    """Where a file is written that is to take the place of ``path``."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, f".{name}.new")
+
+
 def write_aside(path: str, data: bytes, *, like: os.stat_result | None, sync: bool) -> Aside:
     """Write a file beside ``path``, ready to take its place.
 
     The name is fixed (its writers hold a lock), so that what a killed writer left is replaced.
     ``like``: whose mode and group it gets.
     """
-    folder, name = os.path.split(path)
-    aside = os.path.join(folder, f".{name}.new")
+    aside = aside_of(path)
     try:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(aside)
