@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup test lint demo bench lock agents-start agents-stop agents-restart agents-status
+.PHONY: setup test lint demo bench soak lock agents-start agents-stop agents-restart agents-status
 
 setup: .venv/.installed
 
@@ -36,6 +36,10 @@ demo: setup
 
 bench: setup
 	@$(BIN)/python -m tests.bench
+
+# As long as SECONDS says; SEED (it is printed) makes the same choices again.
+soak: setup
+	@$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),$(SOAK_SECONDS),60) $(if $(SEED),--seed $(SEED))
 
 # After a change of the dependencies in pyproject.toml; needs pip-tools.
 lock:

@@ -55,11 +55,23 @@ class PidFile:
     def write(self) -> None:
         """Put our own identity there, whole or not at all."""
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
+        self._tidy()
         me = process.identity()
         aside = f"{self.path}.{me.pid}.tmp"
         with open(aside, "w", encoding="ascii") as file:
             file.write(f"{me.pid}\n{me.pid_started}\n")
         os.rename(aside, self.path)
+
+    def _tidy(self) -> None:
+        """Remove what a writer that was killed left here."""
+        folder, name = os.path.split(self.path)
+        for left in os.listdir(folder):
+            pid = left.removeprefix(f"{name}.").removesuffix(".tmp")
+            if left == f"{name}.{pid}.tmp" and pid.isdecimal() and not process.stat(int(pid)):
+                try:
+                    os.unlink(os.path.join(folder, left))
+                except FileNotFoundError:  # another worker that starts was quicker
+                    continue
 
     def running(self) -> int:
         """The pid of the worker that wrote it and still runs; 0 where there is none."""

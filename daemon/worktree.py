@@ -39,9 +39,30 @@ def branch_of(task_id: str) -> str:
     return f"agent/{task_id}"
 
 
+def _discard_unfinished(path: str) -> None:
+    """Remove a worktree that an attempt died over making; ``git worktree prune`` does the rest.
+
+    Git keeps it locked until it is complete. What stands there half checked out looks as if
+    everything else had been deleted.
+    """
+    try:
+        with open(os.path.join(path, ".git"), encoding="utf-8", errors="surrogateescape") as file:
+            lock = os.path.join(file.read().removeprefix("gitdir:").strip(), "locked")
+        with open(lock, encoding="utf-8", errors="surrogateescape") as file:
+            reason = file.read().strip()
+    except OSError:
+        return
+    if reason == "initializing":
+        import shutil  # noqa: PLC0415  # hardly ever needed
+
+        os.unlink(lock)
+        shutil.rmtree(path)
+
+
 def prepare(workspace: str, path: str, task_id: str) -> str:
     """Make the task's worktree, or find it as an earlier role left it; returns its branch."""
     branch = branch_of(task_id)
+    _discard_unfinished(path)
     if os.path.exists(os.path.join(path, ".git")):
         present = git(path, "rev-parse", "--abbrev-ref", "HEAD").strip()
         if present == branch:

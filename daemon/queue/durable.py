@@ -55,6 +55,12 @@ def sync_folder(path: str) -> None:
         raise failure(error, path) from None
 
 
+def aside_of(path: str) -> str:
+    """Where a file is written that is to take the place of ``path``."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, f".{name}.new")
+
+
 def _sync(fd: int, folders: Sequence[str]) -> None:
     """Make a file and the folders last, all at once: a disk needs as long for four as for one."""
     failed: list[RolecallError] = []
@@ -98,8 +104,7 @@ def write_aside(
     The name is fixed (its writers hold a lock), so that what a killed writer left is replaced.
     ``like``: whose mode and group it gets. ``folders``: what is to last as well, with ``sync``.
     """
-    folder, name = os.path.split(path)
-    aside = os.path.join(folder, f".{name}.new")
+    aside = aside_of(path)
     try:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(aside)

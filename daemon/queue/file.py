@@ -342,12 +342,23 @@ class FileQueue:
     # --- recovering ------------------------------------------------------------------------------
 
     def stale(self) -> list[Stale]:
-        """The leases whose attempts are gone, and held tasks of ours without a lease."""
-        if not self._stale():
+        """The leases whose attempts are gone, and held tasks of ours without a lease.
+
+        Files that killed writers left half-way are removed.
+        """
+        if not self._stale() and not self._left():
             return []
         # Between the looks at queue and leases either may have changed: only the lock makes sure.
         with self.lock():
+            for aside in self._left():
+                durable.drop(aside)
             return self._stale()
+
+    def _left(self) -> list[str]:
+        """What killed writers left; while the lock is not held, a living one may be at it."""
+        paths = [os.path.realpath(self.config.queue_file)]
+        paths += [breakers.path(self.config.paths.runs, role) for role in self.config.roles]
+        return self.leases.left() + list(filter(os.path.lexists, map(durable.aside_of, paths)))
 
     def _stale(self) -> list[Stale]:
         text = self.ledger.read()
@@ -372,6 +383,8 @@ class FileQueue:
                 if now is None or now.token != lease.token or not self.ledger.gone(now):
                     return ()
                 if not staleness.holds(self._there().tasks, now, self.machine):
+                    # Its claim may have died before it was written down.
+                    folder.remove(os.path.join(self.config.paths.runs, now.task_id, str(now.token)))
                     self.leases.remove(now)
                     return ()
                 result = Result(Outcome.ERROR, notes.get(stale.why, "its attempt is gone"))

@@ -70,11 +70,15 @@ def _top(runs: str) -> int:
 
 def remove(path: str) -> None:
     """Take back a folder that no attempt has used, and its parent where that is empty then."""
-    try:
-        os.rmdir(path)
-        os.rmdir(os.path.dirname(path))
-    except OSError:
-        pass
+    parent, name = os.path.split(path)
+    with contextlib.suppress(OSError):
+        own = os.open(parent, FOLDER)
+        try:
+            with contextlib.suppress(OSError):
+                os.rmdir(name, dir_fd=own)
+        finally:
+            os.close(own)
+        os.rmdir(parent)
 
 
 def _refused(error: OSError, path: str) -> RolecallError:

@@ -239,6 +239,24 @@ class Leases:
             with self.lock(lease.task_id):
                 found = self.read(lease.task_id)
                 if found is not None and found.token == lease.token:
+                    durable.drop(durable.aside_of(self.path(lease.task_id)))
                     durable.drop(self.path(lease.task_id))
         except RolecallError:
             return  # what is left is no task's: it is removed when its process has ended
+
+    def left(self) -> list[str]:
+        """What killed writers left beside leases that are no more.
+
+        Under the queue's lock, nobody is about to put them in place.
+        """
+        try:
+            names = set(os.listdir(self.folder))
+        except OSError:
+            return []
+        ids = (name[1:].removesuffix(f"{SUFFIX}.new") for name in names if name[0] == ".")
+        return [
+            aside
+            for task_id in ids
+            if is_task_id(task_id) and task_id + SUFFIX not in names
+            if os.path.basename(aside := durable.aside_of(self.path(task_id))) in names
+        ]

@@ -326,6 +326,54 @@ def test_after_a_power_cut_all_runs_again(place: Machine, fleet: Fleet) -> None:
     assert fleet.task()["status"] == "in_progress"
 
 
+def test_a_sprint_outlives_power_cuts(place: Machine, fleet: Fleet) -> None:
+    """The power fails three times while twelve tasks are worked on: in the end each is done.
+
+    The queue can be read after every cut, no task was ever on two agents at once, and nothing
+    of what the cuts interrupted is left.
+    """
+    script = (
+        "cat >/dev/null; exec 9>>lock.$ROLECALL_TASK_ID; "
+        "flock -n 9 || echo $ROLECALL_TASK_ID >>overlap; echo $ROLECALL_TASK_ID >>begun; sleep 1"
+    )
+    fleet.configure(
+        {
+            "builder": {
+                "script": script,
+                "wip_limit": 2,
+                "interval": 1,
+                "heartbeat": 0.5,
+                "lease_ttl": 2,
+                "max_attempts": 99,
+                "breaker": {"failures": 0},
+            }
+        }
+    )
+    names = [f"T{number}" for number in range(12)]
+    fleet.write_queue(*map(build, names))
+    fleet.do("install")
+    fleet.do("agents.start")
+
+    def begun() -> int:
+        return int(fleet.sh("cat work/begun 2>/dev/null | wc -l"))
+
+    def statuses() -> dict[str, str]:
+        tasks = json.loads(fleet.sh(f"cat {fleet.queue}"))["tasks"]
+        return {task["id"]: task["status"] for task in tasks}
+
+    for _ in range(3):
+        more = begun() + 2
+        wait_for(lambda: begun() >= more, "two more agents")  # noqa: B023  # called in this turn
+        place.kill()
+        place.up()
+        assert set(statuses()) == set(names)
+
+    wait_for(lambda: set(statuses().values()) == {"awaiting_test"}, "all at their ends", 90)
+    wait_for(lambda: fleet.sh("ls -A work/.leases") == "", "no lease is left")
+    assert fleet.sh("cat work/overlap 2>/dev/null; find work -name '.*.new'") == ""
+    assert set(fleet.sh("cat work/begun").split()) == set(names)
+
+
 def test_lingering_is_turned_on_and_off_again(testbed: Callable[[str], Machine]) -> None:
     """Where it is not allowed, who has to do it is said, and nothing else is in the way."""
     machine = testbed("dark")

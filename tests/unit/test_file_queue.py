@@ -18,7 +18,7 @@ from daemon.errors import LockTimeout, QueueUnreadable, RolecallError
 from daemon.model import Outcome, Result
 from daemon.queue import durable, lock
 from daemon.queue.file import FileQueue
-from tests.queues import FileBackend
+from tests.queues import FAR, FileBackend
 
 
 @pytest.fixture
@@ -49,6 +49,37 @@ def test_a_missing_queue_is_empty(tmp_path: Path) -> None:
     assert queue.snapshot().tasks.every == []
     with pytest.raises(RolecallError, match="invoke init"):
         queue.add([{"id": "T"}])
+
+
+def test_what_killed_writers_left_is_removed_at_the_next_look(backend: FileBackend) -> None:
+    """Files that were to become leases, the queue, a breaker's; not that of a living lease."""
+    queue = backend.open()
+    task_id = claimed(queue)
+    runs = Path(backend.config.paths.runs)
+    mine = backend.folder / "leases" / f".{task_id}.json.new"
+    dead = [backend.folder / "leases" / ".T9.json.new", backend.folder / ".SPRINT_QUEUE.json.new"]
+    dead.append(runs / "..breaker-builder.json.new")
+    notes = backend.folder / "leases" / ".notes"
+    for path in (mine, notes, *dead):
+        path.touch()
+    assert queue.stale() == []
+    assert [path for path in dead if path.exists()] == []
+    assert mine.exists()
+    assert notes.exists()
+
+
+def test_the_run_folder_of_a_claim_that_was_never_written_down_goes(backend: FileBackend) -> None:
+    """Killed between lease and queue: the lease and the empty folder are taken back."""
+    old = backend.path.read_bytes()
+    queue = backend.open(FAR)
+    task_id = claimed(queue)
+    backend.path.write_bytes(old)
+    backend.clock.step(61)
+    queue = backend.open()
+    (stale,) = queue.stale()
+    assert queue.recover(stale) == ()
+    assert not backend.lease_file(task_id).exists()
+    assert not (Path(backend.config.paths.runs) / task_id).exists()
 
 
 def test_a_symlinked_queue_stays_one(backend: FileBackend) -> None:

@@ -21,6 +21,15 @@ def test_a_pid_file_names_its_writer_while_it_runs(tmp_path: Path) -> None:
     assert not Path(file.path).exists()
 
 
+def test_a_pid_file_that_was_never_put_in_place_is_removed(tmp_path: Path) -> None:
+    """By the next writer; that of a living one, and other files, are left alone."""
+    for name in (f"w.pid.{2**22 + 1}.tmp", "w.pid.1.tmp", "w.pid.notes.tmp", "x.pid.1.tmp"):
+        (tmp_path / name).touch()
+    PidFile(str(tmp_path / "w.pid")).write()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"w.pid", "w.pid.1.tmp", "w.pid.notes.tmp", "x.pid.1.tmp"}
+
+
 def test_a_reused_or_unproven_pid_is_not_trusted(tmp_path: Path) -> None:
     """A pid whose start time differs or is missing, or that never was, is nobody's."""
     file = PidFile(str(tmp_path / "builder.pid"))
