@@ -383,8 +383,7 @@ class FileQueue:
                 if now is None or now.token != lease.token or not self.ledger.gone(now):
                     return ()
                 if not staleness.holds(self._there().tasks, now, self.machine):
-                    # Its claim may have died before it was written down.
-                    folder.remove(os.path.join(self.config.paths.runs, now.task_id, str(now.token)))
+                    # The run folder stays, an empty one too: the token is not given out again.
                     self.leases.remove(now)
                     return ()
                 result = Result(Outcome.ERROR, notes.get(stale.why, "its attempt is gone"))

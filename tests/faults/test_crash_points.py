@@ -313,8 +313,8 @@ def test_death_at_any_step_loses_nothing(
     Broken once each, and this failed: by ``Worker.recover`` killing no tree (agents overlapped);
     by ``put`` writing over the file instead of renaming (a reader saw half of it); by settling that
     removed the lease before the queue was written, and by recovery that made ``released`` of a
-    death (no attempt was counted). Before they were mended it found: files left beside leases,
-    queue and PID file; run folders of claims that were never written down.
+    death (no attempt was counted). Before they were mended it found files left beside leases,
+    queue and PID file.
     """
     scene, only = EVERY[name], os.environ.get("CRASH_ONLY", "")
     steps = recorded(scene)
@@ -339,7 +339,7 @@ def die_and_mend(ws: Workspace, scene: Scene, step: str, steps: list[str]) -> No
     assert reader.reads
     for tokens in reader.tokens.values():
         assert tokens == sorted(tokens)
-    nothing_is_left(ws, set(reader.tokens["T1"]))
+    nothing_is_left(ws)
     if scene.who == "worker" and not scene.cancelled:
         what_died_counted(ws, scene, step, steps)
 
@@ -363,15 +363,13 @@ def mend(ws: Workspace) -> None:
     assert worker.wait(PATIENCE) == 0
 
 
-def nothing_is_left(ws: Workspace, tokens: set[int]) -> None:
-    """No process, no file that was to take another's place, no run folder of no claim."""
+def nothing_is_left(ws: Workspace) -> None:
+    """No process, no lease, no file that was to take another's place."""
     assert not (ws.path / "overlap").exists()
     wait_for(lambda: ws.tree() == [], "no process of an attempt is left")
     names = [f"{folder}/{name}" for folder, _, files in os.walk(ws.path) for name in files]
     assert [name for name in names if name.endswith((".new", ".tmp"))] == []
     assert [path.name for path in (ws.path / ".leases").glob("*")] == []
-    folders = {int(path.name) for path in (ws.path / ".agent-runs").glob("*/*")}
-    assert folders <= tokens
 
 
 def what_died_counted(ws: Workspace, scene: Scene, step: str, steps: list[str]) -> None:

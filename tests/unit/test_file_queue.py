@@ -68,8 +68,13 @@ def test_what_killed_writers_left_is_removed_at_the_next_look(backend: FileBacke
     assert notes.exists()
 
 
-def test_the_run_folder_of_a_claim_that_was_never_written_down_goes(backend: FileBackend) -> None:
-    """Killed between lease and queue: the lease and the empty folder are taken back."""
+def test_the_token_of_a_claim_that_was_never_written_down_is_not_used_again(
+    backend: FileBackend,
+) -> None:
+    """Killed between lease and queue: the lease goes, its empty run folder keeps the token.
+
+    Broken once by removing the folder: an old buffer and a death let a token come twice.
+    """
     old = backend.path.read_bytes()
     queue = backend.open(FAR)
     task_id = claimed(queue)
@@ -79,7 +84,9 @@ def test_the_run_folder_of_a_claim_that_was_never_written_down_goes(backend: Fil
     (stale,) = queue.stale()
     assert queue.recover(stale) == ()
     assert not backend.lease_file(task_id).exists()
-    assert not (Path(backend.config.paths.runs) / task_id).exists()
+    claim = queue.claim("builder", "me")
+    assert claim is not None
+    assert (claim.lease.task_id, claim.lease.token) == (task_id, 2)
 
 
 def test_a_symlinked_queue_stays_one(backend: FileBackend) -> None:
