@@ -18,6 +18,7 @@ from daemon.process import Identity
 from daemon.queue import durable, lock
 
 LONGEST = 64 * 1024  # bytes
+EMPTY = 10.0  # seconds that somebody may take between making a file and writing it
 PUBLIC = ("task_id", "role", "owner", "started_at", "ttl_seconds", "heartbeat_at")
 SUFFIX = ".json"
 
@@ -132,7 +133,11 @@ class Leases:
         return found and believed(*found, self.clock())
 
     def look(self, task_id: str) -> tuple[Lease, float] | None:
-        """The task's lease, and when its file was written."""
+        """The task's lease, and when its file was written.
+
+        A file that has been empty for a while is none: a renewal is not synced, and some file
+        systems leave that of it when the power fails.
+        """
         path = self.path(task_id)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -152,9 +157,12 @@ class Leases:
             os.close(fd)
         if len(data) > LONGEST:
             raise self.refused(task_id, "too large")
+        # Whoever may set the one time cannot set the other.
+        written = min(facts.st_mtime, facts.st_ctime)
+        if not data.strip(b"\0") and written + EMPTY < self.clock():
+            return None
         try:
-            # Whoever may set the one time cannot set the other.
-            return decode(data, task_id), min(facts.st_mtime, facts.st_ctime)
+            return decode(data, task_id), written
         except ValueError as error:
             raise self.refused(task_id, str(error)) from None
 
@@ -238,7 +246,7 @@ class Leases:
         try:
             with self.lock(lease.task_id):
                 found = self.read(lease.task_id)
-                if found is not None and found.token == lease.token:
+                if found is None or found.token == lease.token:
                     durable.drop(durable.aside_of(self.path(lease.task_id)))
                     durable.drop(self.path(lease.task_id))
         except RolecallError:

@@ -475,3 +475,26 @@ def test_only_the_unit_of_that_very_attempt_is_ended(
     claim = backend.open().claim("builder", "me")
     assert claim is not None
     assert transient.is_unit_of(claim.lease._replace(unit=unit)) is own
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 300])
+def test_what_a_power_cut_left_of_a_renewal_bars_nothing_for_ever(
+    backend: FileBackend, data: bytes
+) -> None:
+    """Renewals are not synced: an empty file is none after a while, and its task is released.
+
+    Broken once by taking it for a lease that cannot be used: the task was held for ever.
+    """
+    queue = backend.open()
+    claim = queue.claim("builder", "me")
+    assert claim is not None
+    task_id = claim.lease.task_id
+    backend.lease_file(task_id).write_bytes(data)
+    assert queue.stale() == []
+    backend.clock.step(11)
+    (stale,) = queue.stale()
+    assert (stale.task_id, stale.why) == (task_id, "vanished")
+    (move,) = queue.recover(stale)
+    assert (move.target, move.outcome) == ("ready", "released")
+    assert not backend.lease_file(task_id).exists()
+    assert task_id in won(queue)
