@@ -46,7 +46,7 @@ KINDS = {
         "^worker: .*FileQueue.claim > .*hold > unlock #1 before",
         "^worker: .*start > spawn #1 before",
         "^worker: .*start > spawn #1 after",
-        "^worker: .*Worker.reap > wait #1 before",
+        "^worker: .*Attempts.reap > wait #1 before",
         "^attempt: .*FileQueue.take_over .* rename #1 before",
         "^attempt: .*Attempt.write_prompt > write_new > create #1 before",
         "^attempt: .*Attempt.run_agent .* fork #1 before",
@@ -61,12 +61,12 @@ KINDS = {
         "^attempt: Attempt.settle > FileQueue.*unlock #1 after",
     ),
     "the recovering worker dies": (
-        "Worker.recover > FileQueue.stale > .*hold > _locked > lock #1 before",
+        "Attempts.recover > FileQueue.stale > .*hold > _locked > lock #1 before",
         "kill_tree > .* signal #1 before",
         "FileQueue.recover > .*Update.write > put > rename #1 before",
         "FileQueue.recover > .*Leases.remove > drop > unlink #1 before",
     ),
-    "the attempt never began": ("Worker.settle_for > .*Update.write > put > rename #1 before",),
+    "the attempt never began": ("Attempts.settle_for > .*Update.write > put > rename #1 before",),
     "while a worker stops": (
         "^worker: .*Worker.end_attempts > .* signal #1 before",
         "^attempt: .*> end > .* signal #1 before",
@@ -94,7 +94,7 @@ AGENT = (
 ONCE_LONG = AGENT + "[ $ROLECALL_TOKEN -gt 1 ] || { : >up; setsid sleep 600; }"
 WAITING = AGENT + "[ -e up ] || { : >up; while [ ! -e go ]; do sleep 0.05; done; }"
 RENEWAL = "attempt: Attempt.work * Attempt.run_agent * Attempt.tick * lock #1 before"
-REAPED = "worker: Worker.drain * Worker.reap > wait #1 before"
+REAPED = "worker: Worker.drain * Attempts.reap > wait #1 before"
 TAKE_OVER = "attempt: *FileQueue.take_over * lock #1 before"
 
 
@@ -139,7 +139,7 @@ def command(name: str, *arguments: str, **given: Any) -> Scene:
 SCENES = (
     Scene("one of them dies"),
     # Until there is an attempt, the worker is all that can die.
-    Scene("all die at once", ("attempt:", "agent:", "> spawn", "Worker.reap"), how="all"),
+    Scene("all die at once", ("attempt:", "agent:", "> spawn", "Attempts.reap"), how="all"),
     Scene(
         "all die and the task is cancelled",
         ("> write_aside >", "> make >"),
@@ -148,11 +148,11 @@ SCENES = (
     ),
     Scene(
         "the recovering worker dies",
-        ("Worker.recover",),
+        ("Attempts.recover",),
         script=ONCE_LONG,
         crashed=(RENEWAL, REAPED),
     ),
-    Scene("the attempt never began", ("Worker.settle_for",), beside=(TAKE_OVER,)),
+    Scene("the attempt never began", ("Attempts.settle_for",), beside=(TAKE_OVER,)),
     Scene(
         "while a worker stops",
         (" Worker.end_attempts", "> end >", "attempt: Attempt.settle"),
@@ -310,7 +310,7 @@ def test_death_at_any_step_loses_nothing(
 ) -> None:
     """One attempt at a time, no torn queue, nothing stuck or left, and what died is counted.
 
-    Broken once each, and this failed: by ``Worker.recover`` killing no tree (agents overlapped);
+    Broken once each, and this failed: by ``Attempts.recover`` killing no tree (agents overlapped);
     by ``put`` writing over the file instead of renaming (a reader saw half of it); by settling that
     removed the lease before the queue was written, and by recovery that made ``released`` of a
     death (no attempt was counted). Before they were mended it found files left beside leases,
@@ -356,19 +356,25 @@ def mend(ws: Workspace) -> None:
 
     def ended() -> bool:
         statuses = {task["status"] for task in ws.document()["tasks"]}
-        return statuses <= ENDED and not ws.leases() and ws.log().count(" started\n") > started
+        quiet = statuses <= ENDED and not ws.leases() and not halves(ws)
+        return quiet and ws.log().count(" started\n") > started
 
     wait_for(ended, f"every task at its end\n{ws.queue.read_text()}\n{ws.leases()}\n{ws.log()}")
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(PATIENCE) == 0
 
 
+def halves(ws: Workspace) -> list[str]:
+    """Files that were to take another's place."""
+    names = [f"{folder}/{name}" for folder, _, files in os.walk(ws.path) for name in files]
+    return [name for name in names if name.endswith((".new", ".tmp"))]
+
+
 def nothing_is_left(ws: Workspace) -> None:
     """No process, no lease, no file that was to take another's place."""
     assert not (ws.path / "overlap").exists()
     wait_for(lambda: ws.tree() == [], "no process of an attempt is left")
-    names = [f"{folder}/{name}" for folder, _, files in os.walk(ws.path) for name in files]
-    assert [name for name in names if name.endswith((".new", ".tmp"))] == []
+    assert halves(ws) == []
     assert [path.name for path in (ws.path / ".leases").glob("*")] == []
 
 

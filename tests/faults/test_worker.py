@@ -646,3 +646,24 @@ def test_secrets_appear_nowhere(ws: Workspace) -> None:
     kept = [path for path in ws.path.rglob("*") if path.is_file() and path.name != "result.json"]
     assert [str(path) for path in kept if secret in path.read_text()] == []
     assert "***" in (ws.path / ".agent-runs" / "T1" / "1" / "gate-1.log").read_text()
+
+
+def test_waiting_for_an_attempt_costs_nothing(ws: Workspace) -> None:
+    """A pass in the foreground sleeps while the agent works.
+
+    Broken once by never moving the time of the next look on: it looked a thousand times a second.
+    """
+    build(ws, "echo up > up; while [ ! -e go ]; do sleep 0.05; done", heartbeat=5, lease_ttl=60)
+    worker = ws.start("--role", "builder", "--once")
+    ws.file("up")
+    ws.attempt_pid()
+
+    seen: list[str] = []
+
+    def sleeps() -> bool:
+        seen.append(Path(f"/proc/{worker.pid}/schedstat").read_text().split()[0])  # time on a CPU
+        return seen[-20:].count(seen[-1]) == 20
+
+    wait_for(sleeps)
+    (ws.path / "go").touch()
+    assert worker.wait(20) == 0
