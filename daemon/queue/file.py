@@ -10,35 +10,26 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from daemon import lifecycle, process
 from daemon.config import Config
-from daemon.errors import LeaseLost, LockTimeout, QueueUnreadable, RolecallError
-from daemon.lifecycle import Entry, Rules, Tasks
+from daemon.errors import LeaseLost, QueueUnreadable, RolecallError
+from daemon.lifecycle import Tasks
 from daemon.model import Claim, Lease, Move, Outcome, Result, format_time
 from daemon.process import Identity
 from daemon.queue import Snapshot, Stale, durable, folder, intake, lock, settling, staleness
 from daemon.queue import breaker as breakers
 from daemon.queue import lease as leases
-from daemon.queue.ledger import Ledger, value
+from daemon.queue.claiming import Claims
+from daemon.queue.ledger import Ledger
 from daemon.queue.outbox import Outbox, Teller
-from daemon.queue.text import Text, Update
-
-RESTARTS = 100  # times that a change by hand may come between our look and our write
+from daemon.queue.text import RESTARTS, Text, Update, restless
 
 
 def chance() -> float:
     """A float in [0, 1); importing ``random`` would be felt at the start of every attempt."""
     return int.from_bytes(os.urandom(6)) / 2**48
-
-
-class _Won(NamedTuple):
-    """What a claim prepared before the queue is written."""
-
-    lease: Lease
-    run_dir: str
-    folders: list[str]  # that have to last before
 
 
 class FileQueue:
@@ -130,109 +121,27 @@ class FileQueue:
         self, role: str, owner: str, *, ignore_wip: bool = False, dry_run: bool = False
     ) -> Claim | None:
         """Win the role's next task, or None. A dry run writes nothing."""
-        rules = self.ledger.rules(role)
-        text = self.ledger.read()
-        if text is None:
-            return None
+        claims = Claims(self.ledger, self.ledger.rules(role), owner, ignore_wip=ignore_wip)
         # Most looks find nothing to do: they take no lock.
-        update = self.ledger.begin(text)
-        ready = next(self.ledger.ready(update, rules, ignore_wip=ignore_wip), None)
-        if dry_run and ready:
-            lease = self._lease(ready[0], rules, owner, 0)
-            return Claim(lease, dict(ready[0].task), "", ())
-        if dry_run or not (ready or update.changes):
+        update = claims.begin()
+        if update is None:
+            return None
+        if dry_run:
+            return claims.would_win(update)
+        if not (update.changes or claims.can_win(update)):
             return None
         with self.lock():
             for _ in range(RESTARTS):
                 # What another's claim seemed to hold without the lock may be taken back by now.
-                text = self.ledger.read()
-                if text is None:
+                update = claims.begin()
+                if update is None:
                     return None
-                update = self.ledger.begin(text)
-                won = self._win(update, rules, owner, ignore_wip=ignore_wip)
-                if self._written(update, won):
+                won = claims.win(update)
+                if claims.written(update, won):
                     break
             else:
-                raise _restless(self.config.queue_file)
-        if update.changes:
-            with self._or_taken_back(won):
-                update.sync()
-        if won is None:
-            return None
-        task = dict(update.text.tasks.by_id[won.lease.task_id].task)
-        return Claim(won.lease, task, won.run_dir, tuple(update.moves))
-
-    def _written(self, update: Update, won: _Won | None) -> bool:
-        """Write the update, behind what the claim prepared; take that back where it fails."""
-        if not update.changes:
-            return True
-        with self._or_taken_back(won):
-            written = update.write(won.folders if won else (), sync=False)
-        if not written:
-            self._take_back(won)
-        return written
-
-    @contextmanager
-    def _or_taken_back(self, won: _Won | None) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            self._take_back(won)
-            raise
-
-    def _win(self, update: Update, rules: Rules, owner: str, *, ignore_wip: bool) -> _Won | None:
-        """Put a claim into the update. A task whose files are in the way is passed over."""
-        for entry, old in self.ledger.ready(update, rules, ignore_wip=ignore_wip):
-            try:
-                won = self._prepare(entry, rules, owner, old)
-            except (durable.DiskError, LockTimeout):
-                raise
-            except RolecallError as error:
-                self.ledger.problems = (*self.ledger.problems, str(error))
-                continue
-            lease = won.lease
-            source = str(entry.task["status"])
-            changes = lifecycle.claim(entry, rules, value(lease), lease.token, self.clock())
-            update.change(entry, changes)
-            move = Move(lease.task_id, rules.name, source, rules.holds, "claimed")
-            update.moves.append(move._replace(attempt=lease.attempt, token=lease.token))
-            return won
-        return None
-
-    def _lease(self, entry: Entry, rules: Rules, owner: str, token: int) -> Lease:
-        now = format_time(self.clock())
-        return Lease(
-            task_id=entry.task["id"],
-            role=rules.name,
-            owner=owner,
-            started_at=now,
-            ttl_seconds=self.config.roles[rules.name].lease_ttl,
-            heartbeat_at=now,
-            token=token,
-            attempt=lifecycle.attempts_of(entry.task) + 1,
-            **self.me._asdict(),
-            heartbeat_boottime=self.boottime(),
-        )
-
-    def _prepare(self, entry: Entry, rules: Rules, owner: str, old: Lease | None) -> _Won:
-        """The lease and the run folder of a claim."""
-        task_id, runs = entry.task["id"], self.config.paths.runs
-        known = (lifecycle.token_of(entry.task), old.token if old else 0)
-        token = 1 + max(*known, folder.largest(runs, task_id))
-        lease = self._lease(entry, rules, owner, token)
-        with self.leases.lock(task_id):
-            self.leases.write(lease, sync=True)
-        try:
-            run_dir, changed = folder.make(runs, task_id, token)
-            return _Won(lease, run_dir, [self.leases.folder, *changed])
-        except BaseException:
-            self.leases.remove(lease)
-            raise
-
-    def _take_back(self, won: _Won | None) -> None:
-        if won is not None:
-            folder.remove(won.run_dir)
-            self.leases.remove(won.lease)
+                raise restless(self.config.queue_file)
+        return claims.lasting(update, won)
 
     # --- the lease of an attempt -----------------------------------------------------------------
 
@@ -306,7 +215,7 @@ class FileQueue:
             if update.write(sync=False):
                 self.ledger.count(move)
                 return update
-        raise _restless(self.config.queue_file)
+        raise restless(self.config.queue_file)
 
     def _settled(self, lease: Lease, update: Update) -> tuple[Move, ...]:
         """The queue first, then the lease. Meanwhile others may write: they build on this."""
@@ -419,7 +328,7 @@ class FileQueue:
                 update.move_on(self.machine, self.clock())
                 if not (update.changes or update.new) or update.write():
                     return tuple(update.moves)
-        raise _restless(self.config.queue_file)
+        raise restless(self.config.queue_file)
 
     # --- the circuit breaker ---------------------------------------------------------------------
 
@@ -430,11 +339,3 @@ class FileQueue:
     def close_breaker(self, role: str) -> None:
         """Forget them: a person has done something about it."""
         breakers.write(self.config.paths.runs, role, breakers.State())
-
-
-def _restless(path: str) -> RolecallError:
-    return RolecallError(
-        f"the queue was changed {RESTARTS} times while it was to be written",
-        where=path,
-        hint="find out what keeps writing it: inotifywait -m on its folder",
-    )

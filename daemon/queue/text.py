@@ -18,6 +18,7 @@ from daemon.queue import durable, jsonedit, jsontext, rereading
 from daemon.queue.lease import Found
 from daemon.queue.outbox import Outbox
 
+RESTARTS = 100  # times that a change by hand may come between our look and our write
 RACY = 50_000_000  # nanoseconds: two writes so close may carry the same mtime
 PART = 1 << 17  # bytes
 
@@ -113,6 +114,15 @@ def _bytes(fd: int, size: int) -> bytes:
     with open(fd, "rb", closefd=False) as file:
         data = file.read(size + 1)
         return data if len(data) <= size else data + file.read(jsontext.LONGEST - size)
+
+
+def restless(path: str) -> RolecallError:
+    """The error of an update that somebody's saving came before, again and again."""
+    return RolecallError(
+        f"the queue was changed {RESTARTS} times while it was to be written",
+        where=path,
+        hint="find out what keeps writing it: inotifywait -m on its folder",
+    )
 
 
 def _looks(found: os.stat_result) -> tuple[int, int, int, int]:
