@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from daemon import executor, launch, process
@@ -21,6 +21,7 @@ from daemon.queue.file import FileQueue
 from daemon.queue.lease import is_here
 
 RETRY = 5.0  # seconds until what failed is tried again
+DOUBT = 5.0  # seconds that a task has to stay moved: git and editors save what is soon put right
 
 
 class Starter(Protocol):
@@ -59,6 +60,7 @@ class Attempts:
         self.unsettled: list[tuple[Lease, Result]] = []  # what could not be written yet
         self.ended: list[tuple[launch.Child, int]] = []  # whose leases could not be read yet
         self.spared_until = 0.0  # until then they may renew what a full disk has kept from it
+        self.moved: dict[tuple[str, int], float] = {}  # since when their tasks are not theirs
         self.failed = False  # one ended in error
         self.look_at = math.inf
 
@@ -194,6 +196,17 @@ class Attempts:
                 raise
             except RolecallError as error:
                 self.log.once(f"recover {stale.task_id}", str(error), "error")
+
+    def end_abandoned(self, roles: Collection[str]) -> None:
+        """Ask those to end whose tasks a person has moved or removed: their work would be lost."""
+        now = time.monotonic()
+        found = {(lease.task_id, lease.token): lease for lease in self.queue.abandoned()}
+        self.moved = {who: self.moved.get(who, now) for who in found}
+        for who, lease in found.items():
+            due = self.moved[who] + DOUBT
+            if lease.role in roles and now >= due and lease.pid != self.me.pid:
+                executor.terminate(lease)
+            self.look_at = min(self.look_at, due if now < due else now + RETRY)
 
     def is_spared(self, stale: Stale) -> bool:
         """Whether it may be that only the disk, which takes no writes, kept it from renewing.

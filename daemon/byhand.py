@@ -20,7 +20,12 @@ from daemon.model import format_time
 
 
 def cancel(task: dict[str, Any], now: float) -> Changes:
-    """What cancelling writes into the task; its attempt, if there was one, is dead."""
+    """What cancelling writes into the task; its attempt, if there was one, is dead.
+
+    Raises ValueError for one that is cancelled already.
+    """
+    if status_of(task) == CANCELLED:
+        raise ValueError("it is cancelled already")
     return _moved(task, CANCELLED, now)
 
 

@@ -193,6 +193,7 @@ class Worker:
         try:
             self.attempts.settle_rest()
             self.attempts.recover()
+            self.attempts.end_abandoned(self.roles)
             for name in self.roles:
                 while self.claim(name):
                     pass

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from daemon import executor, launch, process, tree
+from daemon.byhand import holder
 from daemon.config import Config
 from daemon.errors import RolecallError
 from daemon.fleet.here import one_of
@@ -23,12 +24,12 @@ Ask = Callable[[FileQueue, str, str], Lease | None]
 
 def cancel(config: Config, task_id: str) -> list[str]:
     """Cancel a task; its attempt's tree dies first. Returns lines for a person."""
-    return _ask(config, task_id, asking.cancel)
+    return _ask(config, task_id, asking.cancel, "cancelled")
 
 
 def release(config: Config, task_id: str) -> list[str]:
     """Take a task from who holds it; it goes back, uncounted. Returns lines for a person."""
-    return _ask(config, task_id, asking.release)
+    return _ask(config, task_id, asking.release, "released")
 
 
 def retry(config: Config, task_id: str, status: str | None = None) -> list[str]:
@@ -42,7 +43,7 @@ def retry(config: Config, task_id: str, status: str | None = None) -> list[str]:
     return events.lines
 
 
-def _ask(config: Config, task_id: str, ask: Ask) -> list[str]:
+def _ask(config: Config, task_id: str, ask: Ask, did: str) -> list[str]:
     events = Events(config)
     queue = FileQueue(config, teller=events)
     one_of("task", task_id, queue.snapshot().tasks.by_id)
@@ -53,7 +54,8 @@ def _ask(config: Config, task_id: str, ask: Ask) -> list[str]:
         return events.lines
     entry = queue.snapshot().tasks.by_id.get(task_id)  # its attempt has settled, and told it
     now = status_of(entry.task) if entry else "gone"
-    return [f"{task_id}: its attempt ended, the task is {now}"]
+    again = ", claimed anew" if entry and holder(entry.task, config.machine) else ""
+    return [f"{task_id}: {did}: its attempt has ended, the task is {now}{again}"]
 
 
 def _can_answer(lease: Lease) -> bool:

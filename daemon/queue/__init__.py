@@ -65,6 +65,9 @@ class Queue(Protocol):
     def recover(self, stale: Stale) -> tuple[Move, ...]:
         """Settle for an attempt that is gone; its process tree has been killed before."""
 
+    def abandoned(self) -> list[Lease]:
+        """The live leases of this host whose tasks a person has moved or removed."""
+
     def live(self, role: str | None = None, host: str | None = None) -> list[Lease]:
         """The live leases (of a role, of a host)."""
 

@@ -37,6 +37,11 @@ def retry(queue: FileQueue, task_id: str, who: str, status: str | None = None) -
 
     def change(update: Update) -> None:
         entry = _task(update, task_id)
+        lease = _of_ours(queue, entry)
+        if lease is not None and not _is_held(queue, entry, lease):
+            raise RolecallError(
+                f"{task_id}: an attempt is still on it", hint=f"invoke queue.release {task_id}"
+            )
         try:
             changes = byhand.retry(entry.task, queue.machine, queue.clock(), status)
         except ValueError as error:
@@ -59,10 +64,13 @@ def _asked(
         lease = _of_ours(queue, entry)
         if lease is not None:
             found.append(queue.leases.ask(lease, wish, who))
-            return
+            if _is_held(queue, entry, lease):
+                return  # the attempt settles; of what was moved by hand it would write nothing
         try:
             changes = decide(entry.task)
         except ValueError as error:
+            if lease is not None:
+                return
             raise RolecallError(f"{task_id}: {error}") from None
         _move(update, entry, changes, wish_in_words(wish, who))
 
@@ -71,12 +79,15 @@ def _asked(
 
 
 def _of_ours(queue: FileQueue, entry: Entry) -> Lease | None:
-    """The lease that the task is held under, rebuilt where its file is gone."""
-    token = lifecycle.held_by_us(entry.task)
-    lease = queue.leases.read(entry.task["id"]) if token else None
-    if lease is not None and lease.token == token:
+    """The lease of an attempt on the task, rebuilt where its file is gone."""
+    lease = queue.leases.read(entry.task["id"])
+    if lease is not None and lease.token and lease.role in queue.machine.roles:
         return lease
     return staleness.rebuilt(entry.task, queue.machine)
+
+
+def _is_held(queue: FileQueue, entry: Entry, lease: Lease) -> bool:
+    return lifecycle.is_held(entry.task, queue.machine.roles[lease.role], lease.token)
 
 
 def _task(update: Update, task_id: str) -> Entry:

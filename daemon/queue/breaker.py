@@ -47,8 +47,8 @@ def after(state: State, rule: Breaker, outcome: Outcome, seconds: float, now: fl
     state = remembered(state, rule, now)
     if outcome in RESETS or (outcome in FAILURES and seconds > rule.seconds):
         return State()
-    if outcome not in FAILURES or not rule.failures:
-        return state
+    if outcome not in FAILURES or not rule.failures or now < state.until:
+        return state  # what was under way when the pause began makes it no longer
     failures = state.failures + 1
     beyond = failures - rule.failures
     pause = min(rule.cap, rule.base * 2 ** min(beyond, 60)) if beyond >= 0 else 0.0

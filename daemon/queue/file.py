@@ -248,6 +248,17 @@ class FileQueue:
             )
         return text
 
+    def abandoned(self) -> list[Lease]:
+        """The live leases of this host whose tasks a person has moved or removed."""
+        text = self.ledger.read()
+        if text is None:
+            return []
+        return [
+            lease
+            for lease in self.live(host=self.me.host)
+            if staleness.is_abandoned(text.tasks, lease, self.machine)
+        ]
+
     # --- recovering ------------------------------------------------------------------------------
 
     def stale(self) -> list[Stale]:

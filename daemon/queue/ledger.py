@@ -11,7 +11,7 @@ from daemon.errors import RolecallError
 from daemon.lifecycle import Changes, Entry, Rules, Tasks
 from daemon.model import Lease, Move, Outcome
 from daemon.process import Identity
-from daemon.queue import breaker
+from daemon.queue import breaker, staleness
 from daemon.queue import lease as leases
 from daemon.queue.outbox import Outbox
 from daemon.queue.text import Text, Update
@@ -95,12 +95,9 @@ class Ledger:
     def _restore(self, update: Update, lease: Lease) -> None:
         """Write a live lease's hold again, where an old buffer brought back what was before it."""
         entry, rules = update.tasks.by_id.get(lease.task_id), self.machine.roles.get(lease.role)
-        if (
-            entry is not None
-            and rules is not None
-            and lifecycle.token_of(entry.task) < lease.token
-            and entry.task.get("status") in rules.claims
-        ):
+        if entry is None or rules is None:
+            return
+        if staleness.can_be_restored(entry.task, lease, self.machine):
             changes = lifecycle.claim(entry, rules, value(lease), lease.token, self.clock())
             source, why = str(entry.task["status"]), "its attempt still runs"
             update.change(entry, changes)

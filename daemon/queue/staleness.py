@@ -42,6 +42,23 @@ def holds(tasks: Tasks, lease: Lease, machine: Machine) -> bool:
     )
 
 
+def is_abandoned(tasks: Tasks, lease: Lease, machine: Machine) -> bool:
+    """Whether a person has moved or removed the lease's task, so that nothing can be settled.
+
+    An old buffer that brings back what was before the claim is not that: the hold is written again.
+    """
+    if not lease.token or lease.role not in machine.roles or holds(tasks, lease, machine):
+        return False
+    entry = tasks.by_id.get(lease.task_id)
+    return entry is None or not can_be_restored(entry.task, lease, machine)
+
+
+def can_be_restored(task: dict[str, Any], lease: Lease, machine: Machine) -> bool:
+    """Whether the task stands as it did before it was claimed under this lease."""
+    claims = machine.roles[lease.role].claims
+    return lifecycle.token_of(task) < lease.token and task.get("status") in claims
+
+
 def rebuilt(task: dict[str, Any], machine: Machine) -> Lease | None:
     """The lease of a held task of ours, as far as the task itself tells it."""
     token, held = lifecycle.held_by_us(task), task.get("lease")

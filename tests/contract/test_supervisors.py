@@ -210,7 +210,7 @@ def test_cancelling_ends_what_runs(fleet: Fleet) -> None:
     fleet.do("agents.start")
     agent = fleet.agent()
     said = fleet.do("queue.cancel", "T1")
-    assert said == "T1: its attempt ended, the task is cancelled\n"
+    assert said == "T1: cancelled: its attempt has ended, the task is cancelled\n"
     assert not fleet.alive(agent)
     assert (fleet.task()["status"], fleet.lease()) == ("cancelled", None)
     fleet.sh(f"rm {fleet.workspace}/agent.pid")

@@ -9,6 +9,7 @@ import pytest
 
 from daemon import launch
 from daemon.config import load
+from daemon.errors import RolecallError
 from daemon.fleet import asking
 from daemon.model import Lease
 from daemon.queue import asking as asking_of_queue
@@ -31,7 +32,7 @@ def test_cancel_ends_the_tree_first(ws: Workspace) -> None:
     ws.file("up")
     ws.attempt_pid()
     (line,) = asking.cancel(load(str(ws.config)), "T1")
-    assert line == "T1: its attempt ended, the task is cancelled"
+    assert line == "T1: cancelled: its attempt has ended, the task is cancelled"
     assert (ws.status(), ws.lease(), ws.tree()) == ("cancelled", None, [])
     told = [each for each in ws.events() if each.get("to") == "cancelled"]
     assert [(each["task"], each["from"], each["outcome"]) for each in told] == [
@@ -91,3 +92,45 @@ def test_an_attempt_that_was_asked_before_it_began_starts_no_agent(ws: Workspace
     assert os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1]) == 0
     assert (ws.status(), ws.lease()) == ("cancelled", None)
     assert not (ws.path / "started").exists()
+
+
+@pytest.mark.parametrize("moved", ["ready", "needs_manual", "gone"])
+def test_an_attempt_ends_when_its_task_is_no_longer_its(ws: Workspace, moved: str) -> None:
+    """A person moves or removes the task: what stands there stands, and the agent is ended.
+
+    Broken once by a worker that looks at no task of a live attempt: the agent ran on.
+    """
+    build(ws, f"[ $ROLECALL_TASK_ID = T2 ] && exit 0; {STUBBORN}", interval=3600)
+    ws.start("--role", "builder")
+    ws.file("up")
+    ws.attempt_pid()
+    document = ws.document()
+    if moved == "gone":
+        document["tasks"] = [{**TASK, "id": "T2"}]
+    else:
+        document["tasks"][0] |= {"status": moved, "not_before": "2999-01-01T00:00:00Z"}
+    ws.write_queue(*document["tasks"])
+    wait_for(lambda: ws.tree() == [] and ws.leases() == [], ws.log())
+    assert any("lost" in each["message"] for each in ws.events())
+    if moved != "gone":
+        assert ws.status() == moved
+
+
+@pytest.mark.parametrize("status", ["ready", "needs_manual"])
+def test_cancel_means_it_also_where_the_task_was_moved_by_hand(ws: Workspace, status: str) -> None:
+    """The attempt has nothing to settle; it is ended, and the task cancelled all the same.
+
+    Broken once by leaving the task to the attempt: it came back, claimed anew.
+    """
+    build(ws, STUBBORN, kill_grace=0.2)
+    ws.start("--role", "builder")
+    ws.file("up")
+    ws.attempt_pid()
+    document = ws.document()
+    document["tasks"][0]["status"] = status
+    ws.write_queue(*document["tasks"])
+    (line,) = asking.cancel(load(str(ws.config)), "T1")
+    assert line.startswith(f"T1: {status} -> cancelled: cancelled by ")
+    assert (ws.status(), ws.tree()) == ("cancelled", [])
+    with pytest.raises(RolecallError, match="it is cancelled already"):
+        asking.cancel(load(str(ws.config)), "T1")
