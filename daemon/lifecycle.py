@@ -21,6 +21,7 @@ PARKED = frozenset({"blocked", "needs_manual"})
 PLANNED = "planning_complete"
 STARTS = {"Story": "needs_plan", "Test": "awaiting_test", "Testing": "awaiting_test"}
 START = "ready"  # of every other type
+LARGEST = 10**15  # of what we count; a larger number in a task is none of ours
 
 DEFAULT_ROLES: dict[str, dict[str, Any]] = {
     name: dict(
@@ -90,7 +91,8 @@ class Transition(NamedTuple):
 
 
 def _count(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+    usable = isinstance(value, int) and not isinstance(value, bool) and 0 < value < LARGEST
+    return int(value) if isinstance(value, int) and usable else 0
 
 
 def token_of(task: dict[str, Any]) -> int:

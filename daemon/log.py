@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import select
 import stat
 import time
 from typing import Any
@@ -17,6 +18,9 @@ from daemon.model import Move, format_time
 
 ROTATE_BYTES = 5 * 1024 * 1024  # one older file is kept beside the present one
 LOCK_WAIT = 0.2  # seconds; an append takes some microseconds
+HEARD = 0.2  # seconds that a reader, or the journal, may take for a line: a lock may be held
+DEAF = 5.0  # seconds for which one that took longer is not waited for again
+PIPE_BUF = 4096  # bytes that a pipe takes at once where poll says that it takes any
 JOURNAL = "/run/systemd/journal/socket"
 PRIORITIES = {"error": 3, "warning": 4, "info": 6}
 
@@ -40,7 +44,7 @@ def _append(path: str, line: str) -> None:
             try:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                     return
-                alone = _alone(descriptor)
+                alone = _alone(descriptor, path)
                 if alone and not _is(path, descriptor):
                     continue  # another process rotated it while we waited
                 size = _add(descriptor, data, alone=alone)
@@ -53,14 +57,19 @@ def _append(path: str, line: str) -> None:
         return
 
 
-def _alone(descriptor: int) -> bool:
+_frozen: dict[str, float] = {}  # until when the lock of a file is not waited for
+
+
+def _alone(descriptor: int, path: str) -> bool:
     """Whether the file's lock is ours. One that is frozen with it in hand must not stop us."""
-    until = time.monotonic() + LOCK_WAIT
+    now = time.monotonic()
+    until = now if now < _frozen.get(path, 0.0) else now + LOCK_WAIT
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             if time.monotonic() >= until:
+                _frozen[path] = time.monotonic() + DEAF
                 return False
             time.sleep(0.001)
         else:
@@ -107,6 +116,7 @@ class Log:
         self.owner, self._form, self._unit = owner, form, unit
         self._said: dict[str, set[str]] = {}
         self._torn = False  # standard error took half a line, for its disk was full
+        self._deaf_until = 0.0
         stream = os.environ.get("JOURNAL_STREAM", "").partition(":")
         try:
             found = os.fstat(2)
@@ -166,11 +176,23 @@ class Log:
     def _to_stderr(self, line: str) -> None:
         """Past sys.stderr, which would keep what a full disk did not take and fail at exit."""
         data = ("\n" * self._torn + line).encode(errors="backslashreplace")
+        poll, written = select.poll(), 0
+        poll.register(2, select.POLLOUT)
         try:
-            written = os.write(2, data)
+            while written < len(data) and poll.poll(self._patience() * 1000):
+                taken = os.write(2, data[written : written + PIPE_BUF])
+                written += taken
+                if not taken:
+                    break
         except OSError:
-            return
+            pass
+        if written < len(data):
+            self._deaf_until = time.monotonic() + DEAF
         self._torn = 0 < written < len(data)
+
+    def _patience(self) -> float:
+        """The seconds that a line may take: none, where the last one took too long."""
+        return 0.0 if time.monotonic() < self._deaf_until else HEARD
 
     def _follow(self) -> None:
         """Have standard error be the role's log also after that was rotated."""
@@ -209,7 +231,10 @@ class Log:
         payload = "".join(f"{key}={value}\n" for key, value in fields.items()).encode()
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+                channel.settimeout(self._patience())
                 channel.sendto(payload, JOURNAL)
-        except OSError:
+        except OSError as error:
+            if isinstance(error, BlockingIOError | TimeoutError):
+                self._deaf_until = time.monotonic() + DEAF
             return False
         return True

@@ -245,9 +245,14 @@ class Worker:
         children = {child.lease.task_id for child in self.attempts.children.values()}
         owners = {self.owner(name) for name in self.roles}
         serving = not (self.mode.once or self.mode.drain)
+        try:
+            leases = self.attempts.leases()
+        except (OSError, RolecallError) as error:
+            self.log.once("queue", str(error), "error")
+            return [child.lease for child in self.attempts.children.values()]
         return [
             lease
-            for lease in self.attempts.leases()
+            for lease in leases
             if lease.task_id in children
             or (serving and lease.owner in owners and lease.role in self.roles)
         ]

@@ -128,7 +128,7 @@ class Board:
         """The attempts that left a folder, oldest first."""
         folder = os.path.join(self.config.paths.runs, task_id)
         try:
-            tokens = sorted(int(name) for name in os.listdir(folder) if name.isdigit())
+            tokens = sorted(int(name) for name in os.listdir(folder) if name.isdecimal())
         except OSError:
             return []
         return [_run(os.path.join(folder, str(token)), token) for token in tokens]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from daemon.lifecycle import ENDED, PLANNED, Tasks, children, waits_for
+from daemon.lifecycle import ENDED, PLANNED, Tasks, children, status_of, waits_for
 
 LONGEST = 8  # tasks of a ring that are named
 
@@ -14,14 +14,14 @@ def cycles(tasks: Tasks) -> dict[str, list[str]]:
     needs: dict[str, list[str]] = {}
     families = children(tasks, {entry.task["id"] for entry in tasks.in_status(PLANNED)})
     for entry in tasks.entries:
-        if entry.task.get("status") not in ENDED:
+        if status_of(entry.task) not in ENDED:
             waiting_for = (name for name, _ in waits_for(entry.task, tasks))
             needs[entry.task["id"]] = [name for name in waiting_for if name in tasks.by_id]
-        if entry.task.get("status") == PLANNED:  # it is satisfied when its children have ended
+        if status_of(entry.task) == PLANNED:  # it is satisfied when its children have ended
             needs[entry.task["id"]] += [
                 str(child.task["id"])
                 for child in families[entry.task["id"]]
-                if child.task.get("status") not in ENDED and child.task.get("id") in tasks.by_id
+                if status_of(child.task) not in ENDED and child.task.get("id") in tasks.by_id
             ]
     stuck = _stuck(needs, _stuck(_reversed(needs), set(needs)))
     found: dict[str, list[str]] = {}

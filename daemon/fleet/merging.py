@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
@@ -150,13 +150,20 @@ def _kind(inside: Kind, name: str, ours: Part, theirs: Part) -> Kind:
 def _contested(
     base: Mapping[str, Part], ours: Mapping[str, Part], theirs: Mapping[str, Part]
 ) -> list[str]:
-    """The keys of a task's STATE that differ, where both sides changed one of them."""
+    """The keys of a task's STATE that differ, where both sides changed one of them.
+
+    Where attempts of both sides were on the task (``token`` tells), any of them will do.
+    """
 
     def differ(key: str, one: Mapping[str, Part], other: Mapping[str, Part]) -> bool:
         return not same(one.get(key), other.get(key))
 
+    def both(keys: Iterable[str]) -> bool:
+        return any(differ(key, base, ours) and differ(key, base, theirs) for key in keys)
+
     found = [key for key in STATE if differ(key, ours, theirs)]
-    return found if any(differ(k, base, ours) and differ(k, base, theirs) for k in found) else []
+    moved = all(any(differ(key, base, side) for key in STATE) for side in (ours, theirs))
+    return found if both(found) or (moved and both(["token"])) else []
 
 
 def _by_itself(name: str, ours: Part, theirs: Part) -> Part | None:

@@ -81,8 +81,13 @@ def _asked(
 def _of_ours(queue: FileQueue, entry: Entry) -> Lease | None:
     """The lease of an attempt on the task, rebuilt where its file is gone."""
     lease = queue.leases.read(entry.task["id"])
-    if lease is not None and lease.token and lease.role in queue.machine.roles:
-        return lease
+    if lease is not None and lease.token:
+        if lease.role not in queue.machine.roles and not queue.ledger.gone(lease):
+            raise RolecallError(
+                f"{lease.task_id}: its attempt is of the role {lease.role}, which is not known here"
+            )
+        if lease.role in queue.machine.roles:
+            return lease
     return staleness.rebuilt(entry.task, queue.machine)
 
 

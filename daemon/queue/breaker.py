@@ -58,7 +58,8 @@ def after(state: State, rule: Breaker, outcome: Outcome, seconds: float, now: fl
 def remembered(state: State, rule: Breaker, now: float) -> State:
     """The state, or none: a role that has been quiet, or a clock that was set back, forgets."""
     quiet = max(state.last, state.until) + rule.cap <= now
-    return State() if quiet or state.last > now or not rule.failures else state
+    odd = state.last > now or state.until > now + rule.cap
+    return State() if quiet or odd or not rule.failures else state
 
 
 def is_open(state: State, rule: Breaker, now: float, live: int) -> bool:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from daemon import lifecycle
-from daemon.errors import LockTimeout, RolecallError
+from daemon.errors import RolecallError
 from daemon.lifecycle import Entry, Rules
 from daemon.model import Claim, Lease, Move, format_time
 from daemon.queue import durable, folder
@@ -53,7 +53,7 @@ class Claims:
         for entry, old in self._ready(update):
             try:
                 won = self._prepare(entry, old)
-            except (durable.DiskError, LockTimeout):
+            except durable.DiskError:
                 raise
             except RolecallError as error:
                 self.ledger.problems = (*self.ledger.problems, str(error))

@@ -25,10 +25,12 @@ def checked(new: Iterable[object], tasks: Tasks, machine: Machine) -> list[dict[
     return found
 
 
-def told(new: Iterable[dict[str, Any]], why: str) -> list[Move]:
+def told(new: Iterable[object], why: str) -> list[Move]:
     """That the tasks are there now, and their subtasks."""
     found: list[Move] = []
     for task in new:
+        if not isinstance(task, dict):
+            continue
         found.append(Move(str(task.get("id")), "", "", str(task.get("status", "")), why))
         children = task.get("subtasks")
         found += told(children if isinstance(children, list) else (), why)

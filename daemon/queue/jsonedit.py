@@ -158,7 +158,7 @@ class Layout(NamedTuple):
 
     def write(self, task: dict[str, Any], indent: str) -> str:
         """A task with one member a line, its subtasks likewise, other values inline."""
-        if not self.end or not task:
+        if not self.end or not task or not isinstance(task, dict):
             return self.style.write(task)
         inner = self.end + indent + self.unit
         lines = []

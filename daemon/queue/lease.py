@@ -18,6 +18,8 @@ from daemon.process import Identity
 from daemon.queue import durable, lock
 
 LONGEST = 64 * 1024  # bytes
+LONGEST_BOOT = 1e10  # seconds; no machine runs for three hundred years
+LOCK_WAIT = 2.0  # seconds; its holders write one small file, and the queue's lock may be held
 EMPTY = 10.0  # seconds that somebody may take between making a file and writing it
 PUBLIC = ("task_id", "role", "owner", "started_at", "ttl_seconds", "heartbeat_at")
 SUFFIX = ".json"
@@ -44,6 +46,8 @@ def decode(data: bytes, task_id: str) -> Lease:
     for key, kind in Lease.__annotations__.items():
         if key in fields:
             fields[key] = _checked(key, fields[key], str(kind))
+    if not 0 <= fields.get("heartbeat_boottime", 0.0) < LONGEST_BOOT:
+        raise ValueError('its "heartbeat_boottime" is not usable')
     if fields["task_id"] != task_id:
         raise ValueError("its task_id is another one")
     if parse_time(fields["heartbeat_at"]) is None:
@@ -125,7 +129,7 @@ class Leases:
 
     def lock(self, task_id: str) -> AbstractContextManager[int]:
         """The lock of one lease."""
-        return lock.hold(os.path.join(self.locks, f"lease-{task_id}.lock"))
+        return lock.hold(os.path.join(self.locks, f"lease-{task_id}.lock"), LOCK_WAIT)
 
     def read(self, task_id: str) -> Lease | None:
         """The task's lease, as far as it is believed. Raises RolecallError for what is none."""

@@ -121,7 +121,7 @@ def _is(path: str, fd: int) -> bool:
 def _holder(fd: int) -> tuple[int, int, str]:
     """Pid, start time and host of who wrote itself in last; zeros where that is not to be read."""
     try:
-        pid, started, host = os.pread(fd, 512, 0).decode().split()
+        pid, started, host = os.pread(fd, NAME, 0).decode().split()
         return int(pid), int(started), host
     except (OSError, ValueError):
         return 0, 0, ""

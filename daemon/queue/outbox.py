@@ -54,6 +54,7 @@ class Outbox:
     def __init__(self, teller: Teller | None) -> None:
         self.teller = teller
         self._fd = -1
+        self._told: Note | None = None  # of another holder: it may not be ours to strike out
 
     @contextmanager
     def over(self, lock: int) -> Iterator[None]:
@@ -62,8 +63,9 @@ class Outbox:
         try:
             note = _read(lock) if self.teller else None
             if note is not None:
-                if note.has_happened():
+                if note.has_happened() and note != self._told:
                     self._tell(note.moves, note.owner)
+                self._told = note
                 self.forget()
             yield
         finally:

@@ -47,11 +47,16 @@ class Text(NamedTuple):
             raise _unreadable(error, path) from None
         try:
             found = os.fstat(fd)
-            racy = time.time_ns() - found.st_mtime_ns < RACY
-            same = last is not None and _looks(last.found) == _looks(found)
+            racy = _is_racy(found)
+            path = os.path.realpath(path)
+            same = (
+                last is not None
+                and last.path == path
+                and (*_looks(last.found), last.found.st_ctime_ns)
+                == (*_looks(found), found.st_ctime_ns)
+            )
             if last is not None and same and not last.racy:
                 return last._replace(found=found)
-            path = os.path.realpath(path)
             if found.st_size > jsontext.LONGEST:
                 raise jsontext.too_large(path)
             data = _bytes(fd, found.st_size)
@@ -59,10 +64,18 @@ class Text(NamedTuple):
             raise _unreadable(error, path) from None
         finally:
             os.close(fd)
-        if last is not None and same and data == last.data:
+        if last is not None and data == last.data:
             return last._replace(path=path, found=found, racy=racy)
         with _uncollected():
             return cls(path, found, racy, *_understood(data, path, last))
+
+    def moved_in(self) -> Text:
+        """The text with what its file looks like since it was renamed."""
+        try:
+            now = os.stat(self.path)
+        except OSError:
+            return self
+        return self._replace(found=now) if _looks(now) == _looks(self.found) else self
 
     def is_current(self) -> bool:
         """Whether the file is still this one, as far as its inode, size and mtime tell."""
@@ -123,6 +136,12 @@ def restless(path: str) -> RolecallError:
         where=path,
         hint="find out what keeps writing it: inotifywait -m on its folder",
     )
+
+
+def _is_racy(found: os.stat_result) -> bool:
+    """Whether one more write could leave the same mtime; some file systems count whole seconds."""
+    whole = found.st_mtime_ns % 1_000_000_000 == 0
+    return time.time_ns() - found.st_mtime_ns < (2_000_000_000 if whole else RACY)
 
 
 def _looks(found: os.stat_result) -> tuple[int, int, int, int]:
@@ -201,8 +220,8 @@ class Update:
         except BaseException:
             self.outbox.forget()
             raise
-        self.text = written
-        self.wrote(written)
+        self.text = written.moved_in()
+        self.wrote(self.text)
         self.outbox.tell(self.moves)
         if sync:
             self.sync()

@@ -70,6 +70,7 @@ def load(queue: FileQueue, data: bytes, name: str, *, replace: bool = False) -> 
             added.append(str(entry.task.get("id")))
             if added[-1] in update.tasks.by_id:
                 problems.append(f"{added[-1]} is another task here")
+        problems += _unwritable(fresh)
         if problems:
             raise _refused(problems, name)
         update.append(fresh)
@@ -77,6 +78,14 @@ def load(queue: FileQueue, data: bytes, name: str, *, replace: bool = False) -> 
 
     queue.update(change)
     return Imported(tuple(added), tuple(kept))
+
+
+def _unwritable(tasks: list[dict[str, Any]]) -> list[str]:
+    try:
+        json.dumps(tasks, allow_nan=False)
+    except ValueError:
+        return ["a number in it is larger than any that can be written"]
+    return []
 
 
 def _is_task(value: object) -> bool:
@@ -100,7 +109,11 @@ def _replace(queue: FileQueue, path: str, data: bytes, old: Text | None, moves: 
         durable.drop(aside.path)
         raise RolecallError("the queue was changed meanwhile: nothing was imported", where=path)
     queue.outbox.note(aside, moves)
-    durable.put(aside.path, path)
+    try:
+        durable.put(aside.path, path)
+    except BaseException:
+        queue.outbox.forget()
+        raise
     queue.outbox.tell(moves)
     durable.sync_folder(os.path.dirname(path))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -243,3 +244,48 @@ def test_what_is_no_queue_is_not_imported(backend: FileBackend) -> None:
     with pytest.raises(QueueUnreadable, match="not a queue") as error:
         transfer.load(backend.open(), b'{\n"tasks": [\n', "a file")
     assert error.value.problems[0].where == "a file:3"
+
+
+def test_an_import_gives_way_to_a_hand(
+    backend: FileBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody saves the empty queue while a file is imported into it: their text stands.
+
+    Broken once by not looking again before the rename: it was lost.
+    """
+    data = text_of({"tasks": [ready("T1")]})
+    monkeypatch.setattr(os, "fchmod", lambda *_: backend.fill(ready("H")))
+    with pytest.raises(RolecallError, match="changed meanwhile"):
+        transfer.load(backend.open(), data, "a file")
+    assert [task["id"] for task in backend.document()["tasks"]] == ["H"]
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_strange_subtasks_are_imported_as_they_are(backend: FileBackend, replace: bool) -> None:  # noqa: FBT001  # pytest's way
+    """What is no task in a list of subtasks is somebody's, and is kept."""
+    backend.fill(ready("T1"))
+    more = {"tasks": [ready("S", subtasks=["see notes", 3, None])]}
+    transfer.load(backend.open(), text_of(more), "a file", replace=replace)
+    assert backend.task("S")["subtasks"] == ["see notes", 3, None]
+
+
+def test_a_number_that_cannot_be_written_is_refused(backend: FileBackend) -> None:
+    """It is infinite to us; the file may still become the whole queue, every byte."""
+    backend.fill(ready("T1"))
+    data = b'{"tasks": [{"id": "N", "status": "ready", "n": 1e999}]}'
+    with pytest.raises(RolecallError, match="larger than any"):
+        transfer.load(backend.open(), data, "a file")
+    transfer.load(backend.open(), data, "a file", replace=True)
+    assert backend.path.read_bytes() == data
+
+
+def test_an_attempt_of_an_unknown_role_is_not_asked(backend: FileBackend) -> None:
+    """An error says so before anything is written."""
+    backend.fill(ready("T1"))
+    claimed(backend.open())
+    lease = json.loads(backend.lease_file("T1").read_text())
+    backend.lease_file("T1").write_text(json.dumps({**lease, "role": "reviewer"}))
+    before = backend.path.read_bytes()
+    with pytest.raises(RolecallError, match="role reviewer, which is not known here"):
+        asking.cancel(backend.open(), "T1", ANN)
+    assert backend.path.read_bytes() == before

@@ -100,7 +100,8 @@ def test_an_attempt_ends_when_its_task_is_no_longer_its(ws: Workspace, moved: st
 
     Broken once by a worker that looks at no task of a live attempt: the agent ran on.
     """
-    build(ws, f"[ $ROLECALL_TASK_ID = T2 ] && exit 0; {STUBBORN}", interval=3600)
+    script = f"[ $ROLECALL_TASK_ID = T2 ] && exit 0; {STUBBORN}"
+    build(ws, script, interval=3600, timeout=600)
     ws.start("--role", "builder")
     ws.file("up")
     ws.attempt_pid()

@@ -387,3 +387,15 @@ def test_what_has_no_slot_says_so(tmp_path: Path) -> None:
     assert kinds == ["claimable", "slots", "slots"]
     backend.open().claim("builder", "me")
     assert why(backend, "T2") == ("slots", "the slots of builder on this host are taken")
+
+
+def test_a_status_that_is_no_word_stops_no_command(backend: FileBackend) -> None:
+    """It is listed and explained; a folder of no attempt is not taken for one.
+
+    Broken once by looking for the status in a set: every command ended in a traceback.
+    """
+    backend.fill(task("T1", ["ready"]), task("T2", {"a": 1}), task("T3"))  # type: ignore[arg-type]  # as a file may say
+    (backend.folder / "runs" / "T3" / "\u00b2").mkdir(parents=True)
+    found = look(backend)
+    assert [wait.kind for wait in found.standing.waits] == ["unclaimed", "unclaimed", "claimable"]
+    assert found.runs("T3") == []

@@ -12,7 +12,7 @@ import pytest
 
 from daemon.errors import LeaseLost, RolecallError
 from daemon.model import Outcome, Result
-from daemon.queue import durable
+from daemon.queue import durable, transfer
 from daemon.queue.file import FileQueue
 from tests.queues import FileBackend
 
@@ -158,3 +158,28 @@ def test_a_lease_that_cannot_be_removed_does_not_unsettle(backend: FileBackend) 
     (stale,) = backend.open().stale()
     assert stale.why == "orphan"
     assert isinstance(durable.failure(OSError(errno.EIO, "x"), "q"), RolecallError)
+
+
+@pytest.mark.parametrize("how", ["update", "import"])
+def test_a_rename_that_fails_is_no_event(
+    backend: FileBackend, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Nobody tells later what never happened.
+
+    Broken once by leaving the note in the lock file, in each of the two places.
+    """
+
+    def refuse(source: str, target: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), target)
+
+    queue, data = backend.open(), b'{"tasks": [{"id": "N"}]}'
+    ways: dict[str, Callable[[], object]] = {
+        "update": lambda: queue.add([{"id": "N"}]),
+        "import": lambda: transfer.load(queue, data, "a file", replace=True),
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", refuse)
+        with pytest.raises(RolecallError, match="cannot write"):
+            ways[how]()
+    backend.open().add([{"id": "M"}])
+    assert [move.task_id for move in backend.told.moves] == ["M"]

@@ -501,12 +501,21 @@ def test_a_lock_that_is_held_is_named(tmp_path: Path) -> None:
         os.waitpid(pid, 0)
 
 
-def test_a_stopped_holder_is_killed(tmp_path: Path) -> None:
-    """A holder of ours that was stopped all the time that we waited is killed."""
+@pytest.mark.parametrize("note", ["", "00000012 what was told"])
+def test_a_stopped_holder_is_killed(tmp_path: Path, note: str) -> None:
+    """A holder of ours that was stopped all the time that we waited is killed.
+
+    Broken once by reading more of the file than the holder's name: behind a note nobody was found.
+    """
     path = tmp_path / "queue.lock"
+    path.write_text(" " * lock.NAME + note)
     pid = holder(path, stopped=True)
-    with lock.hold(str(path), 0.3):
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    try:
+        with lock.hold(str(path), 0.3):
+            assert not process.is_alive(pid, process.identity(pid).pid_started)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
     assert path.exists()
 
 
@@ -518,6 +527,72 @@ def test_a_removed_lock_file_is_no_lock(tmp_path: Path) -> None:
     try:
         with lock.hold(str(path), 5):
             assert path.read_text().split()[0] == str(os.getpid())
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+# --- what is remembered ---------------------------------------------------------------------------
+
+
+def test_a_hand_edit_that_hides_its_time_is_seen(backend: FileBackend) -> None:
+    """Same inode, same size, the mtime put back: the change of the file's own state tells.
+
+    Broken once by comparing inode, size and mtime alone: T1 was claimed, and the edit lost.
+    """
+    queue = backend.open()
+    assert queue.add([{"id": "T3"}])
+    os.utime(backend.path, ns=(10**18, 10**18))
+    queue.snapshot()
+    text = backend.path.read_text()
+    backend.path.write_text(text.replace('"ready"', '"draft"', 1))
+    os.utime(backend.path, ns=(10**18, 10**18))
+    assert claimed(queue) == "T2"
+    assert backend.task("T1")["status"] == "draft"
+
+
+def test_a_link_to_another_name_of_the_file_is_followed(backend: FileBackend) -> None:
+    """The queue is a link, and is made one to the file's other name: a claim is written there.
+
+    Broken once by keeping the resolved path as long as the file was the same.
+    """
+    real, other = backend.folder / "v1.json", backend.folder / "v2.json"
+    backend.path.rename(real)
+    os.link(real, other)
+    os.utime(real, ns=(10**18 + 7, 10**18 + 7))
+    backend.path.symlink_to(real)
+    queue = backend.open()
+    queue.snapshot()
+    backend.path.unlink()
+    backend.path.symlink_to(other)
+    assert claimed(queue) == "T1"
+    assert json.loads(other.read_text())["tasks"][0]["status"] == "in_progress"
+    assert json.loads(real.read_text())["tasks"][0]["status"] == "ready"
+
+
+def test_a_number_of_thousands_of_digits_stops_only_its_task(backend: FileBackend) -> None:
+    """It can be read and, one larger, not be written: it counts as none.
+
+    Broken once by counting on from it: every worker of the role ended.
+    """
+    huge = int("9" * 4000)
+    backend.fill({"id": "T1", "status": "ready", "token": huge, "attempts": huge})
+    claim = backend.open().claim("builder", "me")
+    assert claim is not None
+    assert (claim.lease.token, claim.lease.attempt) == (1, 1)
+
+
+def test_a_held_lease_lock_passes_over_one_task(backend: FileBackend) -> None:
+    """The others are not waited for either: the queue's lock is held meanwhile.
+
+    Broken once by ending the claim there: no task was claimed.
+    """
+    (backend.folder / "locks").mkdir()
+    pid = holder(backend.folder / "locks" / "lease-T1.lock", stopped=False)
+    try:
+        queue = backend.open()
+        assert claimed(queue) == "T2"
+        assert "lease-T1.lock" in queue.problems()[0]
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

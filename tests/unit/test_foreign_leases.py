@@ -498,3 +498,15 @@ def test_what_a_power_cut_left_of_a_renewal_bars_nothing_for_ever(
     assert (move.target, move.outcome) == ("ready", "released")
     assert not backend.lease_file(task_id).exists()
     assert task_id in won(queue)
+
+
+@pytest.mark.parametrize("boot", [1e307, -1.0, 1e11])
+def test_a_boot_time_of_no_machine_is_no_lease(backend: FileBackend, boot: float) -> None:
+    """It bars its own task, and nobody reckons with it.
+
+    Broken once by believing it: the worker ended in an overflow.
+    """
+    put(backend, token=1, heartbeat_boottime=boot)
+    queue = backend.open()
+    assert won(queue) == ["T2"]
+    assert "heartbeat_boottime" in queue.problems()[0]

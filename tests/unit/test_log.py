@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import resource
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -231,3 +233,46 @@ def test_a_full_disk_under_standard_error_glues_no_lines(tmp_path: Path) -> None
     assert in_children(1, run) == [0]
     first, half, last = path.read_text().splitlines()
     assert (first.endswith(" before"), len(half), last.endswith(" after")) == (True, 20, True)
+
+
+def test_a_reader_that_does_not_read_stops_nobody(tmp_path: Path) -> None:
+    """Standard error is a full pipe: the line is in the files, and the next one waits no more.
+
+    Broken once by writing all the same: the process hung, with the queue's lock in hand.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(write, b"x" * 4096):
+            pass
+    os.set_blocking(write, True)
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(write, 2)
+        said = Log(str(tmp_path), "builder", "h")
+        for number in range(20):
+            said.say(f"line {number} " + "y" * 9000)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert len((tmp_path / "builder.log").read_text().splitlines()) == 20
+    os.close(read)
+    os.close(write)
+
+
+def test_a_journal_that_does_not_read_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its socket is full: the events go to the files instead.
+
+    Broken once by waiting for it: this hung.
+    """
+    address = str(tmp_path / "journal")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        journal.bind(address)
+        monkeypatch.setattr(log, "JOURNAL", address)
+        said = Log(str(tmp_path), "builder", "h", form="none", unit="agent-builder.service")
+        count = 1000
+        for _ in range(count):
+            said.move(MOVE)
+    told = (tmp_path / "events.jsonl").read_text().splitlines()
+    assert 0 < len(told) < count
