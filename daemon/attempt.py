@@ -146,7 +146,7 @@ class Attempt:
         result = self.run_agent(prompt_text)
         if result.outcome is Outcome.SUCCESS and before is not None and self.look() == before:
             result = result._replace(
-                outcome=Outcome.ERROR, note="no evidence: the agent changed nothing"
+                outcome=Outcome.ERROR, note="no evidence: this attempt changed nothing"
             )
         if result.outcome is Outcome.SUCCESS:
             result = self.run_gates(result)

@@ -220,7 +220,7 @@ ROLE = mapping(
         "evidence",
         FLAG,
         None,
-        "Whether success needs a changed worktree or a commit.",
+        "Whether success needs a change that this attempt has made: to the worktree, or a commit.",
         "as `worktree` for builder and refiner, else false",
     ),
     Key(

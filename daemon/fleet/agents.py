@@ -233,7 +233,7 @@ def _told(
 
 
 def _rows(host: Host, at: Place) -> list[Row]:
-    working, pauses = _working(at.config, at.roles)
+    working, pauses, trouble = _working(at.config, at.roles)
     rows = []
     for role, state in at.supervisor.states(at.roles).items():
         pause = pauses.get(role)
@@ -247,7 +247,7 @@ def _rows(host: Host, at: Place) -> list[Row]:
                 None if state.since is None else format_time(state.since),
                 tuple(working.get(role, ())),
                 state.restarts,
-                pause.pause_in_words if pause else state.text,
+                pause.pause_in_words if pause else trouble or state.text,
                 format_time(pause.until) if pause else None,
             )
         )
@@ -260,18 +260,23 @@ def _unreachable(host: Host, error: RolecallError) -> Row:
 
 def _working(
     config: Config, roles: Sequence[str]
-) -> tuple[dict[str, list[Attempt]], dict[str, Breaker]]:
-    """The live attempts and the pauses of this host, by role. No error hides a worker."""
+) -> tuple[dict[str, list[Attempt]], dict[str, Breaker], str]:
+    """The live attempts and the pauses of this host, by role, and why no worker can work."""
     from daemon.queue.file import FileQueue  # noqa: PLC0415  # the queue, when needed
 
     now = time.time()
     queue = FileQueue(config)
     working: dict[str, list[Attempt]] = {}
-    with contextlib.suppress(RolecallError):
+    trouble = ""
+    try:
+        queue.snapshot()
         for lease in queue.live(host=os.uname().nodename):
             if lease.role in roles:
                 seconds = max(0.0, now - (parse_time(lease.started_at) or now))
                 attempt = Attempt(lease.task_id, lease.attempt, seconds, lease.pid)
                 working.setdefault(lease.role, []).append(attempt)
+    except RolecallError as error:  # it hides no worker
+        trouble = f"{error.problems[0].where}: {error.problems[0].what}"
     breakers = {role: queue.breaker(role) for role in roles}
-    return working, {role: state for role, state in breakers.items() if state.until > now}
+    paused = {role: state for role, state in breakers.items() if state.until > now}
+    return working, paused, trouble

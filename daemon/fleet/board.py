@@ -288,7 +288,8 @@ def check(board: Board, style: Style) -> str:
         parts.append(table(["id", "status", "why"], cells, style, colours=colours))
     problems = board.problems
     if problems:
-        lines = [style.paint("problem: ", "red") + escape(problem) for problem in problems]
+        told = [each.removeprefix("error: ").replace("\n", "; ") for each in problems]
+        lines = [style.paint("problem: ", "red") + escape(each) for each in told]
         parts.append("\n".join(lines))
     else:
         ended = len(board.standing.waits) - len(open_tasks)

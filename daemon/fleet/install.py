@@ -111,6 +111,11 @@ def _install(connection: Local, config: Config, found: Supervisor, *, check: boo
     if found.name == SYSTEMD and (note := bus_problem(connection)):
         notes.append(note)
     notes += _missing_agents(config)
+    if path in differs.write and connection.exists(path) and not check:
+        running = [r for r, each in found.states(config.run).items() if each.state == "running"]
+        if running:
+            names = ", ".join(running)
+            notes.append(f"{names}: running with the old config until invoke agents.restart")
     changes = [*differs.changes]
     changes += [Change(connection.name, "", "action", each) for each in actions]
     done = Installed(connection.name, found.name, tuple(changes), tuple(notes))

@@ -239,7 +239,7 @@ class _Judge:
         known = self.wips[rules.name]
         before, free = self.line[entry.index], max(0, known.limit - known.held)
         where = "" if rules.name in view.run else f" (no worker of this host runs {rules.name})"
-        if before < free and rules.name in view.pauses:
+        if rules.name in view.pauses:
             return "paused", f"{rules.name} is paused: {view.pauses[rules.name]}{where}"
         slots = view.free_slots.get(rules.name)
         if before < free and slots is not None and before >= slots:

@@ -326,3 +326,13 @@ def test_a_pause_is_seen(operator: Operator) -> None:
     assert tasks["T1"]["standing"] == "paused"
     assert "5 attempts in a row failed within seconds" in tasks["T1"]["why"]
     assert tasks["T2"]["standing"] == "claimable"
+
+
+def test_a_queue_that_nobody_can_read_is_seen_in_the_status(operator: Operator) -> None:
+    """No worker can work, though all may run: the line is told beside each."""
+    operator.write_queue()
+    operator.queue.write_text('{"tasks": [\n<<<<<<< HEAD\n]}\n')
+    rows = json.loads(operator.invoke("agents.status", "--json").stdout)
+    assert {row["text"] for row in rows} == {
+        f"{operator.queue}:2: not a queue: a git conflict marker (<<<<<<<)"
+    }
