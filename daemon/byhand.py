@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from daemon.index import status_of
 from daemon.lifecycle import (
     CANCELLED,
     PARKED,
@@ -14,7 +15,6 @@ from daemon.lifecycle import (
     Rules,
     claimed_from,
     differing,
-    status_of,
 )
 from daemon.model import format_time
 

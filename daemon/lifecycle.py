@@ -8,10 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
-from daemon.index import Entry as Entry  # noqa: PLC0414  # also known by this module's name
-from daemon.index import Tasks as Tasks  # noqa: PLC0414  # likewise
-from daemon.index import number as number  # noqa: PLC0414  # likewise
-from daemon.index import status_of as status_of  # noqa: PLC0414  # likewise
+from daemon.index import Entry, Tasks, number, status_of
 from daemon.model import Outcome, Result, format_time, parse_time
 
 SATISFIED = frozenset({"done", "completed"})
@@ -91,8 +88,9 @@ class Transition(NamedTuple):
 
 
 def _count(value: object) -> int:
-    usable = isinstance(value, int) and not isinstance(value, bool) and 0 < value < LARGEST
-    return int(value) if isinstance(value, int) and usable else 0
+    if isinstance(value, bool) or not isinstance(value, int):
+        return 0
+    return value if 0 < value < LARGEST else 0
 
 
 def token_of(task: dict[str, Any]) -> int:

@@ -13,7 +13,7 @@ from daemon.errors import RolecallError
 from daemon.fleet.here import one_of
 from daemon.fleet.orphans import MARGIN, POLL, kill
 from daemon.fleet.telling import Events
-from daemon.lifecycle import status_of
+from daemon.index import status_of
 from daemon.model import Lease
 from daemon.queue import asking
 from daemon.queue.file import FileQueue

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from daemon.lifecycle import ENDED, PLANNED, Tasks, children, status_of, waits_for
+from daemon.index import Tasks, status_of
+from daemon.lifecycle import ENDED, PLANNED, children, waits_for
 
 LONGEST = 8  # tasks of a ring that are named
 

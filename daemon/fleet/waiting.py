@@ -7,15 +7,14 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from daemon.fleet.cycles import cycles
+from daemon.index import Entry, Tasks
 from daemon.lifecycle import (
     ENDED,
     PARKED,
     PLANNED,
     SATISFIED,
-    Entry,
     Machine,
     Rules,
-    Tasks,
     Transition,
     children,
     claimable,

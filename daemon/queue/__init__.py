@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
-from daemon.lifecycle import Tasks
+from daemon.index import Tasks
 from daemon.model import Claim, Lease, Move, Result
 from daemon.process import Identity
 from daemon.queue.breaker import State

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from daemon import byhand, lifecycle
+from daemon import byhand, index, lifecycle
 from daemon.errors import RolecallError
-from daemon.lifecycle import Changes, Entry
+from daemon.index import Entry
+from daemon.lifecycle import Changes
 from daemon.model import Lease, Move, wish_in_words
 from daemon.queue import staleness
 from daemon.queue.file import FileQueue
@@ -103,6 +104,6 @@ def _task(update: Update, task_id: str) -> Entry:
 
 
 def _move(update: Update, entry: Entry, changes: Changes, why: str) -> None:
-    source = lifecycle.status_of(entry.task)
+    source = index.status_of(entry.task)
     update.change(entry, changes)
     update.moves.append(Move(entry.task["id"], "", source, str(changes.get("status", source)), why))

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from daemon import lifecycle
 from daemon.errors import RolecallError
-from daemon.lifecycle import Entry, Rules
+from daemon.index import Entry
+from daemon.lifecycle import Rules
 from daemon.model import Claim, Lease, Move, format_time
 from daemon.queue import durable, folder
 from daemon.queue.ledger import Ledger, value

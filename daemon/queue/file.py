@@ -15,7 +15,7 @@ from typing import Any
 from daemon import lifecycle, process
 from daemon.config import Config
 from daemon.errors import LeaseLost, QueueUnreadable, RolecallError
-from daemon.lifecycle import Tasks
+from daemon.index import Tasks
 from daemon.model import Claim, Lease, Move, Outcome, Result, format_time
 from daemon.process import Identity
 from daemon.queue import Snapshot, Stale, durable, folder, intake, lock, settling, staleness

@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from daemon.lifecycle import START, STARTS, Machine, Tasks
+from daemon.index import Tasks
+from daemon.lifecycle import START, STARTS, Machine
 from daemon.model import Move, is_task_id
 
 

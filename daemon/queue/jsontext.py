@@ -12,7 +12,7 @@ from json.decoder import WHITESPACE, JSONDecodeError, JSONDecoder, scanstring  #
 from typing import Any, NamedTuple, NoReturn
 
 from daemon.errors import QueueUnreadable
-from daemon.lifecycle import Entry
+from daemon.index import Entry
 
 LONGEST = 64 * 1024 * 1024  # bytes; a queue of people and agents is some hundred kilobytes
 BOM = "\ufeff"

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from daemon import lifecycle, process
+from daemon import index, process
 from daemon.errors import LeaseLost, RolecallError
 from daemon.model import Lease, format_time, is_task_id, parse_time
 from daemon.process import Identity
@@ -60,7 +60,7 @@ def _checked(key: str, value: Any, kind: str) -> Any:
         return value
     if "tuple" in kind and isinstance(value, list) and all(type(each) is int for each in value):
         return tuple(value)
-    if "float" in kind and lifecycle.number(value) is not None:
+    if "float" in kind and index.number(value) is not None:
         return float(value)
     if kind.endswith(("int", "'int')")) and type(value) is int and value >= 0:
         return value

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from daemon import lifecycle
 from daemon.config import Config
 from daemon.errors import RolecallError
-from daemon.lifecycle import Changes, Entry, Rules, Tasks
+from daemon.index import Entry, Tasks
+from daemon.lifecycle import Changes, Rules
 from daemon.model import Lease, Move, Outcome
 from daemon.process import Identity
 from daemon.queue import breaker, staleness

@@ -7,7 +7,8 @@ from typing import Any
 
 from daemon import byhand, lifecycle
 from daemon.errors import LeaseLost
-from daemon.lifecycle import Entry, Machine
+from daemon.index import Entry
+from daemon.lifecycle import Machine
 from daemon.model import Lease, Move, Outcome, Result, parse_time
 from daemon.queue import intake
 from daemon.queue.text import Update

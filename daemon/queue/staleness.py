@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from daemon import lifecycle
-from daemon.lifecycle import Machine, Rules, Tasks
+from daemon import index, lifecycle
+from daemon.index import Tasks
+from daemon.lifecycle import Machine, Rules
 from daemon.model import Lease, parse_time
 from daemon.queue import Stale
 from daemon.queue.lease import Found
@@ -84,7 +85,7 @@ def hand_expiry(task: dict[str, Any], rules: Rules, now: float) -> float | None:
     held = task.get("lease")
     if not isinstance(held, dict) or task.get("status") not in rules.claims:
         return None
-    beat, seconds = parse_time(held.get("heartbeat_at")), lifecycle.number(held.get("ttl_seconds"))
+    beat, seconds = parse_time(held.get("heartbeat_at")), index.number(held.get("ttl_seconds"))
     if beat is None or seconds is None or beat + seconds <= now:
         return None
     return beat + seconds

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from daemon import lifecycle
 from daemon.errors import QueueUnreadable, RolecallError
-from daemon.lifecycle import Changes, Entry, Machine, Tasks
+from daemon.index import Entry, Tasks
+from daemon.lifecycle import Changes, Machine
 from daemon.model import Move
 from daemon.queue import durable, jsonedit, jsontext, rereading
 from daemon.queue.lease import Found

@@ -7,7 +7,7 @@ import os
 from typing import Any, NamedTuple
 
 from daemon.errors import RolecallError
-from daemon.lifecycle import Tasks
+from daemon.index import Tasks
 from daemon.model import Move
 from daemon.queue import durable, intake, jsontext
 from daemon.queue.file import FileQueue

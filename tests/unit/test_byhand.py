@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from daemon import byhand, lifecycle
-from daemon.lifecycle import Entry
+from daemon.index import Entry
 from daemon.model import Outcome, Result
 from tests.unit.test_lifecycle import MACHINE, NOW
 

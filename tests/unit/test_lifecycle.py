@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from daemon import lifecycle
-from daemon.lifecycle import Entry, Machine, Rules, Tasks
+from daemon.index import Entry, Tasks
+from daemon.lifecycle import Machine, Rules
 from daemon.model import Outcome, Result, format_time, parse_time
 
 NOW = 1_800_000_000.0

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from daemon import lifecycle
-from daemon.lifecycle import DEFAULT_ROLES, Entry, Machine, Rules, Tasks
+from daemon.index import Entry, Tasks
+from daemon.lifecycle import DEFAULT_ROLES, Machine, Rules
 from daemon.model import Outcome, Result
 from tests import model
 from tests.model import TABLE, Task
