@@ -25,6 +25,7 @@ from daemon.wake import Signals, wait
 
 EXIT_THROTTLED, EXIT_MISCONFIGURED = 75, 78  # EX_TEMPFAIL, EX_CONFIG of sysexits.h
 RETRY = 1.0  # seconds between tries of a renewal or a settling write that failed
+KILLED = (-signal.SIGKILL, -signal.SIGTERM)
 MARGIN = 0.2  # of the ttl: an attempt that could not renew ends its tree this early
 PLACEHOLDER = re.compile(
     r"\{(task_id|role|attempt|prompt|prompt_file|result_file|worktree|workspace)\}"
@@ -268,6 +269,9 @@ class Attempt:
                 return Result(Outcome.BLOCKED, f"gate {name!r} cannot be started: {ended.note}")
             if ended.why != "exited":
                 return self.cut_short(ended, f"gate {name!r}")
+            if ended.status in KILLED:  # by the system or a person: that is no verdict
+                note = f"gate {name!r} was ended by signal {-ended.status}"
+                return Result(Outcome.ERROR, note, usage=result.usage)
             if ended.status:
                 note = f"gate {name!r} failed with exit status {ended.status}: {self.file(log)}"
                 return Result(Outcome.REJECTED, note, usage=result.usage)

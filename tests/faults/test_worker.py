@@ -115,6 +115,17 @@ def test_arguments_are_filled_in_without_a_shell(ws: Workspace) -> None:
     ]
 
 
+def test_a_gate_that_was_killed_has_decided_nothing(ws: Workspace) -> None:
+    """Out of memory, or a person: the attempt is an error, and the task is not rejected.
+
+    Broken once by taking it for a gate that failed: the task went to needs_adapt.
+    """
+    build(ws, "exit 0", gates=[["sh", "-c", "kill -9 $$"]])
+    assert ws.run("--role", "builder", "--once").returncode == 1
+    assert (ws.status(), ws.task()["attempts"]) == ("ready", 1)
+    assert "was ended by signal 9" in ws.task()["last_error"]
+
+
 def test_gates_decide(ws: Workspace) -> None:
     """An agent that says success is rejected by a gate that fails; the gate gets no credentials."""
     env_file = ws.path / "env"
