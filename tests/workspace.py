@@ -150,9 +150,10 @@ class Workspace:
     def log(self) -> str:
         return self.stderr.read_text() if self.stderr.exists() else ""
 
-    def tree(self) -> list[int]:
-        """Every process that carries the marker of an attempt here, or works on it."""
-        mark, found = f"ROLECALL_RESULT_FILE={self.inside}/".encode(), []
+    def tree(self, task_id: str = "") -> list[int]:
+        """Every process that carries the marker of an attempt here (on that task)."""
+        place = f"{self.inside}/.agent-runs/{task_id}/" if task_id else f"{self.inside}/"
+        mark, found = f"ROLECALL_RESULT_FILE={place}".encode(), []
         for entry in os.listdir("/proc"):
             if entry.isdigit():
                 try:

@@ -23,6 +23,7 @@ import os
 import signal
 import stat
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -62,6 +63,7 @@ class Steps:
         self.log, self.how = os.environ["CRASH_LOG"], os.environ.get("CRASH_HOW", "kill")
         self.at = os.environ.get("CRASH_AT", "").splitlines()
         self.done: Counter[str] = Counter()
+        self.counting = threading.Lock()
         self.locked: set[int] = set()
 
     def wrap(self, module: Any, name: str, label: str) -> None:
@@ -73,18 +75,29 @@ class Steps:
             if not path or PASSED_OVER & set(path):
                 return call(*args, **keys)
             step = " > ".join([*path, label])
-            number = self.done[step] + 1
+            number = self.count(step, 1)
             self.reached(f"{step} #{number} before")
-            found = call(*args, **keys)
+            try:
+                found = call(*args, **keys)
+            except BaseException:
+                self.count(step, -1)
+                raise
             if label == "fork" and found == 0:
                 self.who = "agent"
-            if label != "wait" or found[0]:  # a look at a child that runs on is no step
-                self.done[step] = number
+            if label == "wait" and not found[0]:  # a look at a child that runs on is no step
+                self.count(step, -1)
+            else:
                 self.note_lock(label, args)
                 self.reached(f"{step} #{number} after")
             return found
 
         setattr(module, name, seen)
+
+    def count(self, step: str, more: int) -> int:
+        """How often it was taken; folders are synced by threads, at once."""
+        with self.counting:
+            self.done[step] += more
+            return self.done[step]
 
     def is_step(self, label: str, args: tuple[Any, ...], keys: dict[str, Any]) -> bool:
         """Whether the call does anything that lasts."""

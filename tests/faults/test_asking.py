@@ -33,7 +33,7 @@ def test_cancel_ends_the_tree_first(ws: Workspace) -> None:
     ws.attempt_pid()
     (line,) = asking.cancel(load(str(ws.config)), "T1")
     assert line == "T1: cancelled: its attempt has ended, the task is cancelled"
-    assert (ws.status(), ws.lease(), ws.tree()) == ("cancelled", None, [])
+    assert (ws.status(), ws.lease(), ws.tree("T1")) == ("cancelled", None, [])
     told = [each for each in ws.events() if each.get("to") == "cancelled"]
     assert [(each["task"], each["from"], each["outcome"]) for each in told] == [
         ("T1", "in_progress", "released")
