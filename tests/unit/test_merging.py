@@ -646,3 +646,19 @@ def test_edits_of_two_people_in_a_real_queue_show_only_these() -> None:
             texts[side][number] = line
     ours, theirs, both = ("\n".join(each).encode() for each in texts)
     assert merge(text.encode(), ours, theirs) == Merged(both)
+
+
+def test_what_two_attempts_came_to_is_not_mixed() -> None:
+    """Ours ended in error, theirs in success: no key was changed by both but the token.
+
+    Broken once by looking at single keys alone: the task moved on with an error and a wait.
+    """
+    task = {"id": "A", "status": "ready", "token": 1, "attempts": 0}
+    failed = {**task, "token": 2, "attempts": 1, "last_error": "boom"}
+    moved = {**task, "token": 2, "status": "awaiting_test"}
+    texts = [json.dumps({"tasks": [each]}).encode() for each in (task, failed, moved)]
+    merged = merge(*texts)
+    assert {each.split()[1] for each in merged.conflicts} == {"status", "attempts", "last_error"}
+    for side, expected in ((OURS, failed), (THEIRS, moved)):
+        text = Hand("\n", escapes=False).chosen(merged.data.decode(), side)
+        assert json.loads(text)["tasks"] == [expected]
