@@ -65,8 +65,11 @@ def read_result(folder: str, secrets: Sequence[str] = ()) -> Result | None:
         raise RolecallError("it is larger than 1 MiB")
     shown = masked(data, secrets)
     if shown != data:  # the folder is kept, and shown to people
-        os.unlink(os.path.join(folder, "result.json"))
-        write_new(folder, "result.json", shown.decode(errors="surrogateescape"))
+        try:
+            os.unlink(os.path.join(folder, "result.json"))
+            write_new(folder, "result.json", shown.decode(errors="surrogateescape"))
+        except OSError:
+            pass  # a full disk: what was said is known, and counts
     try:
         said = json.loads(shown)
     except (ValueError, RecursionError) as error:

@@ -97,7 +97,7 @@ def read(runs: str, role: str) -> State:
 def write(runs: str, role: str, state: State) -> None:
     """Remember it; nothing is known is no file. A file that cannot be written is no error here.
 
-    The queue's lock is held.
+    The queue's lock is held, unless all is forgotten.
     """
     name = path(runs, role)
     if state == State():

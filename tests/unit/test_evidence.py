@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -122,3 +123,25 @@ def test_the_worse_of_exit_status_and_claim_counts(
     """Nothing an agent says turns a failed exit status into success."""
     claim = Result(Outcome(said)) if said else None
     assert judge(status, claim).outcome == outcome
+
+
+def test_a_disk_that_is_full_loses_no_masked_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the agent said is known by then; its file is written anew where there is room.
+
+    Broken once by letting the error out: a finished attempt became an error.
+    """
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "result.json"
+    path.write_text('{"note": "used hunter2-hunter2"}')
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", full)
+        found = evidence.read_result(str(tmp_path), ["hunter2-hunter2"])
+    assert found is not None
+    assert (found.outcome, found.note) == (Outcome.SUCCESS, "used ***")
+    evidence.read_result(str(tmp_path), ["hunter2-hunter2"])
+    assert path.read_text() == '{"note": "used ***"}'
