@@ -14,7 +14,8 @@ import signal
 import time
 from typing import Any, NamedTuple
 
-from daemon import environment, evidence, executor, process, prompt
+from daemon import agents, environment, evidence, executor, process, prompt, verdict
+from daemon.agents import preset as presets
 from daemon.config import Config, Role, from_json
 from daemon.errors import ConfigError, LeaseLost, QueueUnreadable, RolecallError
 from daemon.launch import DEFERRED, marker
@@ -23,13 +24,10 @@ from daemon.model import Lease, Move, Outcome, Result
 from daemon.queue.file import FileQueue
 from daemon.wake import Signals, wait
 
-EXIT_THROTTLED, EXIT_MISCONFIGURED = 75, 78  # EX_TEMPFAIL, EX_CONFIG of sysexits.h
 RETRY = 1.0  # seconds between tries of a renewal or a settling write that failed
 KILLED = (-signal.SIGKILL, -signal.SIGTERM)
 MARGIN = 0.2  # of the ttl: an attempt that could not renew ends its tree this early
-PLACEHOLDER = re.compile(
-    r"\{(task_id|role|attempt|prompt|prompt_file|result_file|worktree|workspace)\}"
-)
+PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 
 
 class Brief(NamedTuple):
@@ -95,6 +93,7 @@ class Attempt:
         self.cwd = self.config.workspace
         self.changes: dict[str, Any] = {}
         self.secrets: tuple[str, ...] = ()
+        self.preset = agents.find(brief.role.agent)
 
     def run(self) -> Outcome:
         """Take the lease over, do the work, settle; returns what it came to."""
@@ -195,12 +194,14 @@ class Attempt:
         return os.path.join(self.brief.run_dir, name)
 
     def run_agent(self, prompt_text: str) -> Result:
-        """Run the agent's program and weigh its exit status and its result file."""
-        role = self.role
+        """Run the agent's program and weigh exit status, its own record and its result file."""
+        role, preset = self.role, self.preset
         extra = environment.read_env_file(role.env_file) if role.env_file else {}
-        passed = {key: self.brief.env[key] for key in role.pass_env if key in self.brief.env}
+        names = {*role.pass_env, *(preset.pass_env if preset else ())}
+        passed = {key: self.brief.env[key] for key in names if key in self.brief.env}
         self.secrets = environment.secrets(passed, extra)
-        env = {**self.environment(), **passed, **extra, **role.env, **self.rolecall()}
+        own = preset.env if preset else {}
+        env = {**self.environment(), **own, **passed, **extra, **role.env, **self.rolecall()}
         ended = self.execute(
             self.arguments(prompt_text),
             env,
@@ -210,12 +211,25 @@ class Attempt:
         if ended.why == "not started":
             return Result(Outcome.BLOCKED, f"the agent cannot be started: {ended.note}")
         if ended.why != "exited":
-            return self.cut_short(ended, "the agent")
+            return self.cut_short(ended, "the agent")._replace(**self.spent(ended))
         try:
             said = evidence.read_result(self.brief.run_dir, self.secrets)
         except RolecallError as error:
-            return Result(Outcome.ERROR, f"result file: {error.problems[0].what}")
-        return judge(ended.status or 0, said)
+            note = f"result file: {error.problems[0].what}"
+            return Result(Outcome.ERROR, note)._replace(**self.spent(ended))
+        status = ended.status or 0
+        if preset is None:
+            return verdict.of_command(status, said)
+        record = presets.read(preset, presets.Traces(status, self.brief.run_dir))
+        return verdict.of_preset(status, record, said, silent_is_fine=role.evidence)
+
+    def spent(self, ended: executor.Ended) -> dict[str, Any]:
+        """What a preset's CLI tells of its usage and its session, whatever the run came to."""
+        if self.preset is None:
+            return {}
+        traces = presets.Traces(ended.status or 0, self.brief.run_dir)
+        record = presets.read(self.preset, traces)
+        return {"usage": record.usage or None, "session": record.session}
 
     def environment(self) -> dict[str, str]:
         """What the agent and the gates have in common."""
@@ -252,7 +266,13 @@ class Attempt:
             "workspace": self.config.workspace,
         }
         template = (*self.role.command, *self.role.args)
-        given = [PLACEHOLDER.sub(lambda match: values[match[1]], each) for each in template]
+        if self.preset:
+            values |= {"run_folder": self.brief.run_dir, "model": self.role.model or ""}
+            model = self.preset.model if self.role.model else ()
+            template = (*self.preset.argv, *model, *self.role.args)
+        given = [
+            PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), each) for each in template
+        ]
         name = {"argument": "prompt", "file": "prompt_file"}.get(self.role.prompt_via, "")
         if name and not any(f"{{{name}}}" in each for each in template):
             given.append(values[name])
@@ -355,21 +375,6 @@ class Attempt:
             if move.task_id == self.lease.task_id and move.outcome:
                 outcome = Outcome(move.outcome)
         return outcome
-
-
-def judge(status: int, said: Result | None) -> Result:
-    """An exit status and what the agent says of itself, together: the worse one counts."""
-    result = said or Result(Outcome.SUCCESS)
-    if status == 0 or result.outcome in {Outcome.BLOCKED, Outcome.REJECTED, Outcome.THROTTLED}:
-        return result
-    known = {EXIT_THROTTLED: Outcome.THROTTLED, EXIT_MISCONFIGURED: Outcome.BLOCKED}
-    told = (
-        f"the agent ended with exit status {status}"
-        if status > 0
-        else (f"the agent was ended by signal {-status}")
-    )
-    note = f"{told}: {result.note}" if result.note else told
-    return result._replace(outcome=known.get(status, Outcome.ERROR), note=note, add_tasks=())
 
 
 def main() -> int:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from daemon import schema, yamltext
+from daemon import agents, schema, yamltext
 from daemon.checking import check, close, raise_all, suggest
 from daemon.config import FILE, Config, Paths, Role, role_from
 from daemon.errors import ConfigError, Problem
@@ -161,7 +161,12 @@ class _Builder:
         if values["agent"] == "command" and not values["command"] and "command" not in wrong:
             hint = "add command: [program, argument, ...]"
             self.problem(where("agent"), f"roles.{name}: agent: command without a command", hint)
-        values["worktree"] = bool(values["worktree"])
+        elif values["command"] and values["agent"] in agents.NAMES:
+            what = f"roles.{name}: a command beside agent: {values['agent']}"
+            self.problem(
+                where("command"), what, "use agent: command, or args: for the preset's own"
+            )
+        _preset_defaults(values)
         if values["evidence"] is None:
             values["evidence"] = values["worktree"] and name in EVIDENCE_ROLES
         if values["lease_ttl"] <= values["heartbeat"] and not wrong & {"lease_ttl", "heartbeat"}:
@@ -194,7 +199,8 @@ class _Builder:
 
         for key in ("prompt", "env_file"):
             values[key] = None if values[key] is None else absolute(values[key])
-        values["write_paths"] = [absolute(path) for path in values["write_paths"]]
+        paths = dict.fromkeys(absolute(path) for path in values["write_paths"])
+        values["write_paths"] = list(paths)
 
     def run(self, roles: Mapping[str, Role]) -> tuple[str, ...]:
         placed = self.top.get("run")
@@ -241,6 +247,18 @@ def _lost(role: Role, holders: Mapping[str, str]) -> Iterator[tuple[str, str, st
             yield role.name, key, f'"{status}" is the status that {holders[status]} holds'
         elif status in role.claims and key != "on_rejected":
             yield role.name, key, f'"{status}" is claimed by {role.name} itself, without end'
+
+
+def _preset_defaults(values: dict[str, Any]) -> None:
+    """What depends on the agent: unset values of a preset's role, and its CLI's own folders."""
+    preset = agents.find(values["agent"])
+    if values["worktree"] is None:
+        values["worktree"] = preset is not None
+    if values["prompt_via"] is None:
+        values["prompt_via"] = preset.prompt_via if preset else "stdin"
+    if preset:
+        both = (*preset.write_paths, *values["write_paths"])
+        values["write_paths"] = list(dict.fromkeys(both))
 
 
 def git_top(folder: str) -> str:

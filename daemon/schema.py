@@ -6,6 +6,7 @@ docs/configuration.md; ``python -m daemon.schema`` writes the last two.
 
 from __future__ import annotations
 
+from daemon import agents
 from daemon.kinds import (
     ARGUMENT,
     ARGUMENTS,
@@ -34,7 +35,6 @@ from daemon.kinds import (
 )
 
 AGENTS_LATER = (
-    "claude",
     "codex",
     "gemini",
     "opencode",
@@ -44,11 +44,11 @@ AGENTS_LATER = (
     "cursor",
     "amp",
     "qwen",
-    "llm",
 )
 
 AGENT = choice(
     "command",
+    *agents.NAMES,
     later=AGENTS_LATER,
     hint="use `agent: command` with `command: [program, argument, ...]`",
 )
@@ -185,12 +185,13 @@ ROLE = mapping(
         text("a model's name"),
         None,
         "The model of an agent preset; without effect for `agent: command`.",
+        "the CLI's own",
     ),
     Key(
         "args",
         ARGUMENTS,
         (),
-        "Further arguments, behind the command's own; braces as in `command`.",
+        "Further arguments, behind those of the command or the preset; braces as in `command`.",
     ),
     Key(
         "prompt", PATH, None, "The prompt's template (Jinja2).", "`<role>.md` under `paths.prompts`"
@@ -198,10 +199,11 @@ ROLE = mapping(
     Key(
         "prompt_via",
         choice("stdin", "argument", "file"),
-        "stdin",
+        None,
         "How the agent gets its prompt: on standard input, as its last argument, or "
         "as the path of a file as its last argument (where the command does not name "
         "`{prompt}` or `{prompt_file}` itself).",
+        "`stdin` for `agent: command`, else as the preset's CLI wants it",
     ),
     Key(
         "gates",
@@ -214,7 +216,7 @@ ROLE = mapping(
         FLAG,
         None,
         "Whether each task gets a git worktree and a branch of its own.",
-        "false for `agent: command`",
+        "true for presets and `llm`, false for `agent: command`",
     ),
     Key(
         "evidence",
@@ -282,7 +284,8 @@ ROLE = mapping(
         "write_paths",
         list_of("a list of paths", PATH),
         (),
-        "What an attempt may write under systemd, beside the workspace and a /tmp of its own.",
+        "What an attempt may write under systemd, beside the workspace, a /tmp of its own and the "
+        "folders where a preset's CLI keeps its state.",
     ),
     Key("limits", LIMITS, {}, "What an attempt may use, under systemd."),
 )

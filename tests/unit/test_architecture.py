@@ -20,10 +20,10 @@ LAYERS = (
     {"model", "process", "capture"},
     {"index"},
     {"lifecycle"},
-    {"byhand", "config", "mounts"},
+    {"agents", "byhand", "config", "mounts"},
     {"checking", "hostsfolder", "inventory", "kinds", "reading", "reference", "schema", "yamltext"},
     {"queue"},
-    {"environment", "evidence", "log", "prompt", "service", "wake", "worktree"},
+    {"environment", "evidence", "log", "prompt", "service", "verdict", "wake", "worktree"},
     {"transient", "tree"},
     {"executor"},
     {"launch"},
@@ -33,7 +33,7 @@ LAYERS = (
     {"fleet"},
 )
 #: One noun in several modules: they are free among themselves.
-TOGETHER = ({"queue"}, {"fleet"}, LAYERS[5])
+TOGETHER = ({"agents"}, {"queue"}, {"fleet"}, LAYERS[5])
 #: What an idle worker must not hold in memory.
 HEAVY = {
     "asyncio",

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from daemon import evidence
-from daemon.attempt import judge
 from daemon.errors import RolecallError
 from daemon.model import Outcome, Result
+from daemon.verdict import of_command
 
 
 def test_no_file_says_nothing(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_the_worse_of_exit_status_and_claim_counts(
 ) -> None:
     """Nothing an agent says turns a failed exit status into success."""
     claim = Result(Outcome(said)) if said else None
-    assert judge(status, claim).outcome == outcome
+    assert of_command(status, claim).outcome == outcome
 
 
 def test_a_disk_that_is_full_loses_no_masked_result(

@@ -1,0 +1,130 @@
+"""What a preset consists of: how a CLI is run, and how the traces of its run are read."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from daemon.model import Outcome
+
+LINE = 8 << 20  # bytes of one line at most: a longer one is no event that we need
+TAIL = 16 << 10  # bytes of a log's end, where an error stands
+NOTE = 500  # characters of a note
+
+
+class Record(NamedTuple):
+    """What a CLI says of its own run.
+
+    ``retry_after`` is seconds, ``usage`` any of input_tokens, output_tokens and cost_usd (US
+    dollars) that the CLI tells; ``session`` is what it calls the conversation.
+    """
+
+    outcome: Outcome
+    note: str = ""
+    retry_after: float | None = None
+    usage: Mapping[str, float] | None = None
+    session: str = ""
+
+
+class Traces(NamedTuple):
+    """What a run left behind: its exit status (-N for signal N), and the folder of its logs."""
+
+    status: int
+    folder: str
+
+    def events(self, name: str = "stdout.log") -> Iterator[dict[str, Any]]:
+        """The JSON objects of a log that has one in a line. Other lines, and huge ones, are not."""
+        try:
+            log = open(os.path.join(self.folder, name), "rb")  # noqa: SIM115  # closed below
+        except OSError:
+            return
+        with log:
+            while line := log.readline(LINE):
+                if not line.endswith(b"\n") and len(line) == LINE:
+                    while line and not line.endswith(b"\n"):
+                        line = log.readline(LINE)
+                    continue
+                found = parsed(line) if line.lstrip().startswith(b"{") else None
+                if isinstance(found, dict):
+                    yield found
+
+    def document(self, name: str = "stdout.log") -> dict[str, Any]:
+        """The one JSON object that a log consists of, from the first line that begins one.
+
+        Empty where there is none.
+        """
+        data = self._read(name, LINE)
+        start = 0 if data.startswith(b"{") else data.find(b"\n{") + 1
+        found = parsed(data[start:]) if data[start : start + 1] == b"{" else None
+        return found if isinstance(found, dict) else {}
+
+    def tail(self, name: str = "stderr.log") -> str:
+        """The end of a log."""
+        return self._read(name, TAIL, end=True).decode(errors="replace").strip()
+
+    def _read(self, name: str, most: int, *, end: bool = False) -> bytes:
+        try:
+            with open(os.path.join(self.folder, name), "rb") as log:
+                if end:
+                    log.seek(max(0, os.fstat(log.fileno()).st_size - most))
+                return log.read(most)
+        except OSError:
+            return b""
+
+
+class Preset(NamedTuple):
+    """One agent CLI.
+
+    ``argv`` asks for no permission and no terminal. ``{name}`` in it is as in a role's command,
+    and also ``{model}`` and ``{run_folder}``. ``model`` and ``cost_limit`` are put behind it where
+    the role has a model, or the attempt a limit of money that the CLI can hold itself (``{model}``,
+    ``{cost_usd}``); then the role's ``args``; then, for ``prompt_via: argument``, the prompt.
+    ``read`` tells what a run came to. ``provider`` names the credential, ``pass_env`` the variables
+    that may hold it, ``write_paths`` the CLI's folders of state. ``tried`` is the version that this
+    was measured with, "" where it comes from the vendor's documents alone. ``version`` is an argv
+    that prints the version, ``install`` and ``login`` are hints for a person.
+    """
+
+    name: str
+    title: str
+    argv: tuple[str, ...]
+    read: Callable[[Traces], Record]
+    provider: str
+    model: tuple[str, ...] = ()
+    prompt_via: str = "stdin"
+    env: Mapping[str, str] = MappingProxyType({})
+    pass_env: tuple[str, ...] = ()
+    write_paths: tuple[str, ...] = ()
+    tried: str = ""
+    version: tuple[str, ...] = ()
+    install: str = ""
+    login: str = ""
+    cost_limit: tuple[str, ...] = ()
+
+
+def read(preset: Preset, traces: Traces) -> Record:
+    """What the run came to by the CLI's own record; output of any form gives an answer."""
+    try:
+        record = preset.read(traces)
+    # The output is the CLI's, of whatever version: nothing in it may keep a task from settling.
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        note = f"its output is not as expected: {type(error).__name__}: {error}"
+        record = Record(Outcome.ERROR, note)
+    return record._replace(note=" ".join(record.note.split())[:NOTE])
+
+
+def parsed(data: str | bytes) -> Any:
+    """The value that JSON text stands for, None for what is none."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+def amount(value: object) -> float:
+    """A number that is one, else 0."""
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e15  # noqa: PLR2004  # NaN and infinity are no amounts
+    return value if fits and isinstance(value, int | float) else 0

@@ -1,0 +1,65 @@
+"""What an agent that ended by itself came to: the worst of what speaks for and against it."""
+
+from __future__ import annotations
+
+import pytest
+
+from daemon import verdict
+from daemon.agents.preset import Record
+from daemon.model import Outcome, Result
+
+GOOD = Record(Outcome.SUCCESS, "all done", usage={"input_tokens": 10}, session="s1")
+LIMIT = Record(Outcome.THROTTLED, "usage limit", retry_after=60.0)
+
+
+def test_the_record_of_a_cli_and_its_exit_status_must_agree() -> None:
+    """A success record of a process that failed, or was killed, is an error."""
+    for status, told in ((1, "exit status 1"), (-15, "signal 15"), (75, "exit status 75")):
+        found = verdict.of_preset(status, GOOD, Result(Outcome.SUCCESS), silent_is_fine=True)
+        assert (found.outcome, found.session) == (Outcome.ERROR, "s1")
+        assert told in found.note
+
+
+def test_a_silent_agent_needs_evidence() -> None:
+    """Without a result file, and without evidence to be looked at, success is nobody's word."""
+    found = verdict.of_preset(0, GOOD, None, silent_is_fine=False)
+    assert found.outcome is Outcome.ERROR
+    assert found.note.startswith("the agent gave no verdict")
+    assert found.usage == {"input_tokens": 10}
+    assert verdict.of_preset(0, GOOD, None, silent_is_fine=True).outcome is Outcome.SUCCESS
+
+
+SAID = {
+    Outcome.SUCCESS: (Outcome.SUCCESS, Outcome.ERROR, Outcome.THROTTLED, Outcome.BLOCKED),
+    Outcome.REJECTED: (Outcome.REJECTED, Outcome.ERROR, Outcome.THROTTLED, Outcome.BLOCKED),
+    Outcome.ERROR: (Outcome.ERROR, Outcome.ERROR, Outcome.THROTTLED, Outcome.BLOCKED),
+    Outcome.THROTTLED: (Outcome.THROTTLED, Outcome.THROTTLED, Outcome.THROTTLED, Outcome.BLOCKED),
+    Outcome.BLOCKED: (Outcome.BLOCKED,) * 4,
+}
+
+
+@pytest.mark.parametrize("said", SAID)
+def test_the_worse_of_record_and_result_file_counts(said: Outcome) -> None:
+    """Neither hides what the other knows."""
+    records = (Outcome.SUCCESS, Outcome.ERROR, Outcome.THROTTLED, Outcome.BLOCKED)
+    found = [
+        verdict.of_preset(
+            int(each is not Outcome.SUCCESS), Record(each), Result(said), silent_is_fine=False
+        ).outcome
+        for each in records
+    ]
+    assert tuple(found) == SAID[said]
+
+
+def test_a_result_file_counts_for_nothing_beside_a_failed_run() -> None:
+    """Tasks and statuses that it asks for are those of an agent that did not come to its end."""
+    said = Result(Outcome.SUCCESS, status="done", add_tasks=({"id": "T9"},))
+    found = verdict.of_preset(1, LIMIT, said, silent_is_fine=False)
+    assert found == Result(Outcome.THROTTLED, "usage limit", retry_after=60.0)
+
+
+def test_what_a_cli_counted_wins_over_what_the_model_says_it_used() -> None:
+    """The file fills in what the CLI does not tell."""
+    said = Result(Outcome.SUCCESS, usage={"input_tokens": 1, "cost_usd": 0.5})
+    found = verdict.of_preset(0, GOOD, said, silent_is_fine=False)
+    assert found.usage == {"input_tokens": 10, "cost_usd": 0.5}
