@@ -220,14 +220,14 @@ class Attempt:
         status = ended.status or 0
         if preset is None:
             return verdict.of_command(status, said)
-        record = presets.read(preset, presets.Traces(status, self.brief.run_dir))
+        record = presets.read(preset, presets.Traces(status, self.brief.run_dir, time.time()))
         return verdict.of_preset(status, record, said, silent_is_fine=role.evidence)
 
     def spent(self, ended: executor.Ended) -> dict[str, Any]:
         """What a preset's CLI tells of its usage and its session, whatever the run came to."""
         if self.preset is None:
             return {}
-        traces = presets.Traces(ended.status or 0, self.brief.run_dir)
+        traces = presets.Traces(ended.status or 0, self.brief.run_dir, time.time())
         record = presets.read(self.preset, traces)
         return {"usage": record.usage or None, "session": record.session}
 

@@ -34,23 +34,10 @@ from daemon.kinds import (
     text,
 )
 
-AGENTS_LATER = (
-    "codex",
-    "gemini",
-    "opencode",
-    "aider",
-    "goose",
-    "copilot",
-    "cursor",
-    "amp",
-    "qwen",
-)
-
 AGENT = choice(
     "command",
     *agents.NAMES,
-    later=AGENTS_LATER,
-    hint="use `agent: command` with `command: [program, argument, ...]`",
+    hint="another program is `agent: command` with `command: [program, argument, ...]`",
 )
 SUPERVISOR = choice(
     "auto",

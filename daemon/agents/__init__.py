@@ -9,7 +9,21 @@ from daemon.agents.preset import Preset
 __all__ = ["NAMES", "find"]
 
 #: What `agent:` may name beside `command`; each is a module here that holds a PRESET.
-NAMES = ("claude", "llm")
+NAMES = (
+    "claude",
+    "codex",
+    "opencode",
+    "gemini",
+    "qwen",
+    "aider",
+    "mini",
+    "cursor",
+    "copilot",
+    "goose",
+    "amp",
+    "crush",
+    "llm",
+)
 
 
 def find(name: str | None) -> Preset | None:

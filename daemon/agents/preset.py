@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from daemon.model import Outcome
 
-LINE = 8 << 20  # bytes of one line at most: a longer one is no event that we need
+LINE = 8 << 20  # bytes of one line, or of a document, at most
 TAIL = 16 << 10  # bytes of a log's end, where an error stands
 NOTE = 500  # characters of a note
 
@@ -30,26 +30,35 @@ class Record(NamedTuple):
 
 
 class Traces(NamedTuple):
-    """What a run left behind: its exit status (-N for signal N), and the folder of its logs."""
+    """What a run left behind: its exit status (-N for signal N), and the folder of its logs.
+
+    ``now`` is when it ended, in seconds since the epoch: a limit's reset counts from there.
+    """
 
     status: int
     folder: str
+    now: float
 
-    def events(self, name: str = "stdout.log") -> Iterator[dict[str, Any]]:
-        """The JSON objects of a log that has one in a line. Other lines, and huge ones, are not."""
+    def lines(self, name: str = "stdout.log") -> Iterator[str]:
+        """The lines of a log, one at a time; one that is too long to be of use is left out."""
         try:
             log = open(os.path.join(self.folder, name), "rb")  # noqa: SIM115  # closed below
         except OSError:
             return
         with log:
             while line := log.readline(LINE):
-                if not line.endswith(b"\n") and len(line) == LINE:
-                    while line and not line.endswith(b"\n"):
-                        line = log.readline(LINE)
+                if len(line) < LINE or line.endswith(b"\n"):
+                    yield line.decode(errors="replace").strip()
                     continue
-                found = parsed(line) if line.lstrip().startswith(b"{") else None
-                if isinstance(found, dict):
-                    yield found
+                while line and not line.endswith(b"\n"):
+                    line = log.readline(LINE)
+
+    def events(self, name: str = "stdout.log") -> Iterator[dict[str, Any]]:
+        """The JSON objects of a log that has one in a line; other lines are passed over."""
+        for line in self.lines(name):
+            found = parsed(line) if line.startswith("{") else None
+            if isinstance(found, dict):
+                yield found
 
     def document(self, name: str = "stdout.log") -> dict[str, Any]:
         """The one JSON object that a log consists of, from the first line that begins one.

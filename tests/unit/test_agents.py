@@ -16,6 +16,7 @@ from daemon.agents.preset import Preset, Record, Traces
 from daemon.model import Outcome
 from tests.workspace import Workspace
 
+NOW = 1_795_643_000.0  # 2026-11-25, 21:43 UTC
 TOKENS = {"input_tokens": 5, "output_tokens": 2}
 
 
@@ -24,7 +25,7 @@ def traces(folder: Path, *lines: object, status: int = 0, stderr: str = "") -> T
     text = [each if isinstance(each, str) else json.dumps(each) for each in lines]
     (folder / "stdout.log").write_text("".join(f"{line}\n" for line in text))
     (folder / "stderr.log").write_text(stderr)
-    return Traces(status, str(folder))
+    return Traces(status, str(folder), NOW)
 
 
 def a_preset(name: str) -> Preset:
@@ -43,7 +44,7 @@ def test_each_preset_is_whole(name: str) -> None:
     assert preset.provider
     assert preset.version
     assert preset.install
-    nothing = presets.read(preset, Traces(0, "/nonexistent"))
+    nothing = presets.read(preset, Traces(0, "/nonexistent", NOW))
     assert nothing.outcome is Outcome.ERROR, "exit 0 and no record is no success"
     assert nothing.note
 

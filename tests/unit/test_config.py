@@ -273,7 +273,12 @@ BAD = {
     "command is a string": (role("command: a b"), 2, "command must be a list", "no shell"),
     "command is empty": (role("command: []"), 2, "not an empty list", ""),
     "agent without command": (role("agent: command"), 2, "without a command", "add command"),
-    "agent of a later version": (role("agent: goose"), 2, "not in this version", "agent: command"),
+    "agent that nobody knows": (
+        role("agent: hal9000"),
+        2,
+        "one of command, claude",
+        "agent: command",
+    ),
     "a command beside a preset": (
         role("agent: claude\n    , command: [x]"),
         3,
