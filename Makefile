@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup test lint demo bench soak lock agents-start agents-stop agents-restart agents-status
+.PHONY: setup test lint demo bench soak lock clis agents-start agents-stop agents-restart agents-status
 
 setup: .venv/.installed
 
@@ -46,6 +46,18 @@ lock:
 	pip-compile --quiet --upgrade --extra dev --generate-hashes --allow-unsafe --strip-extras \
 	  --no-header --no-annotate --no-emit-options --no-emit-index-url --no-emit-find-links \
 	  --no-emit-trusted-host --output-file requirements.lock pyproject.toml
+
+# Real agent CLIs for tests/system/test_agents.py, which skips those that are not installed; pinned in
+# tests/clis, and run against a scripted LLM alone. Newer ones: edit package.json there, then
+#   npm install --package-lock-only --omit-lockfile-registry-resolved --prefix tests/clis
+clis: .clis/.installed
+
+.clis/.installed: tests/clis/package.json tests/clis/package-lock.json
+	@echo 'installing agent CLIs into .clis (once)'
+	@mkdir -p .clis
+	@cp tests/clis/package.json tests/clis/package-lock.json .clis
+	@npm install --loglevel=error --no-audit --no-fund --prefix .clis  # `ci` wants every platform's packages
+	@touch $@
 
 agents-start agents-stop agents-restart agents-status: setup
 	@$(BIN)/invoke $(subst -,.,$@)

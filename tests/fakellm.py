@@ -9,7 +9,7 @@ work     the same with the command that suits $ROLECALL_ROLE, so that a whole sp
 refuse   declines, in words                  loop     asks for one command after the other, for ever
 eNNN     answers that HTTP status            limit    a subscription's usage limit, with its reset
 flaky    429 twice for each conversation, then as edit
-spawn    asks for a command that leaves processes behind and does not end
+spawn    asks for a command that leaves processes behind and does not end (`spawned`: it has begun)
 stall    takes the request and never answers
 badargs  asks for a tool with broken arguments first, then as edit
 drop     closes the stream half-way
@@ -46,7 +46,7 @@ SHELLS = (
 FINISH = ("finish", "submit", "final_answer", "attempt_completion")
 WRITERS = ("Write", "write", "write_file", "edit_file")
 SUBMIT = "COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"  # mini-swe-agent's word for the end
-SPAWN = 'tail -f /dev/null -s 977 & python3 -c "import time; time.sleep(976)"'
+SPAWN = 'touch spawned; tail -f /dev/null -s 977 & python3 -c "import time; time.sleep(976)"'
 WORK = f"""case "$ROLECALL_ROLE" in
 builder|refiner) echo {MARK} >> "$ROLECALL_TASK_ID.txt" && git add "$ROLECALL_TASK_ID.txt" \
 && git commit --quiet --message "$ROLECALL_TASK_ID: done" ;;

@@ -11,8 +11,8 @@ EXIT_TURNS = 53  # "Turn limit exceeded": geminicli.com/docs/cli/headless
 
 
 def read(traces: Traces) -> Record:
-    """The ``result`` event counts; an event of type error is a warning."""
-    session, words = "", ""
+    """The ``result`` event counts; an event of type error may be a mere warning."""
+    session = words = warning = ""
     result = None
     for event in traces.events():
         match event.get("type"):
@@ -23,6 +23,8 @@ def read(traces: Traces) -> Record:
                 words = f"{words}{text}"[-1000:] if event.get("delta") else text
             case "tool_use":
                 words = ""
+            case "error":
+                warning = str(event.get("message") or "")
             case "result":
                 result = event
     if result is None:
@@ -34,7 +36,7 @@ def read(traces: Traces) -> Record:
     if result.get("status") == "success":
         return Record(Outcome.SUCCESS, words, usage=usage, session=session)
     error = result.get("error") or {}
-    message = str(error.get("message") or "it failed")
+    message = str(error.get("message") or warning or "it failed")
     return failed(message, traces.now, session=session)._replace(usage=usage)
 
 

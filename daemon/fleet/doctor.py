@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from daemon import environment, mounts, worktree
+from daemon import agents, environment, mounts, worktree
 from daemon.config import Config, Role
 from daemon.errors import Problem, RolecallError
 from daemon.fleet import linger, mergedriver
@@ -244,12 +244,18 @@ def _role(config: Config, role: Role, units: Mapping[str, str]) -> Iterator[Find
 def _agent(config: Config, role: Role, path: str) -> Finding:
     if not role.agent:
         what = f"there is no agent: tasks would go to {role.on_exhausted}"
-        hint = f"{INVENTORY_HINT}: give the role a command"
+        hint = f"{INVENTORY_HINT}: give the role an agent"
         return Finding("agent", FAIL, what, hint, role.name)
-    program = role.command[0] if role.command else role.agent
+    preset = agents.find(role.agent)
+    program = preset.argv[0] if preset else role.command[0]
     found = _find(config, program, path)
     if found is None:
-        return Finding("agent", FAIL, f"{program} {NOT_FOUND}{path})", INSTALL, role.name)
+        hint = f"{preset.install}; or set PATH where workers get theirs" if preset else INSTALL
+        return Finding("agent", FAIL, f"{program} {NOT_FOUND}{path})", hint, role.name)
+    if preset and not preset.tried:
+        what = f"{found}: how it is run is from its vendor's documents, not run by us"
+        hint = f"try one task first: python -m daemon --role {role.name} --once"
+        return Finding("agent", WARN, what, hint, role.name)
     return Finding("agent", OK, found, "", role.name)
 
 

@@ -90,6 +90,27 @@ def test_a_role_without_an_agent_fails(machine: Machine) -> None:
     assert (found.state, found.role) == ("fail", "builder")
 
 
+def test_a_missing_cli_of_a_preset_says_how_to_install_it(machine: Machine) -> None:
+    """Once it is on the PATH of workers, all is well."""
+    config = machine.builder(agent="claude", command=())
+    (found,) = of(machine.look(config, "builder"), "agent")
+    assert found.state == "fail"
+    assert "npm install --global @anthropic-ai/claude-code" in found.hint
+    machine.program(machine.bin / "claude")
+    (found,) = of(machine.look(config, "builder"), "agent")
+    assert (found.state, found.what) == ("ok", f"{machine.bin}/claude")
+
+
+def test_a_preset_that_was_never_run_says_so(machine: Machine) -> None:
+    """It may well do: that is for the person to see."""
+    machine.program(machine.bin / "goose")
+    config = machine.builder(agent="goose", command=())
+    (found,) = of(machine.look(config, "builder"), "agent")
+    assert found.state == "warn"
+    assert "from its vendor's documents, not run by us" in found.what
+    assert found.hint.endswith("python -m daemon --role builder --once")
+
+
 @pytest.mark.parametrize("command", ["tools/agent", "{workspace}/tools/agent"])
 def test_an_agent_of_the_workspace_is_found(machine: Machine, command: str) -> None:
     """A relative path counts from the workspace."""

@@ -37,7 +37,7 @@ def role(name: str, url: str) -> dict[str, Any]:
     openai = {"OPENAI_API_KEY": KEY}
     chat = {**openai, "OPENAI_API_BASE": f"{url}/v1", "OPENAI_BASE_URL": f"{url}/v1"}
     found: dict[str, dict[str, Any]] = {
-        "claude": {"env": {"ANTHROPIC_API_KEY": KEY, "ANTHROPIC_BASE_URL": url}},
+        "claude": {"env": {"CLAUDE_CODE_OAUTH_TOKEN": KEY, "ANTHROPIC_BASE_URL": url}},
         "codex": {"model": MODEL, "args": _codex(url), "env": openai},
         "opencode": {"model": f"fake/{MODEL}", "env": _opencode(url)},
         "gemini": {
