@@ -43,7 +43,15 @@ def read(traces: Traces) -> Record:
 PRESET = Preset(
     name="gemini",
     title="Gemini CLI",
-    argv=("gemini", "--output-format", "stream-json", "--yolo", "--skip-trust"),
+    argv=(
+        "gemini",
+        "--output-format",
+        "stream-json",
+        "--yolo",
+        "--skip-trust",
+        "--include-directories",  # its own tools write nowhere else: the result file is there
+        "{run_folder}",
+    ),
     read=read,
     provider="google",
     model=("--model", "{model}"),
