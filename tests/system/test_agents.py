@@ -41,10 +41,11 @@ class Stand:
         command = ["git", "-C", str(self.ws.path), *who, *words]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
-    def ready(self, scenario: str, timeout: float) -> dict[str, str]:
+    def ready(self, scenario: str, timeout: float, *names: str) -> dict[str, str]:
         """Write the config and the queue; returns the environment that a worker needs."""
         role = agentclis.role(self.cli, f"{self.url}/{scenario}")
-        self.ws.write_config(builder={**role, "timeout": timeout, "stop_budget": 0})
+        role |= {"timeout": timeout, "stop_budget": 0}
+        self.ws.write_config(**dict.fromkeys(names or ("builder",), role))
         self.ws.write_queue({"id": "T1", "title": "A line", "type": "Build", "status": "ready"})
         temporary = self.ws.path / "tmp"
         temporary.mkdir(exist_ok=True)  # they leave files there
@@ -112,3 +113,14 @@ def test_a_refusal_is_no_success(stand: Stand) -> None:
     """Though the CLI itself is content, and exits 0."""
     assert stand.attempt("refuse") == "ready", stand.ws.log()
     assert "no evidence" in stand.ws.task()["last_error"]
+
+
+@pytest.mark.parametrize("stand", ["codex"], indirect=True)
+def test_a_sprint_goes_through(stand: Stand) -> None:
+    """From a story to the end of what its plan has added, each role by the same CLI."""
+    roles = ("planner", "builder", "tester", "refiner", "integrator")
+    environment = stand.ready("work", SLOW, *roles)
+    stand.ws.write_queue({"id": "S1", "title": "Two", "type": "Story", "status": "needs_plan"})
+    assert stand.ws.start("--drain", env=environment).wait(2 * SLOW) == 0, stand.ws.log()
+    found = {task["id"]: task["status"] for task in stand.ws.document()["tasks"]}
+    assert found == {"S1": "done", "S1-B1": "done"}, stand.ws.log()
