@@ -46,10 +46,12 @@ def read(traces: Traces, inputs: Iterable[str] = INPUTS) -> Record:
 
 def _words(result: dict[str, Any]) -> str:
     """The answer, or else what went wrong."""
-    errors = result.get("errors") or result.get("error") or []
-    listed = errors if isinstance(errors, list) else [errors]
-    words = [str(result.get("result") or result.get("subtype") or ""), *map(str, listed)]
-    return ": ".join(filter(None, words))
+    told = result.get("errors") or result.get("error") or []
+    errors = [
+        str(each.get("message") if isinstance(each, dict) else each)
+        for each in (told if isinstance(told, list) else [told])
+    ]
+    return ": ".join([str(result.get("result") or result.get("subtype") or ""), *errors])
 
 
 def _usage(result: dict[str, Any], inputs: Iterable[str]) -> dict[str, float] | None:

@@ -42,6 +42,7 @@ OUTCOMES = {
     "stream disconnected before completion": Outcome.ERROR,
     # of Gemini CLI, aider and others
     "Invalid auth method selected.": Outcome.BLOCKED,
+    "Missing API key for OpenAI-compatible auth.": Outcome.BLOCKED,
     "[API Error: You exceeded your current quota. Please retry in 40.6s.]": Outcome.THROTTLED,
     "litellm.RateLimitError: RateLimitError: OpenAIException - fake 429": Outcome.THROTTLED,
     "litellm.AuthenticationError: OpenAIException - fake": Outcome.BLOCKED,
