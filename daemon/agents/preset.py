@@ -122,7 +122,8 @@ def read(preset: Preset, traces: Traces) -> Record:
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         note = f"its output is not as expected: {type(error).__name__}: {error}"
         record = Record(Outcome.ERROR, note)
-    return record._replace(note=" ".join(record.note.split())[:NOTE])
+    silent = "" if record.outcome is Outcome.SUCCESS else "it failed and did not say why"
+    return record._replace(note=" ".join((record.note or silent).split())[:NOTE])
 
 
 def parsed(data: str | bytes) -> Any:

@@ -24,7 +24,8 @@ LONGEST = 366 * 86400.0  # seconds; no limit resets later
 HTTP = re.compile(r"(?:status|error|code|http)\W{1,4}(?:code\W{1,3})?([45]\d\d)\b", re.IGNORECASE)
 LOGIN = re.compile(
     r"unauthorized|not logged in|/login|authenticat|auth method|credit balance is too low"
-    r"|(?:invalid|missing|no) (?:(?:x-)?api.?key|credentials)|api.?key (?:is )?(?:missing|not|invalid)"
+    r"|(?:invalid|missing|no) (?:(?:x-)?api.?key|credentials)"
+    r"|api.?key (?:is )?(?:missing|not|invalid)"
     r"|token (?:has |is )?(?:expired|revoked|invalid)|forbidden|permission_error",
     re.IGNORECASE,
 )

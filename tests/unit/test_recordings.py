@@ -95,6 +95,14 @@ def test_usage_is_counted(cli: str, tmp_path: Path) -> None:
     assert bool(record.session) == (cli not in {"aider", "mini"})
 
 
+def test_claude_counts_what_no_stream_came_of(tmp_path: Path) -> None:
+    """It asked again without streaming, and its own ``usage`` does not know of that."""
+    record = replayed(FOLDER / "claude" / "drop.json", tmp_path)
+    usage = dict(record.usage or {})
+    assert usage.pop("cost_usd") > 0
+    assert usage == {"input_tokens": 2400, "output_tokens": 100}
+
+
 @pytest.mark.parametrize("cli", RESETS)
 def test_a_usage_limit_tells_its_reset(cli: str, tmp_path: Path) -> None:
     """The scripted limit is over after two hours; a time of day is told to the minute."""
