@@ -209,7 +209,8 @@ class Attempt:
             ("stdout.log", "stderr.log"),
         )
         if ended.why == "not started":
-            return Result(Outcome.BLOCKED, f"the agent cannot be started: {ended.note}")
+            note = f"the agent cannot be started: {ended.note}"
+            return Result(Outcome.BLOCKED, note, usage={})  # known: it has spent nothing
         if ended.why != "exited":
             return self.cut_short(ended, "the agent")._replace(**self.spent(ended))
         try:
@@ -267,9 +268,12 @@ class Attempt:
         }
         template = (*self.role.command, *self.role.args)
         if self.preset:
+            money = self.role.budget.attempt.cost_usd
             values |= {"run_folder": self.brief.run_dir, "model": self.role.model or ""}
+            values["cost_usd"] = f"{money or 0:.6f}"
             model = self.preset.model if self.role.model else ()
-            template = (*self.preset.argv, *model, *self.role.args)
+            limit = self.preset.cost_limit if money is not None else ()
+            template = (*self.preset.argv, *model, *limit, *self.role.args)
         given = [
             PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), each) for each in template
         ]
