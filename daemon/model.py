@@ -32,7 +32,8 @@ class Result(NamedTuple):
 
     ``status`` is the status the agent asks for (a claim, checked by lifecycle), ``retry_after``
     seconds, ``add_tasks`` new tasks in the queue's own form, ``changes`` further keys of the task
-    to write (``branch``).
+    to write (``branch``), ``session`` what the agent's CLI calls the conversation, ``gate`` the
+    number of the gate that did not pass (0 for none).
     """
 
     outcome: Outcome
@@ -43,6 +44,8 @@ class Result(NamedTuple):
     artifacts: tuple[str, ...] = ()
     usage: Mapping[str, float] | None = None
     changes: Mapping[str, Any] | None = None
+    session: str = ""
+    gate: int = 0
 
 
 class Lease(NamedTuple):

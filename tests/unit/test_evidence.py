@@ -40,6 +40,8 @@ def test_everything_that_may_be_said(tmp_path: Path) -> None:
         "artifacts": ("a.txt",),
         "add_tasks": ({"id": "N1"},),
         "changes": None,
+        "session": "",
+        "gate": 0,
     }
 
 
