@@ -62,8 +62,9 @@ def _background(
     past = [] if lease.token == 1 else history.read(runs, lease.task_id, before=lease.token)
     needs = background.needed(task, _known(tasks)) if task.get("dependencies") else []
     for place, need in enumerate(needs):
-        told = history.verdicts(runs, need.id, 1) if need.status != "unknown" else []
-        needs[place] = need._replace(note=told[0].note if told else "")
+        told = history.verdicts(runs, need.id, history.MOST) if need.status != "unknown" else []
+        notes = [each.note for each in told if each.outcome == "success" and each.note]
+        needs[place] = need._replace(note=notes[-1] if notes else "")
     failed = background.failures(task, past)
     commands = [" ".join(gate) for gate in gates]
     return {

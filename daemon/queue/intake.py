@@ -56,10 +56,11 @@ def of_agent(
     task gets the task, where that is planned by this, and else the task's own parent.
     """
     new = list(new)
+    many = sum(1 for _ in _flat(new))  # counted first: it bounds how deep they are nested, too
+    if many > MOST:
+        raise ValueError(f"{many} new tasks are more than {MOST}")
     given = [_without_nothing(each) for each in new]
     every = list(_flat(given))
-    if len(every) > MOST:
-        raise ValueError(f"{len(every)} new tasks are more than {MOST}")
     ended = {rules.on_exhausted for rules in machine.roles.values()} - ENDED
     allowed = machine.claimed | PARKED | ended
     known = {*tasks.by_id, *(str(task.get("id")) for task in every)}
@@ -98,11 +99,14 @@ def _without_nothing(value: Any) -> Any:
 
 
 def _flat(values: Iterable[object]) -> Iterator[dict[str, Any]]:
-    for value in values:
+    """Each task and subtask, depth first; without recursion, for depth is an agent's to choose."""
+    left = [*values][::-1]
+    while left:
+        value = left.pop()
         if isinstance(value, dict):
             yield value
             children = value.get("subtasks")
-            yield from _flat(children if isinstance(children, list) else ())
+            left += reversed(children) if isinstance(children, list) else ()
 
 
 def _agent_may_not(task: dict[str, Any], allowed: set[str], known: set[str]) -> str:
