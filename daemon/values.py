@@ -31,8 +31,9 @@ def of(  # noqa: PLR0913, PLR0917  # what an attempt, or a preview of one, knows
     ``branch`` is the one that the attempt's worktree is on (None without a worktree), ``tasks``
     reads the queue.
     """
-    role = config.roles[lease.role]
+    role, main = config.roles[lease.role], main_branch(config.workspace)
     known = task.get("branch")
+    known = known if isinstance(known, str) and known.isprintable() else ""
     return {
         "task": task,
         "task_json": json.dumps(task, indent=2, ensure_ascii=False),
@@ -42,8 +43,8 @@ def of(  # noqa: PLR0913, PLR0917  # what an attempt, or a preview of one, knows
         "worktree": cwd,
         "result_file": os.path.join(run_dir, "result.json"),
         "task_file": os.path.join(run_dir, "task.json"),
-        "branch": branch or (known if isinstance(known, str) else ""),
-        "main": main_branch(config.workspace),
+        "branch": branch or known or main,
+        "main": main,
         "gates": [" ".join(gate) for gate in role.gates],
         **_background(config, lease, task, tasks),
     }
@@ -94,6 +95,7 @@ def main_branch(workspace: str) -> str:
             with open(git, encoding="utf-8") as file:
                 git = os.path.join(workspace, file.read().removeprefix("gitdir:").strip())
         with open(os.path.join(git, "HEAD"), encoding="utf-8") as file:
-            return file.read(4096).strip().removeprefix("ref: ").removeprefix("refs/heads/")
+            name = file.read(4096).strip().removeprefix("ref: ").removeprefix("refs/heads/")
+            return name if name.isprintable() else ""
     except (OSError, ValueError):
         return ""

@@ -213,7 +213,9 @@ def make_prompts(config: Config) -> list[Step]:
                 text = file.read()
         except FileNotFoundError:
             if not os.path.lexists(path):
-                steps.append(Step("none", path, f"there is no default prompt for {name}: write it"))
+                steps.append(
+                    Step("none", path, f"a general prompt serves {name} until you write one")
+                )
                 continue
             text = ""
         steps.append(Step("made" if _make(path, text) else "kept", path))
