@@ -186,6 +186,22 @@ def budget(
     print(as_json(budgets.facts(report)) if json else budgets.text(report, Style.of(sys.stdout)))
 
 
+@command(task_id="the task's id", role="as which role (default: the one whose turn it is)")
+def prompt(
+    task_id: str,
+    role: str | None = None,
+    workspace: str | None = None,
+    limit: str | None = None,
+    inventory: str | None = None,
+) -> None:
+    """Show what an agent would get for a task now; nothing is made or changed."""
+    from daemon.fleet import here, preview
+    from daemon.fleet.output import shown
+
+    config = here.fleet(inventory, limit).config(workspace)
+    print(shown(preview.text(config, task_id, role), sys.stdout), end="")
+
+
 @command()
 def start(role: str | None = None, limit: str | None = None, inventory: str | None = None) -> int:
     """Start the workers."""
@@ -431,4 +447,4 @@ def check(
 
 agents = Collection("agents", start, stop, restart, status, logs)
 queue = Collection("queue", list_, show, add, retry, cancel, release, check, import_, export)
-namespace = Collection(init, install, uninstall, config, doctor, budget, agents, queue)
+namespace = Collection(init, install, uninstall, config, doctor, budget, prompt, agents, queue)

@@ -14,7 +14,17 @@ import signal
 import time
 from typing import Any, NamedTuple
 
-from daemon import agents, environment, evidence, executor, process, prompt, verdict
+from daemon import (
+    agents,
+    environment,
+    evidence,
+    executor,
+    lifecycle,
+    process,
+    prompt,
+    values,
+    verdict,
+)
 from daemon.agents import preset as presets
 from daemon.config import Config, Role, from_json
 from daemon.errors import ConfigError, LeaseLost, QueueUnreadable, RolecallError
@@ -87,13 +97,14 @@ class Attempt:
     def __init__(self, brief: Brief, queue: FileQueue, log: Log, stop: Stop) -> None:
         self.brief, self.queue, self.log, self.stop = brief, queue, log, stop
         self.role, self.config, self.lease = brief.role, brief.config, brief.lease
-        self.deadline = time.monotonic() + self.role.timeout
-        self.renewed = time.monotonic()
+        self.began = self.renewed = time.monotonic()
+        self.deadline = self.began + self.role.timeout
         self.marker = marker(brief.run_dir)
         self.cwd = self.config.workspace
         self.changes: dict[str, Any] = {}
         self.secrets: tuple[str, ...] = ()
         self.preset = agents.find(brief.role.agent)
+        self.kept: tuple[Result | None] | None = None
 
     def run(self) -> Outcome:
         """Take the lease over, do the work, settle; returns what it came to."""
@@ -110,6 +121,8 @@ class Attempt:
                 result = Result(Outcome.ERROR, str(error).removeprefix("error: "))
             return self.settle(result)
         except LeaseLost as lost:
+            if self.kept:  # it must not stand there as what counted
+                self.keep(Result(Outcome.LOST, lost.problems[0].what))
             name = f"{self.lease.task_id} (token {self.lease.token})"
             self.log.say(f"{name}: lost, nothing was written: {lost.problems[0].what}", "warning")
             return Outcome.LOST
@@ -171,21 +184,17 @@ class Attempt:
 
     def write_prompt(self) -> str:
         """Render the prompt and put it, and the task, into the run's folder."""
-        task_json = json.dumps(self.brief.task, indent=2, ensure_ascii=False)
-        path = self.role.prompt or prompt.default_path(self.config.paths.prompts, self.role.name)
-        template = prompt.read(path, required=self.role.prompt is not None)
-        values = {
-            "task": self.brief.task,
-            "task_json": task_json,
-            "role": self.role.name,
-            "attempt": self.lease.attempt,
-            "workspace": self.config.workspace,
-            "worktree": self.cwd,
-            "result_file": self.file("result.json"),
-            "task_file": self.file("task.json"),
-        }
-        text = prompt.render(template, values, path)
-        evidence.write_new(self.brief.run_dir, "task.json", task_json + "\n")
+        given = values.of(
+            self.config,
+            self.lease,
+            self.brief.task,
+            self.brief.run_dir,
+            self.cwd,
+            self.changes.get("branch"),
+            lambda: self.queue.snapshot().tasks,
+        )
+        text = prompt.of(self.config, self.role, given)
+        evidence.write_new(self.brief.run_dir, "task.json", given["task_json"] + "\n")
         evidence.write_new(self.brief.run_dir, "prompt.md", text)
         return text
 
@@ -289,16 +298,19 @@ class Attempt:
             log = f"gate-{number}.log"
             ended = self.execute(gate, env, b"", (log, log))
             name = " ".join(gate)
+            if ended.why == "exited" and ended.status == 0:
+                continue
             if ended.why == "not started":
-                return Result(Outcome.BLOCKED, f"gate {name!r} cannot be started: {ended.note}")
-            if ended.why != "exited":
-                return self.cut_short(ended, f"gate {name!r}")
-            if ended.status in KILLED:  # by the system or a person: that is no verdict
+                failed = Result(Outcome.BLOCKED, f"gate {name!r} cannot be started: {ended.note}")
+            elif ended.why != "exited":
+                failed = self.cut_short(ended, f"gate {name!r}")
+            elif ended.status in KILLED:  # by the system or a person: that is no verdict
                 note = f"gate {name!r} was ended by signal {-ended.status}"
-                return Result(Outcome.ERROR, note, usage=result.usage)
-            if ended.status:
+                failed = Result(Outcome.ERROR, note)
+            else:
                 note = f"gate {name!r} failed with exit status {ended.status}: {self.file(log)}"
-                return Result(Outcome.REJECTED, note, usage=result.usage)
+                failed = Result(Outcome.REJECTED, note)
+            return failed._replace(usage=result.usage, session=result.session, gate=number)
         return result
 
     def cut_short(self, ended: executor.Ended, what: str) -> Result:
@@ -354,8 +366,20 @@ class Attempt:
         self.log.once("renew", "")
         return self.role.heartbeat
 
+    def keep(self, result: Result) -> None:
+        """Leave the final verdict in the run's folder, where later prompts find it."""
+        folder = self.brief.run_dir
+        self.kept = self.kept or (evidence.claimed(folder, self.secrets),)
+        seconds = time.monotonic() - self.began
+        found = evidence.final(result, self.kept[0], self.lease, self.role, seconds)
+        why = evidence.keep(folder, found, self.secrets)
+        if why:
+            name = f"{self.lease.task_id} (token {self.lease.token})"
+            self.log.say(f"{name}: its result.json cannot be kept: {why}", "warning")
+
     def settle(self, result: Result) -> Outcome:
         """Write what it came to. A queue that cannot be written now is waited for."""
+        self.keep(result)
         due = 0.0
         while True:
             try:
@@ -366,18 +390,20 @@ class Attempt:
                 level = "warning" if isinstance(error, QueueUnreadable) else "error"
                 self.log.once("settle", f"{self.lease.task_id}: cannot settle yet: {error}", level)
             else:
-                return self.outcome(moves, result.outcome)
+                return self.outcome(moves, result)
             if time.monotonic() >= due:
                 # Its tree is dead, so a lease that runs out does no harm: the token decides.
                 self.renewed = time.monotonic()
                 due = time.monotonic() + self.tick()
             wait((), RETRY)
 
-    def outcome(self, moves: tuple[Move, ...], outcome: Outcome) -> Outcome:
+    def outcome(self, moves: tuple[Move, ...], result: Result) -> Outcome:
         """What the queue made of our own outcome, which is what counts."""
+        outcome = lifecycle.weigh(self.role.rules, result).outcome
         for move in moves:
-            if move.task_id == self.lease.task_id and move.outcome:
+            if move.task_id == self.lease.task_id and move.outcome not in {"", outcome}:
                 outcome = Outcome(move.outcome)
+                self.keep(result._replace(outcome=outcome, note=move.why, status=None))
         return outcome
 
 

@@ -178,8 +178,10 @@ class Model:
         said = status if asked is None and status != TABLE[role].holds else asked
         outcome = weighed(role, outcome, said)
         good = new is not None and outcome in ("success", "rejected")
-        if good and not self._acceptable(new or []):
+        if good and not (self._acceptable(new or []) and self._proper(new or [])):
             outcome, good = "error", False
+        elif good:
+            new = [{**self._parent(name, role), **each} for each in copy.deepcopy(new or [])]
         settle(task, role, outcome, wait=wait, luck=luck, now=self.wall)
         changes.append((name, status, task["status"]))
         if good:
@@ -196,6 +198,24 @@ class Model:
         names, holds = [each["id"] for each in new], {row.holds for row in TABLE.values()}
         fresh = len(set(names) | set(self.tasks())) == len(names) + len(self.tasks())
         return fresh and not any(each.get("status") in holds for each in new)
+
+    def _proper(self, new: list[Task]) -> bool:
+        """Whether an agent may add them: statuses that wait, dependencies that are there."""
+        every = [task for task, _ in walk(new)]
+        known = {*self.tasks(), *(each["id"] for each in every)}
+        waits = {"ready", "blocked", "needs_manual", *(row.claims for row in TABLE.values())}
+        return all(
+            each.get("status", "ready") in waits and known >= {*(each.get("dependencies") or [])}
+            for each in every
+        )
+
+    def _parent(self, name: str, role: str) -> Task:
+        """What a new task is a child of that does not say so."""
+        if role == "planner":
+            return {"parent": name}
+        task, above = next((t, p) for t, p in walk(self.document["tasks"]) if t.get("id") == name)
+        found = task.get("parent") or task.get("parent_task") or above
+        return {"parent": found} if found else {}
 
     def add(self, new: list[Task], viewer: Who) -> list[Change]:
         before = copy.deepcopy(self.document)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shlex
@@ -10,17 +9,16 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
-from daemon import evidence
 from daemon.config import Config, Role
-from daemon.errors import RolecallError
+from daemon.fleet import runs
 from daemon.fleet.here import UsageError, one_of
 from daemon.fleet.output import Style, as_json, escape, table, value_text
 from daemon.fleet.waiting import KINDS, PROBLEMS, Standing, View, Wait, standing
 from daemon.index import Tasks
 from daemon.lifecycle import ENDED, PARKED, attempts_of
-from daemon.model import Lease, format_time
+from daemon.model import Lease
 from daemon.queue import Pause
 from daemon.queue.file import FileQueue
 
@@ -33,17 +31,6 @@ COLOUR_OF = {
     **dict.fromkeys(PROBLEMS, "red"),
 }
 QUIET = frozenset({"claimable", "ended", "held"})  # nothing to wait for
-
-
-class Run(NamedTuple):
-    """What an attempt left behind."""
-
-    token: int
-    folder: str
-    started: str
-    outcome: str
-    note: str
-    files: tuple[str, ...]
 
 
 def pauses(queue: FileQueue, roles: Collection[str]) -> dict[str, Pause]:
@@ -136,28 +123,6 @@ class Board:
             raise UsageError(f'unknown task "{task_id}"')
         return next(wait for wait in self.standing.waits if wait.entry is entry)
 
-    def runs(self, task_id: str) -> list[Run]:
-        """The attempts that left a folder, oldest first."""
-        folder = os.path.join(self.config.paths.runs, task_id)
-        try:
-            tokens = sorted(int(name) for name in os.listdir(folder) if name.isdecimal())
-        except OSError:
-            return []
-        return [_run(os.path.join(folder, str(token)), token) for token in tokens]
-
-
-def _run(folder: str, token: int) -> Run:
-    try:
-        result = evidence.read_result(folder)
-        outcome, note = (result.outcome.value, result.note) if result else ("", "")
-    except (RolecallError, OSError) as error:
-        outcome, note = "", f"result.json: {str(error).removeprefix('error: ')}"
-    started, files = "", []
-    with contextlib.suppress(OSError):
-        files = sorted(os.listdir(folder))
-        started = format_time(os.stat(os.path.join(folder, "task.json")).st_mtime)
-    return Run(token, folder, started, outcome, note, tuple(files))
-
 
 def facts(wait: Wait) -> dict[str, Any]:
     """One task's line, for a program."""
@@ -237,7 +202,7 @@ def detail(board: Board, wait: Wait) -> dict[str, Any]:
     return {
         **facts(wait),
         "lease": lease._asdict() if lease else None,
-        "runs": [run._asdict() for run in board.runs(task_id)],
+        "runs": [run._asdict() for run in runs.of(board.config.paths.runs, task_id)],
         "task": wait.entry.task,
     }
 
@@ -268,11 +233,8 @@ def show(board: Board, wait: Wait, style: Style) -> str:
         pairs.append(("subtasks", escape(", ".join(children))))
     size = max(len(name) for name, _ in pairs)
     parts += [f"{name:<{size}}  {value}" for name, value in pairs]
-    runs = board.runs(task_id)
-    if runs:
-        rows = [[run.token, run.started, run.outcome, run.note, run.folder] for run in runs]
-        header = ["run", "started", "the agent says", "note", "folder"]
-        parts += ["", table(header, rows, style, shrink=3)]
+    found = runs.of(board.config.paths.runs, task_id)
+    parts += ["", runs.listing(found, style)] if found else []
     return "\n".join(parts)
 
 

@@ -20,7 +20,7 @@ from daemon.fleet.finding import FAIL, OK, WARN, Finding, failed, report, togeth
 from daemon.fleet.here import one_of
 from daemon.fleet.supervisor import SYSTEMD, supervisor_name
 from daemon.fleet.systemd import manager_problem
-from daemon.prompt import default_path
+from daemon.prompt import DEFAULT, default, default_path
 from daemon.queue.file import FileQueue
 from daemon.transient import ROOT
 
@@ -282,8 +282,11 @@ def _prompt(config: Config, role: Role) -> Finding:
     if os.access(path, os.R_OK):
         return Finding("prompt", OK, os.path.dirname(path), "", role.name)
     if role.prompt is None:  # one that nobody named has a built-in stand-in
-        what = f"there is none in {config.paths.prompts}, the built-in one is bare"
-        return Finding("prompt", WARN, what, init, role.name)
+        own = default(role.name) != DEFAULT
+        what = (
+            f"there is none in {config.paths.prompts}: {'the default' if own else 'a general one'}"
+        )
+        return Finding("prompt", OK if own else WARN, what, "" if own else init, role.name)
     return Finding("prompt", FAIL, f"{path} is missing, or cannot be read", init, role.name)
 
 

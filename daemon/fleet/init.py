@@ -15,10 +15,9 @@ from daemon.config import Config
 from daemon.errors import RolecallError
 from daemon.fleet import here, mergedriver
 from daemon.model import format_time
-from daemon.prompt import default_path
+from daemon.prompt import TEMPLATES, default_path
 
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-TEMPLATES = os.path.join(CHECKOUT, "templates", "prompts")
 SPECIAL = re.compile(r"([\\*?\[\]!# ])")  # to a pattern of .git/info/exclude
 QUOTED = re.compile(r'[\x00-\x20"\\]')  # what a pattern of .git/info/attributes cannot hold bare
 PLAIN_SCALAR = re.compile(r"[A-Za-z0-9/_~.][A-Za-z0-9/_~.+@-]*")
@@ -214,7 +213,9 @@ def make_prompts(config: Config) -> list[Step]:
                 text = file.read()
         except FileNotFoundError:
             if not os.path.lexists(path):
-                steps.append(Step("none", path, f"there is no default prompt for {name}: write it"))
+                steps.append(
+                    Step("none", path, f"a general prompt serves {name} until you write one")
+                )
                 continue
             text = ""
         steps.append(Step("made" if _make(path, text) else "kept", path))

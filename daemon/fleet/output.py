@@ -11,7 +11,17 @@ from typing import IO, Any
 
 from daemon.log import escape
 
-__all__ = ["COLOURS", "Style", "as_json", "error_text", "escape", "table", "value_text", "width"]
+__all__ = [
+    "COLOURS",
+    "Style",
+    "as_json",
+    "error_text",
+    "escape",
+    "shown",
+    "table",
+    "value_text",
+    "width",
+]
 
 COLOURS = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "cyan": 36, "dim": 2, "bold": 1}
 GAP = "  "
@@ -50,6 +60,16 @@ def as_json(value: Any) -> str:
 def error_text(error: object) -> str:
     """An error for a terminal: its lines as they are, all else that controls one escaped."""
     return "\n".join(escape(line) for line in str(error).split("\n"))
+
+
+def shown(text: str, stream: IO[str]) -> str:
+    """A whole text as it is for a file or a pipe; its control characters escaped for a terminal.
+
+    What no UTF-8 can hold is escaped for both, as agents get it.
+    """
+    text = text.encode(errors="backslashreplace").decode()
+    lines = text.split("\n")
+    return "\n".join(map(escape, lines)) if stream.isatty() else text
 
 
 def value_text(value: Any) -> str:

@@ -64,7 +64,7 @@ def conclude(  # noqa: PLR0913  # all that a result meets
     new: list[dict[str, Any]] = []
     if result.add_tasks and result.outcome in (Outcome.SUCCESS, Outcome.REJECTED):
         try:
-            new = intake.checked(result.add_tasks, update.tasks, machine)
+            new = intake.of_agent(result.add_tasks, update.tasks, machine, entry, lease.role)
         except ValueError as error:
             result = result._replace(outcome=Outcome.ERROR, note=f"add_tasks: {error}")
     transition = lifecycle.settle(entry, machine, lease.role, result, now, random)

@@ -86,6 +86,7 @@ NEW: list[Task] = [
     {"id": "N4", "status": "planning_complete", "subtasks": [{"id": "N5", "status": "done"}]},
     {"id": "T1", "title": "an id that may be taken"},
     {"id": "N6", "status": "testing"},
+    {"id": "N7", "dependencies": ["T0"], "priority": 1},
 ]
 
 actors = st.integers(0, 4)
@@ -232,11 +233,19 @@ class Hands(RuleBasedStateMachine):
         self.claim(role=able[place % len(able)], actor=actor, ignore_wip=False)
 
     @precondition(lambda self: self.given)
-    @rule(place=st.integers(0, 1), actor=actors, outcome=outcomes, luck=lucks)
-    def settle_soon(self, place: int, actor: int, outcome: Outcome, luck: float) -> None:
-        """As most attempts do: the lease that was given last, and nothing asked for."""
+    @rule(
+        place=st.integers(0, 1),
+        actor=actors,
+        outcome=outcomes,
+        luck=lucks,
+        new=st.just([]) | additions,
+    )
+    def settle_soon(
+        self, place: int, actor: int, outcome: Outcome, luck: float, new: list[Task]
+    ) -> None:
+        """As most attempts do: the lease that was given last, and no status asked for."""
         self.settle(
-            place=place, actor=actor, outcome=outcome, asked=None, wait=None, luck=luck, new=[]
+            place=place, actor=actor, outcome=outcome, asked=None, wait=None, luck=luck, new=new
         )
 
     @precondition(lambda self: self.given)
@@ -455,7 +464,7 @@ class Hands(RuleBasedStateMachine):
                 self.claim(role=role, actor=0, ignore_wip=True)
                 if len(self.given) > before:
                     some = True
-                    self.settle_soon(place=0, actor=0, outcome=Outcome.SUCCESS, luck=0.0)
+                    self.settle_soon(place=0, actor=0, outcome=Outcome.SUCCESS, luck=0.0, new=[])
         stuck = {n: t for n, t in self.model.tasks().items() if not self.model.over(t)}
         assert stuck == {}
 

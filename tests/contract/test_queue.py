@@ -491,7 +491,7 @@ def test_each_change_is_told_once_in_order(backend: FileBackend) -> None:
         ready("B", status="blocked", dependencies=["T1"]),
     )
     queue = backend.open()
-    new = ({"id": "T1", "parent": "S", "subtasks": [{"id": "T1.1", "status": "done"}]},)
+    new = ({"id": "T1", "subtasks": [{"id": "T1.1", "status": "needs_manual"}]},)
     queue.settle(claimed(queue, "planner").lease, Result(Outcome.SUCCESS, add_tasks=new))
     for role in ("builder", "tester", "integrator"):
         queue.settle(claimed(queue, role).lease, Result(Outcome.SUCCESS))
@@ -504,7 +504,7 @@ def test_each_change_is_told_once_in_order(backend: FileBackend) -> None:
     assert chains["T1"][0] == "ready"
     assert chains["T1"][-1] == "done"
     assert chains["B"] == ["blocked", "ready"]
-    assert (chains["T1.1"], chains["N"]) == (["done"], ["ready"])
+    assert (chains["T1.1"], chains["N"]) == (["needs_manual"], ["ready"])
     assert chains.keys() == {"S", "T1", "T1.1", "B", "N"}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from daemon import evidence
 from daemon.errors import QueueUnreadable, RolecallError
 from daemon.fleet import adding, board, waiting
 from daemon.fleet.board import Board
@@ -265,20 +266,34 @@ def test_the_list_can_be_filtered(backend: FileBackend) -> None:
 
 
 def test_show_tells_of_every_attempt(backend: FileBackend) -> None:
-    """Each run folder is listed with what the agent said, also where that is no result."""
+    """Each run folder with what it came to; what an agent said alone is no outcome."""
     backend.fill(task("T1"))
     queue = backend.open(random=0.0)
-    for text in ('{"outcome": "rejected", "note": "too slow"}', "no JSON"):
+    usage = {"input_tokens": 1200.0, "output_tokens": 34.0, "cost_usd": 0.25}
+    for text in ('{"outcome": "rejected", "note": "too slow"}', "no JSON", "{}"):
         claim = queue.claim("builder", "desk:builder")
         assert claim
         (Path(claim.run_dir) / "result.json").write_text(text)
-        queue.settle(claim.lease, Result(Outcome.ERROR, "it broke"))
+        result = Result(Outcome.ERROR, "it broke", usage=usage)
+        if text == "{}":
+            said = evidence.claimed(claim.run_dir)
+            role = backend.config.roles["builder"]
+            final = evidence.final(result, said, claim.lease, role, 1.5)
+            assert not evidence.keep(claim.run_dir, final)
+        queue.settle(claim.lease, result)
     found = look(backend)
     runs = board.detail(found, found.find("T1"))["runs"]
-    assert [run["token"] for run in runs] == [1, 2]
-    assert (runs[0]["outcome"], runs[0]["note"]) == ("rejected", "too slow")
+    assert [run["token"] for run in runs] == [1, 2, 3]
+    assert [run["outcome"] for run in runs] == ["", "", "error"]
+    assert runs[0]["claimed"] == {"outcome": "rejected", "note": "too slow"}
     assert runs[1]["note"].startswith("result.json: it is not JSON")
-    assert "too slow" in board.show(found, found.find("T1"), PLAIN)
+    assert (runs[2]["note"], runs[2]["role"], runs[2]["seconds"]) == ("it broke", "builder", 1.5)
+    assert runs[2]["claimed"] == {"outcome": "success"}
+    assert runs[2]["usage"] == usage
+    text = board.show(found, found.find("T1"), PLAIN)
+    assert "too slow; the agent says rejected" in text
+    assert "1,200 in, 34 out, $0.2500" in text
+    assert "it broke; the agent said success" in text
 
 
 def test_an_unknown_task_is_a_usage_error_with_a_guess(backend: FileBackend) -> None:
@@ -398,4 +413,4 @@ def test_a_status_that_is_no_word_stops_no_command(backend: FileBackend) -> None
     (backend.folder / "runs" / "T3" / "\u00b2").mkdir(parents=True)
     found = look(backend)
     assert [wait.kind for wait in found.standing.waits] == ["unclaimed", "unclaimed", "claimable"]
-    assert found.runs("T3") == []
+    assert board.detail(found, found.find("T3"))["runs"] == []

@@ -12,7 +12,7 @@ import yaml
 from daemon import prompt
 from daemon.errors import RolecallError
 from daemon.fleet import here, mergedriver
-from daemon.fleet.init import TEMPLATES, init, repository, set_workspace
+from daemon.fleet.init import init, repository, set_workspace
 from tests.console import git_init, write_inventory
 
 
@@ -212,7 +212,7 @@ def test_without_a_workspace_anywhere_it_asks_for_one(inventory: Path) -> None:
 @pytest.mark.parametrize("role", ["planner", "builder", "tester", "refiner", "integrator"])
 def test_a_default_prompt_renders_without_a_template_engine(role: str) -> None:
     """Plain values only (jinja2 would cost each attempt its import), and it names the result."""
-    text = (Path(TEMPLATES) / f"{role}.md.j2").read_text()
+    text = (Path(prompt.TEMPLATES) / f"{role}.md.j2").read_text()
     assert not prompt.PLAIN.sub("", text).count("{{")
     values = {
         "task": {"id": "T1"},
@@ -223,6 +223,9 @@ def test_a_default_prompt_renders_without_a_template_engine(role: str) -> None:
         "worktree": "/t",
         "result_file": "/r/result.json",
         "task_file": "/r/task.json",
+        "branch": "agent/T1",
+        "main": "trunk",
+        "background": "",
     }
     rendered = prompt.render(text, values)
     assert "/r/result.json" in rendered

@@ -51,8 +51,10 @@ def test_the_template_is_sandboxed() -> None:
 
 
 def test_only_a_prompt_that_was_named_must_be_there(tmp_path: Path) -> None:
-    """A role without a prompt of its own gets the built-in one."""
+    """A role without a prompt of its own gets the one that init would copy, or a general one."""
     missing = str(tmp_path / "builder.md")
-    assert prompt.read(missing, required=False) == prompt.DEFAULT
+    shipped = (Path(prompt.TEMPLATES) / "builder.md.j2").read_text()
+    assert prompt.read(missing, "builder", required=False) == shipped
+    assert prompt.read(missing, "docs", required=False) == prompt.DEFAULT
     with pytest.raises(PromptError, match="missing"):
-        prompt.read(missing, required=True)
+        prompt.read(missing, "builder", required=True)

@@ -21,6 +21,7 @@ COMMANDS = {
     "uninstall",
     "config",
     "doctor",
+    "prompt",
     "agents.start",
     "agents.stop",
     "agents.restart",
@@ -85,6 +86,9 @@ def test_from_init_to_a_checked_queue(operator: Operator) -> None:
     assert [(each["id"], each["why"]) for each in only] == [("S-1", "waits for T001 (ready)")]
     assert "Fix the till" in operator.invoke("queue.show", "T001").stdout
     assert json.loads(operator.invoke("queue.show", "T001", "--json").stdout)["runs"] == []
+    prompt = operator.invoke("prompt", "T001").stdout
+    assert prompt.startswith("You are the builder")
+    assert '"title": "Fix the till"' in prompt
     checked = operator.invoke("queue.check")
     assert checked.returncode == 0
     assert "S-1   needs_plan  waits for T001 (ready)" in checked.stdout
@@ -115,6 +119,8 @@ def test_a_missing_queue_is_an_empty_one_with_a_hint(operator: Operator) -> None
         (["queue.list", "--status", "redy"], 2, 'hint:  did you mean "ready"?'),
         (["queue.list", "--role", "bilder"], 2, 'hint:  did you mean "builder"?'),
         (["queue.add"], 2, "error: a task needs a title"),
+        (["prompt", "T9"], 2, 'error: unknown task "T9"'),
+        (["prompt", "T1", "--role", "bilder"], 2, 'hint:  did you mean "builder"?'),
         (["doctor", "--role", "bilder"], 2, 'hint:  did you mean "builder"?'),
         (["queue.list", "--limit", "shopp"], 2, 'no host or group "shopp"'),
         (["config", "--inventory", "/none"], 78, "error: /none"),

@@ -1,0 +1,76 @@
+"""What an attempt leaves as its verdict, where the queue has another word."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from daemon.attempt import Attempt, Brief, Stop
+from daemon.errors import LeaseLost
+from daemon.log import Log
+from daemon.model import Lease, Move, Outcome, Result
+from daemon.queue.file import FileQueue
+from tests.queues import FileBackend
+
+
+class Silent:
+    """A log, and a wish to stop that nobody has."""
+
+    fd = -1
+
+    def say(self, *_: object) -> None: ...
+
+    def asked(self) -> bool:
+        return False
+
+    def heed(self, _lease: Lease) -> None: ...
+
+
+class Queue:
+    """What the queue makes of any result."""
+
+    def __init__(self, outcome: Outcome, why: str = "") -> None:
+        self.made, self.why = outcome, why
+
+    def take_over(self, lease: Lease, *_: object) -> Lease:
+        return lease
+
+    def settle(self, lease: Lease, _result: Result) -> tuple[Move, ...]:
+        if self.made is Outcome.LOST:
+            raise LeaseLost("T1 had a later attempt")
+        other = Move("T2", "", "blocked", "ready", "", outcome="")
+        own = Move(lease.task_id, "builder", "in_progress", "x", self.why, outcome=self.made)
+        return (own, other)
+
+
+@pytest.mark.parametrize(
+    ("queue", "outcome", "note"),
+    [
+        (Queue(Outcome.BLOCKED), "blocked", "role builder has no agent"),
+        (Queue(Outcome.RELEASED, "cancelled by me"), "released", "cancelled by me"),
+        (Queue(Outcome.ERROR, "add_tasks: x"), "error", "add_tasks: x"),
+        (Queue(Outcome.LOST), "lost", "T1 had a later attempt"),
+    ],
+)
+def test_the_verdict_is_what_the_queue_made_of_it(
+    tmp_path: Path, queue: Queue, outcome: str, note: str
+) -> None:
+    """It is kept before settling, so that the next attempt finds it, and put right behind it.
+
+    Broken once by leaving it: an attempt that was lost stood there as a success.
+    """
+    config = FileBackend(tmp_path).config
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "result.json").write_text('{"outcome": "rejected", "note": "mine"}')
+    lease = Lease("T1", "builder", "me", "", 60.0, "", token=3)
+    brief = Brief(config, lease, {"id": "T1"}, str(run), {}, "", "")
+    silent: Any = Silent()
+    attempt = Attempt(brief, cast("FileQueue", queue), cast("Log", silent), cast("Stop", silent))
+    assert attempt.run() is Outcome(outcome)
+    found = json.loads((run / "result.json").read_text())
+    assert (found["outcome"], found["note"], found["token"]) == (outcome, note, 3)
+    assert found["claimed"] == {"outcome": "rejected", "note": "mine"}
