@@ -40,7 +40,7 @@ EXCEPTIONS = {
     "mini/drop": Outcome.SUCCESS,  # it does not stream
     "mini/refuse": Outcome.ERROR,  # it insists on a tool call, and gives up
 }
-RESETS = ("aider", "claude", "codex", "gemini", "mini")  # opencode and qwen go on trying
+RESETS = ("aider", "claude", "codex", "gemini", "mini", "opencode")
 TURN = {"input_tokens": 1000, "output_tokens": 50}  # what the scripted LLM tells of each turn
 
 
