@@ -33,7 +33,7 @@ def read(traces: Traces) -> Record:
             words = f"{words} {line}" if telling else words  # it folds its lines
     if answered:
         return Record(Outcome.SUCCESS, usage=usage)
-    told = words or traces.tail() or traces.tail("stdout.log")[-300:] or "it printed no answer"
+    told = words or traces.tail() or traces.tail("stdout.log") or "it printed no answer"
     return failed(told, traces.now)._replace(usage=usage or None)
 
 
