@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 from daemon.agents.preset import Preset
 
 __all__ = ["NAMES", "find"]
@@ -30,5 +28,7 @@ def find(name: str | None) -> Preset | None:
     """The preset of that name; None for `command`, and where a role has no agent."""
     if name not in NAMES:
         return None
+    import importlib  # noqa: PLC0415  # an attempt of `command` starts without it
+
     preset: Preset = importlib.import_module(f"daemon.agents.{name}").PRESET
     return preset

@@ -17,20 +17,23 @@ FACTOR = {"k": 1e3, "M": 1e6}
 
 def read(traces: Traces) -> Record:
     """A line of used tokens is the only sign of an answer; an error behind it undoes it."""
-    answered, words = False, ""
+    answered, telling, words = False, False, ""
     usage: dict[str, float] = {}
     for line in traces.lines():
         if found := TOKENS.search(line):
-            answered, words = True, ""
+            answered, telling, words = True, False, ""
             for name, number in zip(("input_tokens", "output_tokens"), found.groups(), strict=True):
                 usage[name] = usage.get(name, 0) + _number(number)
             if cost := COST.search(line):
                 usage["cost_usd"] = _number(cost[1])
         elif found := ERROR.search(line):
-            answered, words = False, found[0]
+            answered, telling, words = False, True, found[0]
+        else:
+            telling = telling and bool(line)
+            words = f"{words} {line}" if telling else words  # it folds its lines
     if answered:
         return Record(Outcome.SUCCESS, usage=usage)
-    told = words or traces.tail() or traces.tail("stdout.log")[-300:] or "it printed no answer"
+    told = words or traces.tail() or traces.tail("stdout.log") or "it printed no answer"
     return failed(told, traces.now)._replace(usage=usage or None)
 
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from daemon.model import Outcome
 
 LINE = 8 << 20  # bytes of one line, or of a document, at most
-TAIL = 16 << 10  # bytes of a log's end, where an error stands
-NOTE = 500  # characters of a note
+TAIL = 1000  # bytes of a log's end, where an error stands
+NOTE = 1000  # characters of a note
 
 
 class Record(NamedTuple):

@@ -18,6 +18,7 @@ from daemon import agents
 from daemon.agents import preset as presets
 from daemon.agents.preset import Record, Traces
 from daemon.model import Outcome
+from tests.fakellm import RESETS_IN
 
 FOLDER = Path(__file__).parent.parent / "recordings"
 RECORDINGS = sorted(FOLDER.glob("*/*.json"))
@@ -39,7 +40,7 @@ EXCEPTIONS = {
     "mini/drop": Outcome.SUCCESS,  # it does not stream
     "mini/refuse": Outcome.ERROR,  # it insists on a tool call, and gives up
 }
-RESETS = {"claude": 7200, "codex": 7200, "gemini": 7200}  # seconds; the others do not pass it on
+RESETS = ("aider", "claude", "codex", "gemini", "mini", "opencode")
 TURN = {"input_tokens": 1000, "output_tokens": 50}  # what the scripted LLM tells of each turn
 
 
@@ -108,7 +109,7 @@ def test_a_usage_limit_tells_its_reset(cli: str, tmp_path: Path) -> None:
     """The scripted limit is over after two hours; a time of day is told to the minute."""
     wait = replayed(FOLDER / cli / "limit.json", tmp_path).retry_after
     assert wait is not None
-    assert abs(wait - RESETS[cli]) <= 60, wait
+    assert abs(wait - RESETS_IN) <= 60, wait
 
 
 def test_the_clis_that_are_used_most_are_recorded_in_full() -> None:
