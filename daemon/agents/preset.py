@@ -94,7 +94,8 @@ class Preset(NamedTuple):
     ``read`` tells what a run came to. ``provider`` names the credential, ``pass_env`` the variables
     that may hold it, ``write_paths`` the CLI's folders of state. ``tried`` is the version that this
     was measured with, "" where it comes from the vendor's documents alone. ``version`` is an argv
-    that prints the version, ``install`` and ``login`` are hints for a person.
+    that prints the version, ``install`` and ``login`` are hints for a person. ``told`` gives, of a
+    role's config, further variables of the environment: what the program cannot be told otherwise.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Preset(NamedTuple):
     install: str = ""
     login: str = ""
     cost_limit: tuple[str, ...] = ()
+    told: Callable[[Any], Mapping[str, str]] = lambda _role: {}
 
 
 def read(preset: Preset, traces: Traces) -> Record:

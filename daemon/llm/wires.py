@@ -1,0 +1,81 @@
+"""The model behind each wire, and what a failure on it means for the attempt."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from pydantic_ai import exceptions
+from pydantic_ai.models import Model
+from pydantic_ai.models.anthropic import AnthropicModel
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
+from pydantic_ai.profiles.openai import OpenAIModelProfile
+from pydantic_ai.providers.anthropic import AnthropicProvider
+from pydantic_ai.providers.openai import OpenAIProvider
+from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
+from pydantic_ai.settings import ModelSettings
+
+from daemon.agents.preset import Record
+from daemon.llm.settings import Settings
+from daemon.model import Outcome
+
+OPENAI = "api.openai.com"
+NOTE = 400  # characters of what a provider says
+
+
+def model(settings: Settings) -> Model:
+    """The model on its wire. No request is made yet."""
+    behaviour = ModelSettings(
+        timeout=settings.llm.request_timeout,
+        max_retries=settings.llm.retries,
+        parallel_tool_calls=True,
+        cache=True,  # where the provider has a cache of prompts to be asked for
+    )
+    if settings.llm.output_tokens is not None:
+        behaviour["max_tokens"] = settings.llm.output_tokens
+    if settings.wire == "anthropic":
+        claude = AnthropicProvider(api_key=settings.key, base_url=settings.base_url or None)
+        return AnthropicModel(settings.model, provider=claude, settings=behaviour)
+    provider: OpenAIProvider | OpenAICompatibleProvider
+    if not settings.base_url or urlsplit(settings.base_url).hostname == OPENAI:
+        provider = OpenAIProvider(api_key=settings.key, base_url=settings.base_url or None)
+    else:  # what only OpenAI's own servers take is not asked of others
+        provider = OpenAICompatibleProvider(
+            "openai-compatible", base_url=settings.base_url, api_key=settings.key or None
+        )
+    if settings.wire == "openai-responses":
+        return OpenAIResponsesModel(settings.model, provider=provider, settings=behaviour)
+    # Without it a stream that is cut between two chunks passes for a whole answer.
+    whole = OpenAIModelProfile(openai_chat_streaming_requires_finish_reason=True)
+    return OpenAIChatModel(settings.model, provider=provider, profile=whole, settings=behaviour)
+
+
+def failure(error: exceptions.AgentRunError | exceptions.UserError, key_env: str) -> Record:
+    """What the error means. Retries are behind it: the clients make them."""
+    said = _said(error)
+    match error:
+        case exceptions.ModelAuthenticationError():
+            return Record(
+                Outcome.BLOCKED, f"the provider refuses the key: {said}: look at {key_env}"
+            )
+        case exceptions.ModelNotFoundError():
+            return Record(Outcome.BLOCKED, f"the provider does not know the model: {said}")
+        case exceptions.ModelRateLimitError() | exceptions.ModelQuotaExceededError():
+            return Record(
+                Outcome.THROTTLED, f"the provider's limit is reached: {said}", error.retry_after
+            )
+        case exceptions.UserError():
+            return Record(Outcome.BLOCKED, f"the loop cannot be set up: {said}")
+        case exceptions.ModelAPIError():
+            return Record(Outcome.ERROR, f"the provider failed: {said}")
+    return Record(Outcome.ERROR, f"the model's answer cannot be used: {said}")
+
+
+def _said(error: exceptions.AgentRunError | exceptions.UserError) -> str:
+    """The provider's own words, where it has some."""
+    body = getattr(error, "body", None)
+    if isinstance(body, dict) and isinstance(body.get("error"), dict):
+        body = body["error"]
+    words = body.get("message") if isinstance(body, dict) else None
+    status = getattr(error, "status_code", None)
+    text = f"{words} (HTTP {status})" if words and status else error.message
+    return " ".join(text.split())[:NOTE]
