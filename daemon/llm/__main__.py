@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -40,10 +41,14 @@ class Stop:
         return self._asked
 
 
-def work(environ: Mapping[str, str], prompt: str, cwd: str, stop: Stop) -> Record:
-    """The run, wired; what it came to."""
+def work(
+    environ: Mapping[str, str], prompt: str, cwd: str, stop: Stop, cost_usd: float | None = None
+) -> Record:
+    """The run, wired; what it came to. ``cost_usd``: a limit that wins over the settings' own."""
     try:
         settings = told.read(environ)
+        if cost_usd is not None:
+            settings = settings._replace(cost_usd=cost_usd)
     except ConfigError as error:
         return Record(Outcome.BLOCKED, f"{error.problems[0].what}: {error.problems[0].hint}")
     try:
@@ -63,10 +68,14 @@ def work(environ: Mapping[str, str], prompt: str, cwd: str, stop: Stop) -> Recor
 
 def main(arguments: list[str]) -> int:
     """Run, print the record as one line of JSON; the exit status says the same."""
-    if "--version" in arguments:
+    parser = argparse.ArgumentParser(prog="daemon.llm", description="Rolecall's LLM loop")
+    parser.add_argument("--version", action="store_true", help="say what it runs on")
+    parser.add_argument("--max-cost-usd", type=float, help="what the run may cost, in US dollars")
+    options = parser.parse_args(arguments)
+    if options.version:
         return version()
     prompt = sys.stdin.buffer.read().decode(errors="replace")
-    record = work(os.environ, prompt, os.getcwd(), Stop())
+    record = work(os.environ, prompt, os.getcwd(), Stop(), options.max_cost_usd)
     said = {key: value for key, value in record._asdict().items() if value not in (None, "")}
     print(json.dumps(said), flush=True)  # noqa: T201  # what the attempt reads
     return EXITS.get(record.outcome, EXIT_ERROR)

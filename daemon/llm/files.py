@@ -100,7 +100,7 @@ class Files:
         return data
 
     def read(self, path: str, first: int, last: int | None, most: int) -> str:
-        """Lines ``first`` to ``last``, from 1, of at most ``most`` bytes; and how many there are."""
+        """Lines ``first`` to ``last``, from 1, in ``most`` bytes; and how many there are."""
         lines = self.load(path).splitlines(keepends=True)
         first = max(1, first)
         chosen = lines[first - 1 : last]
