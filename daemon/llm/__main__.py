@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 
 from daemon import environment, verdict
 from daemon.agents.preset import Record
@@ -58,11 +59,11 @@ def work(
         return Record(Outcome.BLOCKED, f"{EXTRA} ({error})")
     folder = told.run_folder(environ)
     secrets = environment.secrets(settings.secrets(environ))
-    transcript = Transcript(folder, secrets)
     commands = Commands(cwd, folder, settings.env, stop, settings.llm.read_bytes)
-    tools = Tools(Files(cwd), commands, settings.llm, environ["ROLECALL_RESULT_FILE"])
-    record = run(settings, prompt, tools, transcript)
-    transcript.add("record", record._asdict())
+    with closing(Transcript(folder, secrets)) as transcript, closing(Files(cwd)) as files:
+        tools = Tools(files, commands, settings.llm, environ["ROLECALL_RESULT_FILE"])
+        record = run(settings, prompt, tools, transcript)
+        transcript.add("record", record._asdict())
     return record
 
 

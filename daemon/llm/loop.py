@@ -64,7 +64,7 @@ async def _run(
     stop = tools.commands.stop
     if stop.fd >= 0 and ours is not None:
         asyncio.get_running_loop().add_reader(stop.fd, lambda: stop.asked() and ours.cancel())
-    async with agent.iter(prompt, usage_limits=limits) as conversation:
+    async with model, agent.iter(prompt, usage_limits=limits) as conversation:
         written = _Written(transcript)
         try:
             await _converse(conversation, written)

@@ -14,7 +14,7 @@ import pytest
 from daemon.llm import files as module
 from daemon.llm.files import Files, Refused
 
-SECRET = "kept outside"
+OUTSIDE = "kept outside"
 HERE, EXCHANGE = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
 
 
@@ -24,7 +24,7 @@ def root(tmp_path: Path) -> Path:
     folder = tmp_path / "work"
     folder.mkdir()
     (tmp_path / "outside").mkdir()
-    (tmp_path / "outside" / "secret.txt").write_text(SECRET)
+    (tmp_path / "outside" / "secret.txt").write_text(OUTSIDE)
     return folder
 
 
@@ -65,7 +65,7 @@ def test_an_edit_is_of_one_place_only(files: Files, root: Path) -> None:
 
 
 def test_line_ends_of_windows_and_strange_bytes_are_kept(files: Files, root: Path) -> None:
-    """The model says \\n, whatever the file holds; what is no UTF-8 stays as it was."""
+    """The model says a line feed, whatever the file holds; what is no UTF-8 stays as it was."""
     (root / "f").write_bytes(b"one\r\ntwo\r\n\xff\r\n")
     files.edit("f", "one\ntwo", "1\n2")
     assert (root / "f").read_bytes() == b"1\r\n2\r\n\xff\r\n"
@@ -77,7 +77,7 @@ def test_an_edited_file_leaves_other_names_of_it_alone(files: Files, root: Path)
     os.link(root.parent / "outside/secret.txt", root / "linked")
     files.edit("linked", "kept", "changed")
     assert (root / "linked").read_text() == "changed outside"
-    assert (root.parent / "outside/secret.txt").read_text() == SECRET
+    assert (root.parent / "outside/secret.txt").read_text() == OUTSIDE
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_links_are_not_followed(files: Files, root: Path) -> None:
         assert "symbolic link" in refused(files.read, path, 1, None, 100)
         assert "symbolic link" in refused(files.write, path, "x")
     assert files.list(".", 3, "*", 10) == "file@\nfolder@\nloop@"
-    assert (root.parent / "outside/secret.txt").read_text() == SECRET
+    assert (root.parent / "outside/secret.txt").read_text() == OUTSIDE
 
 
 def test_a_link_that_is_swapped_in_leads_nowhere(root: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_link_that_is_swapped_in_leads_nowhere(root: Path) -> None:
         over.set()
         swapper.join()
         files.close()
-    assert SECRET not in outcomes
+    assert OUTSIDE not in outcomes
     assert "inside" in outcomes
     assert len(outcomes) > 1, "it never met the link"
     assert os.listdir(root.parent / "outside") == ["secret.txt"]
