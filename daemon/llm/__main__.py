@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import closing
 
-from daemon import environment, verdict
+from daemon import environment, executor, verdict
 from daemon.agents.preset import Record
 from daemon.errors import EXIT_ERROR, ConfigError
 from daemon.llm import settings as told
@@ -43,7 +43,11 @@ class Stop:
 
 
 def work(
-    environ: Mapping[str, str], prompt: str, cwd: str, stop: Stop, cost_usd: float | None = None
+    environ: Mapping[str, str],
+    prompt: str,
+    cwd: str,
+    stop: executor.Stop,
+    cost_usd: float | None = None,
 ) -> Record:
     """The run, wired; what it came to. ``cost_usd``: a limit that wins over the settings' own."""
     try:

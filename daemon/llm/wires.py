@@ -6,12 +6,6 @@ from urllib.parse import urlsplit
 
 from pydantic_ai import exceptions
 from pydantic_ai.models import Model
-from pydantic_ai.models.anthropic import AnthropicModel
-from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
-from pydantic_ai.profiles.openai import OpenAIModelProfile
-from pydantic_ai.providers.anthropic import AnthropicProvider
-from pydantic_ai.providers.openai import OpenAIProvider
-from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
 from pydantic_ai.settings import ModelSettings
 
 from daemon.agents.preset import Record
@@ -23,7 +17,7 @@ NOTE = 400  # characters of what a provider says
 
 
 def model(settings: Settings) -> Model:
-    """The model on its wire. No request is made yet."""
+    """The model on its wire; only that wire's client is loaded. No request is made yet."""
     behaviour = ModelSettings(
         timeout=settings.llm.request_timeout,
         max_retries=settings.llm.retries,
@@ -32,9 +26,26 @@ def model(settings: Settings) -> Model:
     )
     if settings.llm.output_tokens is not None:
         behaviour["max_tokens"] = settings.llm.output_tokens
-    if settings.wire == "anthropic":
-        claude = AnthropicProvider(api_key=settings.key, base_url=settings.base_url or None)
-        return AnthropicModel(settings.model, provider=claude, settings=behaviour)
+    make = _anthropic if settings.wire == "anthropic" else _openai
+    return make(settings, behaviour)
+
+
+def _anthropic(settings: Settings, behaviour: ModelSettings) -> Model:
+    from pydantic_ai.models.anthropic import AnthropicModel  # noqa: PLC0415  # a second to load
+    from pydantic_ai.providers.anthropic import AnthropicProvider  # noqa: PLC0415  # the same
+
+    provider = AnthropicProvider(api_key=settings.key, base_url=settings.base_url or None)
+    return AnthropicModel(settings.model, provider=provider, settings=behaviour)
+
+
+def _openai(settings: Settings, behaviour: ModelSettings) -> Model:
+    from pydantic_ai.models import openai  # noqa: PLC0415  # a second to load
+    from pydantic_ai.profiles.openai import OpenAIModelProfile  # noqa: PLC0415  # the same
+    from pydantic_ai.providers.openai import OpenAIProvider  # noqa: PLC0415  # the same
+    from pydantic_ai.providers.openai_compatible import (  # noqa: PLC0415  # the same
+        OpenAICompatibleProvider,
+    )
+
     provider: OpenAIProvider | OpenAICompatibleProvider
     if not settings.base_url or urlsplit(settings.base_url).hostname == OPENAI:
         provider = OpenAIProvider(api_key=settings.key, base_url=settings.base_url or None)
@@ -43,10 +54,12 @@ def model(settings: Settings) -> Model:
             "openai-compatible", base_url=settings.base_url, api_key=settings.key or None
         )
     if settings.wire == "openai-responses":
-        return OpenAIResponsesModel(settings.model, provider=provider, settings=behaviour)
+        return openai.OpenAIResponsesModel(settings.model, provider=provider, settings=behaviour)
     # Without it a stream that is cut between two chunks passes for a whole answer.
     whole = OpenAIModelProfile(openai_chat_streaming_requires_finish_reason=True)
-    return OpenAIChatModel(settings.model, provider=provider, profile=whole, settings=behaviour)
+    return openai.OpenAIChatModel(
+        settings.model, provider=provider, profile=whole, settings=behaviour
+    )
 
 
 def failure(error: exceptions.AgentRunError | exceptions.UserError, key_env: str) -> Record:

@@ -131,12 +131,13 @@ def test_a_search_answers_with_lines(commands: Commands, tmp_path: Path) -> None
 def test_a_search_that_cannot_be_made_says_why(commands: Commands, tmp_path: Path) -> None:
     """A broken expression, a path that is not there, a link."""
     (tmp_path / "work" / "link").symlink_to(tmp_path)
-    for more, why in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"pattern": "("}, "not understood"),
         ({"pattern": "x", "path": "nowhere"}, "no such file"),
         ({"pattern": "x", "path": "link"}, "symbolic link"),
         ({"pattern": "x", "path": "../run"}, "'..'"),
-    ):
+    )
+    for more, why in cases:
         told = search(commands, **more)
         assert told.ended == "exit status 1"
         assert why in told.text

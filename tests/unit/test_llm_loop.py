@@ -53,10 +53,12 @@ class Loop:
         self.folder.mkdir(mode=0o700)
 
     def run(self, wire: str, scenario: str, **more: Any) -> Record:
-        limits = {key: more.pop(key) for key in ("tokens", "cost_usd") if key in more}
+        limits: dict[str, Any] = {
+            key: more.pop(key) for key in ("tokens", "cost_usd") if key in more
+        }
         url = f"{self.server}/{scenario}{'' if wire == 'anthropic' else '/v1'}"
         llm = Llm(url, commands=SHELL, turns=6, retries=2, request_timeout=20)._replace(**more)
-        said = {"model": MODELS[wire], "llm": llm._asdict(), "env": [], **limits}
+        said: dict[str, Any] = {"model": MODELS[wire], "llm": llm._asdict(), "env": [], **limits}
         environ = {
             "PATH": os.environ["PATH"],
             "ROLECALL_RESULT_FILE": str(self.folder / "result.json"),
