@@ -47,12 +47,14 @@ def wire_of(model: str | None) -> tuple[str, str] | None:
 def told(role: Any) -> dict[str, str]:
     """What the loop is told of its role, as JSON."""
     limit = getattr(getattr(role, "budget", None), "attempt", None)
+    price = getattr(role, "price", None)
     settings = {
         "model": role.model,
         "llm": role.llm._asdict(),
         "env": list(role.env),
         "tokens": getattr(limit, "tokens", None),
         "cost_usd": getattr(limit, "cost_usd", None),
+        "price": price and (price.input, price.output),
     }
     return {SETTINGS: json.dumps(settings)}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from decimal import Decimal
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic_ai import Agent, ToolOutput, exceptions
@@ -28,8 +28,15 @@ When you are done, or cannot go on, call report_result, once. Where the task spe
 to be written, that is what report_result does."""
 
 
+STOPPED = Record(Outcome.ERROR, "the run was stopped")
+
+
 class BrokenOff(Exception):
     """The model's answer ended in the middle."""
+
+
+class LimitReached(Exception):
+    """One more request would spend more than the attempt may; which limit, in words."""
 
 
 def run(settings: Settings, prompt: str, tools: Tools, transcript: Transcript) -> Record:
@@ -38,7 +45,10 @@ def run(settings: Settings, prompt: str, tools: Tools, transcript: Transcript) -
         model = wires.model(settings)
     except exceptions.UserError as error:
         return wires.failure(error, settings.key_env)
-    return asyncio.run(_run(model, settings, prompt, tools, transcript))
+    try:
+        return asyncio.run(_run(model, settings, prompt, tools, transcript))
+    except asyncio.CancelledError:  # before the conversation had begun
+        return STOPPED
 
 
 async def _run(
@@ -55,11 +65,7 @@ async def _run(
         # Turns are what bounds a model that calls its tools wrongly again and again.
         retries=settings.llm.turns,
     )
-    limits = UsageLimits(
-        request_limit=settings.llm.turns,
-        total_tokens_limit=settings.tokens,
-        cost_limit=None if settings.cost_usd is None else Decimal(str(settings.cost_usd)),
-    )
+    limits = UsageLimits(request_limit=settings.llm.turns)
     ours = asyncio.current_task()
     stop = tools.commands.stop
     if stop.fd >= 0 and ours is not None:
@@ -67,24 +73,34 @@ async def _run(
     async with model, agent.iter(prompt, usage_limits=limits) as conversation:
         written = _Written(transcript)
         try:
-            await _converse(conversation, written)
+            await _converse(conversation, written, settings)
             record = _end(conversation)
         except (Stopped, asyncio.CancelledError):
-            record = Record(Outcome.ERROR, "the run was stopped")
+            record = STOPPED
         except BrokenOff:
             record = Record(Outcome.ERROR, "the provider failed: its answer broke off")
+        except LimitReached as limit:
+            record = Record(Outcome.ERROR, str(limit))
         except exceptions.UsageLimitExceeded:
-            record = Record(Outcome.ERROR, _limit(conversation.usage, settings))
+            record = Record(Outcome.ERROR, f"the limit of {settings.llm.turns} turns is reached")
         except (exceptions.AgentRunError, exceptions.UserError) as error:
             record = wires.failure(error, settings.key_env)
+        except Exception as error:  # noqa: BLE001  # what was used is told, whatever broke
+            record = Record(Outcome.ERROR, f"the loop failed: {type(error).__name__}: {error}")
         written.rest(conversation.all_messages())
-        return record._replace(usage=_usage(conversation.usage), session=NAME)
+        return record._replace(usage=_usage(conversation.usage, settings), session=NAME)
 
 
-async def _converse(conversation: AgentRun[object, Any], written: _Written) -> None:
+async def _converse(
+    conversation: AgentRun[object, Any], written: _Written, settings: Settings
+) -> None:
+    spent: dict[str, float] = {}
     async for node in conversation:
         if Agent.is_model_request_node(node):
             written.add(node.request)
+            before, spent = spent, _usage(conversation.usage, settings)
+            if limit := limit_of(before, spent, settings):
+                raise LimitReached(limit)
             async with node.stream(conversation.ctx) as stream:
                 async for _ in stream:
                     continue
@@ -92,6 +108,26 @@ async def _converse(conversation: AgentRun[object, Any], written: _Written) -> N
             written.add(node.model_response)
             if node.model_response.finish_reason is None:
                 raise BrokenOff
+
+
+def limit_of(before: Mapping[str, float], spent: Mapping[str, float], settings: Settings) -> str:
+    """Which limit one more request would exceed, in words; "" for none.
+
+    ``before`` and ``spent`` are the usage before the last request and after it: the next one sends
+    all that this one did and its answer, and so will take as much again at the least.
+    """
+    limits = (
+        ("tokens", settings.tokens, _tokens(spent), _tokens(before)),
+        ("US dollars", settings.cost_usd, spent.get("cost_usd", 0), before.get("cost_usd", 0)),
+    )
+    for unit, limit, now, then in limits:
+        if limit is not None and now and now + (now - then) > limit:
+            return f"the limit of {limit:g} {unit} is reached ({now:g} are spent)"
+    return ""
+
+
+def _tokens(usage: Mapping[str, float]) -> float:
+    return usage.get("input_tokens", 0) + usage.get("output_tokens", 0)
 
 
 def _end(conversation: AgentRun[object, Any]) -> Record:
@@ -103,27 +139,16 @@ def _end(conversation: AgentRun[object, Any]) -> Record:
     return Record(Outcome.SUCCESS, str(said))
 
 
-def _limit(usage: RunUsage, settings: Settings) -> str:
-    """Which limit ended it."""
-    if settings.tokens is not None and usage.total_tokens > settings.tokens:
-        return f"the limit of {settings.tokens} tokens is reached ({usage.total_tokens})"
-    cost = usage.cost
-    if (
-        settings.cost_usd is not None
-        and cost is not None
-        and cost > Decimal(str(settings.cost_usd))
-    ):
-        return f"the limit of {settings.cost_usd:g} US dollars is reached ({cost:.4f})"
-    return f"the limit of {settings.llm.turns} turns is reached"
-
-
-def _usage(usage: RunUsage) -> dict[str, float]:
-    """Tokens, and the cost in US dollars where the price of the model is known."""
+def _usage(usage: RunUsage, settings: Settings) -> dict[str, float]:
+    """Tokens, and the cost in US dollars: by the role's price, else where the model's is known."""
     found: dict[str, float] = {
         "input_tokens": usage.input_tokens,
         "output_tokens": usage.output_tokens,
     }
-    if usage.cost is not None:
+    if settings.price is not None:
+        cost = usage.input_tokens * settings.price[0] + usage.output_tokens * settings.price[1]
+        found["cost_usd"] = round(cost / 1e6, 6)
+    elif usage.cost is not None:
         found["cost_usd"] = round(float(usage.cost), 6)
     return found
 

@@ -17,7 +17,9 @@ class Settings(NamedTuple):
     """``wire`` and ``model`` are the parts of the role's ``model``.
 
     ``key`` is the provider's key ("" for none), ``base_url`` "" where the provider's own counts;
-    ``env`` is what commands get. ``tokens`` and ``cost_usd`` limit the attempt, None for no limit.
+    ``env`` is what commands get. ``tokens`` and ``cost_usd`` limit the attempt, None for no limit;
+    ``price`` is what a million tokens of input and of output cost in US dollars, where the role
+    says so.
     """
 
     wire: str
@@ -29,6 +31,7 @@ class Settings(NamedTuple):
     env: Mapping[str, str]
     tokens: int | None = None
     cost_usd: float | None = None
+    price: tuple[float, float] | None = None
 
     def secrets(self, environ: Mapping[str, str]) -> dict[str, str]:
         """The variables that commands do not get: what they hold is masked in the transcript."""
@@ -73,6 +76,7 @@ def read(environ: Mapping[str, str]) -> Settings:
         env=without_credentials(environ, said["env"]),
         tokens=said.get("tokens"),
         cost_usd=said.get("cost_usd"),
+        price=said.get("price") and tuple(said["price"]),
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from urllib.parse import urlsplit
 
 from pydantic_ai import exceptions
 from pydantic_ai.models import Model
 from pydantic_ai.settings import ModelSettings
 
+from daemon.agents import wording
 from daemon.agents.preset import Record
 from daemon.llm.settings import Settings
 from daemon.model import Outcome
@@ -67,20 +69,33 @@ def failure(error: exceptions.AgentRunError | exceptions.UserError, key_env: str
     said = _said(error)
     match error:
         case exceptions.ModelAuthenticationError():
-            return Record(
-                Outcome.BLOCKED, f"the provider refuses the key: {said}: look at {key_env}"
-            )
+            what = f"the provider refuses the key: {said}: look at {key_env}"
+            return Record(Outcome.BLOCKED, what)
         case exceptions.ModelNotFoundError():
             return Record(Outcome.BLOCKED, f"the provider does not know the model: {said}")
-        case exceptions.ModelRateLimitError() | exceptions.ModelQuotaExceededError():
-            return Record(
-                Outcome.THROTTLED, f"the provider's limit is reached: {said}", error.retry_after
-            )
+        case exceptions.ModelHTTPError(status_code=wording.TOO_MANY):
+            what = f"the provider's limit is reached: {said}"
+            return Record(Outcome.THROTTLED, what, _wait(error, said))
+        case exceptions.ModelQuotaExceededError():
+            return Record(Outcome.BLOCKED, f"the provider wants to be paid: {said}")
         case exceptions.UserError():
             return Record(Outcome.BLOCKED, f"the loop cannot be set up: {said}")
         case exceptions.ModelAPIError():
             return Record(Outcome.ERROR, f"the provider failed: {said}")
     return Record(Outcome.ERROR, f"the model's answer cannot be used: {said}")
+
+
+def _wait(error: exceptions.ModelHTTPError, said: str) -> float | None:
+    """Seconds until the limit is over: by Retry-After, by a time of reset, or by the words."""
+    if error.retry_after is not None:
+        return error.retry_after
+    now, body = time.time(), error.body
+    inner = body.get("error", body) if isinstance(body, dict) else None
+    told = inner.get("resets_at") if isinstance(inner, dict) else None
+    told = (error.headers or {}).get("anthropic-ratelimit-unified-reset", told)
+    resets_at = float(told) if told is not None and str(told).isdecimal() else None
+    failed = wording.failed(said, now, status=wording.TOO_MANY, resets_at=resets_at)
+    return failed.retry_after
 
 
 def _said(error: exceptions.AgentRunError | exceptions.UserError) -> str:

@@ -13,7 +13,10 @@ import pytest
 from daemon.agents import llm as preset
 from daemon.agents.preset import Record
 from daemon.config import Llm
+from daemon.executor import Stop
 from daemon.llm import __main__ as program
+from daemon.llm import settings
+from daemon.llm.loop import limit_of
 from daemon.model import Outcome
 from tests import fakellm
 from tests.fakellm import DONE, MARK, REFUSAL, script
@@ -25,6 +28,7 @@ MODELS = {
     "anthropic": "anthropic:claude-sonnet-5-5",
 }
 KEY = "sk-do-not-tell-123"
+SETTINGS = {"model": MODELS["openai"], "llm": Llm()._asdict(), "env": []}
 SHELL = (("bash", "-lc"),)
 every_wire = pytest.mark.parametrize("wire", MODELS)
 
@@ -38,6 +42,21 @@ class Never:
         return False
 
 
+class Early:
+    """A stop was asked before the run began; ``fd`` says so to whoever polls."""
+
+    def __init__(self) -> None:
+        self.fd, self._write = os.pipe()
+        os.write(self._write, b"x")
+
+    def asked(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        os.close(self.fd)
+        os.close(self._write)
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     with fakellm.served() as url:
@@ -49,13 +68,13 @@ class Loop:
 
     def __init__(self, path: Path, server: str) -> None:
         self.work, self.folder, self.server = path / "work", path / "run", server
+        self.stop: Stop = Never()
         self.work.mkdir()
         self.folder.mkdir(mode=0o700)
 
     def run(self, wire: str, scenario: str, **more: Any) -> Record:
-        limits: dict[str, Any] = {
-            key: more.pop(key) for key in ("tokens", "cost_usd") if key in more
-        }
+        names = ("tokens", "cost_usd", "price")
+        limits: dict[str, Any] = {key: more.pop(key) for key in names if key in more}
         url = f"{self.server}/{scenario}{'' if wire == 'anthropic' else '/v1'}"
         llm = Llm(url, commands=SHELL, turns=6, retries=2, request_timeout=20)._replace(**more)
         said: dict[str, Any] = {"model": MODELS[wire], "llm": llm._asdict(), "env": [], **limits}
@@ -66,7 +85,7 @@ class Loop:
             "OPENAI_API_KEY": KEY,
             "ANTHROPIC_API_KEY": KEY,
         }
-        return program.work(environ, "Add a line.", str(self.work), Never())
+        return program.work(environ, "Add a line.", str(self.work), self.stop)
 
     def transcript(self) -> list[dict[str, Any]]:
         lines = (self.folder / "transcript.jsonl").read_text().splitlines()
@@ -140,15 +159,27 @@ def test_an_endless_loop_ends_by_its_turns(loop: Loop, wire: str) -> None:
 
 @every_wire
 def test_tokens_and_money_are_limits(loop: Loop, wire: str) -> None:
-    """The answer that crosses them is paid for, and the last one; it is in the transcript."""
-    record = loop.run(wire, "loop", tokens=1500)
+    """A request that would probably exceed one is not made; the limit is named, usage is told."""
+    record = loop.run(wire, "loop", tokens=3000)
     assert record.outcome is Outcome.ERROR
-    assert record.note.startswith("the limit of 1500 tokens is reached (2")
+    assert record.note.startswith("the limit of 3000 tokens is reached (2")
+    assert record.usage
+    assert record.usage["output_tokens"] == 100
     record = loop.run(wire, "loop", cost_usd=0.0001)
     assert record.note.startswith("the limit of 0.0001 US dollars is reached (0.00")
-    assert record.usage
-    assert record.usage["output_tokens"] == 50
-    assert loop.transcript()[-2]["message"]["kind"] == "response"
+    record = loop.run(wire, "loop", cost_usd=3, price=(1000, 2000))
+    assert record.note.startswith("the limit of 3 US dollars is reached (2.")
+
+
+def test_a_limit_is_what_the_next_request_would_exceed() -> None:
+    """It takes at least what the last one took; before the first one nothing is known."""
+    read = settings.read({preset.SETTINGS: json.dumps(SETTINGS), "OPENAI_API_KEY": KEY})
+    limited = read._replace(tokens=100)
+    assert limit_of({}, {}, limited) == ""
+    assert limit_of({}, {"input_tokens": 50}, limited) == ""
+    assert limit_of({}, {"input_tokens": 40, "output_tokens": 11}, limited) != ""
+    assert limit_of({"input_tokens": 80}, {"input_tokens": 90}, limited) == ""
+    assert limit_of({}, {"input_tokens": 1000}, read) == ""
 
 
 def test_a_refusal_is_mere_text(loop: Loop) -> None:
@@ -217,6 +248,31 @@ def test_a_verdict_ends_the_run(loop: Loop) -> None:
     assert loop.result() == {**said, "artifacts": []}
     record = loop.run("openai", script(("report_result", {"outcome": "blocked", "note": "Who?"})))
     assert (record.outcome, record.note) == (Outcome.BLOCKED, "Who?")
+
+
+def test_a_stop_that_came_early_ends_the_run(loop: Loop) -> None:
+    """While packages were loaded, say; there is a record all the same."""
+    loop.stop = early = Early()
+    record = loop.run("openai", "stall")
+    early.close()
+    assert (record.outcome, record.note) == (Outcome.ERROR, "the run was stopped")
+    assert loop.transcript()[-1]["record"]["note"] == record.note
+
+
+@every_wire
+def test_a_limit_that_resets_later_is_told(loop: Loop, wire: str) -> None:
+    """Each provider says it in its own way: in a header, in the body, in words."""
+    record = loop.run(wire, "limit", retries=0)
+    assert record.outcome is Outcome.THROTTLED
+    assert record.retry_after == pytest.approx(fakellm.RESETS_IN, abs=60)
+
+
+def test_the_program_says_what_it_runs_on(capsys: pytest.CaptureFixture[str]) -> None:
+    """For the doctor; an option that it does not know is a usage error."""
+    assert program.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("pydantic-ai 2.")
+    with pytest.raises(SystemExit, match="2"):
+        program.main(["--no-such-option"])
 
 
 def test_without_commands_there_is_no_such_tool(loop: Loop) -> None:
