@@ -192,6 +192,12 @@ def from_json(text: str | bytes) -> Config:
     return Config(**whole, run=run, roles=roles, paths=paths)
 
 
+def llm_from(document: Mapping[str, Any]) -> Llm:
+    """The settings of the LLM loop out of plain values."""
+    commands = tuple(tuple(each) for each in document.get("commands", ()))
+    return Llm(**{**document, "commands": commands})
+
+
 def role_from(name: str, document: Mapping[str, Any]) -> Role:
     """A role out of plain values of the right types: lists become tuples."""
     values: dict[str, Any] = {
@@ -204,12 +210,6 @@ def role_from(name: str, document: Mapping[str, Any]) -> Role:
     values["command"] = values.get("command") or ()
     values["gates"] = tuple(tuple(gate) for gate in values.get("gates", ()))
     return Role(name, **values)
-
-
-def llm_from(document: Mapping[str, Any]) -> Llm:
-    """The settings of the LLM loop out of plain values."""
-    commands = tuple(tuple(each) for each in document.get("commands", ()))
-    return Llm(**{**document, "commands": commands})
 
 
 def load(

@@ -196,9 +196,9 @@ class _Builder:
             if found["cap"] < found["base"] and right:
                 self.problem(own[key].where, f"roles.{name}.{key}: cap is below base")
             values[key] = found
-        values["limits"] = _defaults(schema.LIMITS.keys, _inside(own, "limits"))
         llm = _defaults(schema.LLM.keys, _inside(own, "llm"))
         values["llm"] = _floats(llm, "command_timeout", "request_timeout")
+        values["limits"] = _defaults(schema.LIMITS.keys, _inside(own, "limits"))
 
     def places(self, values: dict[str, Any], root: str) -> None:
         def absolute(path: str) -> str:

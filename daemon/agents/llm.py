@@ -44,11 +44,11 @@ def wire_of(model: str | None) -> tuple[str, str] | None:
     return (wire, name) if wire in WIRES and name else None
 
 
-def told(role: Any) -> dict[str, str]:
+def settings(role: Any) -> dict[str, str]:
     """What the loop is told of its role, as JSON."""
     limit = getattr(getattr(role, "budget", None), "attempt", None)
     price = getattr(role, "price", None)
-    settings = {
+    told = {
         "model": role.model,
         "llm": role.llm._asdict(),
         "env": list(role.env),
@@ -56,7 +56,7 @@ def told(role: Any) -> dict[str, str]:
         "cost_usd": getattr(limit, "cost_usd", None),
         "price": price and (price.input, price.output),
     }
-    return {SETTINGS: json.dumps(settings)}
+    return {SETTINGS: json.dumps(told)}
 
 
 PRESET = Preset(
@@ -73,5 +73,5 @@ PRESET = Preset(
     install="make llm",
     login="set OPENAI_API_KEY or ANTHROPIC_API_KEY, by pass_env or in the role's env_file",
     cost_limit=("--max-cost-usd", "{cost_usd}"),
-    told=told,
+    settings=settings,
 )

@@ -66,7 +66,7 @@ def test_a_role_tells_the_loop(ws: Workspace) -> None:
     llm = {"commands": [["pytest", "-q"]], "turns": 7, "base_url": "https://host/v1"}
     role = config_of(ws, llm=llm, env={"CI": "1"}).roles["builder"]
     assert (role.worktree, role.evidence) == (True, True)
-    variables = preset.told(role)
+    variables = preset.settings(role)
     found = settings.read({**variables, **KEYS, "CI": "1"})
     assert found.llm == Llm("https://host/v1", commands=(("pytest", "-q"),), turns=7)
     assert dict(found.env) == {"CI": "1", "TERM": "dumb"}
