@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,15 +120,14 @@ def test_a_timeout_ends_a_loop_that_waits_for_its_provider(
 @pytest.mark.parametrize("scenario", ["stall", "spawn"])
 def test_a_stop_ends_the_loop(repository: Workspace, server: str, scenario: str) -> None:
     """Whether it waits for its provider or for a command; nothing is counted, nothing is left."""
-    configure(repository, f"{server}/{scenario}/v1")
+    configure(repository, f"{server}/{scenario}/v1", stop_budget=0)
     before = fakellm.Handler.requests[scenario]
     worker = repository.start("--role", "builder", env={**os.environ, **ENV})
     if scenario == "stall":
         wait_for(lambda: fakellm.Handler.requests[scenario] > before, "a request")
     else:
         wait_for(lambda: "time.sleep(976)" in commands(repository), "the command")
-    for _ in range(2):
-        worker.send_signal(signal.SIGTERM)
+    worker.terminate()
     assert worker.wait(PATIENCE) == 0
     assert repository.status() == "ready"
     assert repository.task().get("attempts", 0) == 0
