@@ -3,7 +3,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup test lint demo bench soak lock clis agents-start agents-stop agents-restart agents-status
+.PHONY: setup llm test lint demo bench soak lock clis
+.PHONY: agents-start agents-stop agents-restart agents-status
 
 setup: .venv/.installed
 
@@ -23,10 +24,18 @@ setup: .venv/.installed
 	@$(BIN)/python -m compileall -q daemon  # invoke and hardened units would never write it
 	@touch $@
 
+# What `agent: llm` needs beside that; tests and the type checker need it too.
+llm: .venv/.llm
+
+.venv/.llm: requirements-llm.lock .venv/.installed
+	@echo 'installing the packages of the LLM loop into .venv (once)'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-llm.lock
+	@touch $@
+
 test: lint
 	$(BIN)/pytest --numprocesses=auto
 
-lint: setup
+lint: llm
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -41,11 +50,15 @@ bench: setup
 soak: setup
 	@$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),$(SOAK_SECONDS),60) $(if $(SEED),--seed $(SEED))
 
-# After a change of the dependencies in pyproject.toml; needs pip-tools.
+# After a change of the dependencies in pyproject.toml; needs pip-tools. What both locks name, they
+# name alike: the second is made within the bounds of the first.
+COMPILE := pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras \
+  --no-header --no-annotate --no-emit-options --no-emit-index-url --no-emit-find-links \
+  --no-emit-trusted-host
+
 lock:
-	pip-compile --quiet --upgrade --extra dev --generate-hashes --allow-unsafe --strip-extras \
-	  --no-header --no-annotate --no-emit-options --no-emit-index-url --no-emit-find-links \
-	  --no-emit-trusted-host --output-file requirements.lock pyproject.toml
+	$(COMPILE) --extra dev --output-file requirements.lock pyproject.toml
+	$(COMPILE) --extra llm --constraint requirements.lock --output-file requirements-llm.lock pyproject.toml
 
 # Real agent CLIs for tests/system/test_agents.py, which skips those that are not installed; pinned in
 # tests/clis, and run against a scripted LLM alone. Newer ones: edit package.json there, then

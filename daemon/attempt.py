@@ -209,7 +209,7 @@ class Attempt:
         names = {*role.pass_env, *(preset.pass_env if preset else ())}
         passed = {key: self.brief.env[key] for key in names if key in self.brief.env}
         self.secrets = environment.secrets(passed, extra)
-        own = preset.env if preset else {}
+        own = {**preset.env, **preset.settings(role)} if preset else {}
         env = {**self.environment(), **own, **passed, **extra, **role.env, **self.rolecall()}
         ended = self.execute(
             self.arguments(prompt_text),

@@ -108,7 +108,7 @@ def _mapping(
         elif kind.values and not re.fullmatch(kind.names, name):
             what = f'"{name[:60]}"{inside} is not a name that can stand here'
             problems.append(Problem(each.key, what, kind.hint))
-        elif wanted.secret and each.data is None:
+        elif kind.values and wanted.secret and each.data is None:
             problems.append(Problem(each.where, f"{dotted} has no value", 'write ""'))
         else:
             right[name] = _value(each, wanted, dotted, problems)

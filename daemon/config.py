@@ -69,6 +69,24 @@ class Limits(NamedTuple):
     tasks_max: int | None = None
 
 
+class Llm(NamedTuple):
+    """The LLM loop of a role. Times are seconds; None where the provider's own counts.
+
+    ``commands`` are beginnings of argument lists, ``turns`` requests to the model, ``retries``
+    those of one request, ``read_bytes`` what one call of a tool may show.
+    """
+
+    base_url: str | None = None
+    key_env: str | None = None
+    commands: tuple[tuple[str, ...], ...] = ()
+    command_timeout: float = 300.0
+    turns: int = 100
+    request_timeout: float = 300.0
+    retries: int = 3
+    output_tokens: int | None = None
+    read_bytes: int = 65536
+
+
 class Role(NamedTuple):
     """One role, all defaults applied. Times are seconds, paths absolute.
 
@@ -113,6 +131,7 @@ class Role(NamedTuple):
     env_file: str | None = None
     write_paths: tuple[str, ...] = ()
     limits: Limits = Limits()
+    llm: Llm = Llm()
 
     @property
     def rules(self) -> Rules:
@@ -187,6 +206,7 @@ def to_json(config: Config, *, indent: int | None = None) -> str:
             "price": role.price and role.price._asdict(),
             "env": dict(role.env),
             "limits": role.limits._asdict(),
+            "llm": role.llm._asdict(),
         }
         del document["name"]
         roles[name] = document
@@ -209,6 +229,12 @@ def from_json(text: str | bytes) -> Config:
     return Config(**whole, run=run, roles=roles, paths=paths, budget=budget)
 
 
+def llm_from(document: Mapping[str, Any]) -> Llm:
+    """The settings of the LLM loop out of plain values."""
+    commands = tuple(tuple(each) for each in document.get("commands", ()))
+    return Llm(**{**document, "commands": commands})
+
+
 def role_from(name: str, document: Mapping[str, Any]) -> Role:
     """A role out of plain values of the right types: lists become tuples."""
     values: dict[str, Any] = {
@@ -219,6 +245,7 @@ def role_from(name: str, document: Mapping[str, Any]) -> Role:
     values["budget"] = budget_from(values.get("budget", {}))
     values["price"] = Price(**values["price"]) if values.get("price") else None
     values["limits"] = Limits(**values.get("limits", {}))
+    values["llm"] = llm_from(values.get("llm", {}))
     values["command"] = values.get("command") or ()
     values["gates"] = tuple(tuple(gate) for gate in values.get("gates", ()))
     return Role(name, **values)

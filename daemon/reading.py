@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from daemon import agents, schema, yamltext
+from daemon.agents.llm import WIRES, wire_of
 from daemon.checking import check, close, raise_all, suggest
 from daemon.config import FILE, Config, Paths, Role, budget_from, role_from
 from daemon.errors import ConfigError, Problem
@@ -167,6 +168,10 @@ class _Builder:
             self.problem(
                 where("command"), what, "use agent: command, or args: for the preset's own"
             )
+        if values["agent"] == "llm" and wire_of(values["model"]) is None and "model" not in wrong:
+            what = f"roles.{name}: agent: llm wants a model that names its wire"
+            hint = f"write model: PREFIX:NAME, with {', '.join(WIRES)} as PREFIX"
+            self.problem(where("model"), what, hint)
         _preset_defaults(values)
         if values["evidence"] is None:
             values["evidence"] = values["worktree"] and name in EVIDENCE_ROLES
@@ -192,6 +197,8 @@ class _Builder:
             if found["cap"] < found["base"] and right:
                 self.problem(own[key].where, f"roles.{name}.{key}: cap is below base")
             values[key] = found
+        llm = _defaults(schema.LLM.keys, _inside(own, "llm"))
+        values["llm"] = _floats(llm, "command_timeout", "request_timeout")
         values["limits"] = _defaults(schema.LIMITS.keys, _inside(own, "limits"))
         values["budget"] = _budget(schema.ROLE_BUDGET.keys, _inside(own, "budget"))
         if values["price"] is not None:

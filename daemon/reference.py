@@ -114,6 +114,8 @@ def configuration() -> str:
                 _table(schema.PRICE.keys),
                 "### `limits`",
                 _table(schema.LIMITS.keys),
+                "### `llm`",
+                _table(schema.LLM.keys),
                 "## Keys of `paths`\n\nRelative paths count from the workspace.",
                 _table(schema.PATHS.keys),
                 "## Variables of Ansible\n\n" + ANSIBLE,

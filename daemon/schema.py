@@ -144,6 +144,72 @@ LIMITS = mapping(
     ),
 )
 
+LLM_COMMANDS_HINT = 'write each as a list: [["pytest"], ["git", "diff"]]'
+LLM = mapping(
+    "a mapping of the loop's keys",
+    Key(
+        "base_url",
+        # No name and password, which would be shown; no query.
+        text(
+            "an address such as https://host/v1, without a name or a password in it",
+            r"https?://[^\s@/?#]+(?:/[^\s@?#]*)?",
+            secret=True,
+            hint="keys come by pass_env or env_file",
+        ),
+        None,
+        "Where the provider, or a server that speaks like it, is reached.",
+        "the provider's own, or `OPENAI_BASE_URL` or `ANTHROPIC_BASE_URL`",
+    ),
+    Key(
+        "key_env",
+        text(VARIABLE_WORDS, VARIABLE, hint=VARIABLE_HINT),
+        None,
+        "The environment variable that holds the key: name it in `pass_env`, or set it in "
+        "`env_file`.",
+        "`OPENAI_API_KEY` or `ANTHROPIC_API_KEY`",
+    ),
+    Key(
+        "commands",
+        list_of(
+            "a list of commands, each a list of strings",
+            GATE._replace(hint=LLM_COMMANDS_HINT),
+            0,
+            LLM_COMMANDS_HINT,
+        ),
+        (),
+        "What the model may run, in its worktree, without a shell and without credentials: each "
+        "is the beginning of an argument list. None: it has no such tool.",
+    ),
+    Key("command_timeout", DURATION, 300, "The longest that one command may take."),
+    Key("turns", POSITIVE, 100, "How often the model is asked at the most."),
+    Key(
+        "request_timeout",
+        DURATION,
+        300,
+        "How long the provider may be silent while an answer is waited for.",
+    ),
+    Key(
+        "retries",
+        COUNT,
+        3,
+        "How often a request is made again after a 429, a 5xx or a lost connection, before an "
+        "answer has begun. A 401 is final at once.",
+    ),
+    Key(
+        "output_tokens",
+        POSITIVE,
+        None,
+        "How long one answer of the model may be, in tokens.",
+        "the provider's own",
+    ),
+    Key(
+        "read_bytes",
+        number("a whole number of bytes, 1024 or more", "integer", minimum=1024, maximum=1 << 20),
+        65536,
+        "What one call of a tool shows at the most, of a file or of a command's output.",
+    ),
+)
+
 ROLE = mapping(
     "a mapping of the role's keys",
     Key(
@@ -323,6 +389,7 @@ ROLE = mapping(
         "folders where a preset's CLI keeps its state.",
     ),
     Key("limits", LIMITS, {}, "What an attempt may use, under systemd."),
+    Key("llm", LLM, {}, "The LLM loop; without effect for other agents than `llm`."),
 )
 
 ROLES = Kind(

@@ -13,6 +13,7 @@ spawn    asks for a command that leaves processes behind and does not end (`spaw
 stall    takes the request and never answers
 badargs  asks for a tool with broken arguments first, then as edit
 drop     closes the stream half-way
+script-X calls tools as X says, one in each turn (``script``), then says that all is done
 
 ``python -m tests.fakellm --port-file FILE`` serves until it is killed.
 """
@@ -23,6 +24,7 @@ import argparse
 import json
 import threading
 import time
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,10 +43,11 @@ RESETS_IN = 7200  # seconds until the limit of `limit` is over
 SHELLS = (
     *("Bash", "bash", "shell_command", "exec_command", "local_shell", "shell"),
     *("run_shell_command", "developer__shell", "terminal", "execute_bash"),
-    *("run_terminal_command", "execute", "Shell"),
+    *("run_terminal_command", "execute", "Shell", "run_command"),
 )
 FINISH = ("finish", "submit", "final_answer", "attempt_completion")
 WRITERS = ("Write", "write", "write_file", "edit_file")
+SCRIPT = "script-"
 SUBMIT = "COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"  # mini-swe-agent's word for the end
 SPAWN = 'touch spawned; tail -f /dev/null -s 977 & python3 -c "import time; time.sleep(976)"'
 WORK = f"""case "$ROLECALL_ROLE" in
@@ -130,6 +133,16 @@ def shell(tools: dict[str, Json], command: str) -> Turn | None:
     return None
 
 
+def script(*calls: tuple[str, Json | str]) -> str:
+    """The scenario in which these tools are called with these arguments (text: broken JSON)."""
+    return SCRIPT + urlsafe_b64encode(json.dumps(calls).encode()).decode()
+
+
+def _next_of(scenario: str, turn: int) -> Turn:
+    calls = json.loads(urlsafe_b64decode(scenario.removeprefix(SCRIPT)))
+    return Turn(tool=calls[turn][0], arguments=calls[turn][1]) if turn < len(calls) else Turn(DONE)
+
+
 def decide(scenario: str, body: Json, raw: str) -> Turn:
     """What the model says to that."""
     tools, turn = tools_of(body), turns_of(body)
@@ -137,6 +150,8 @@ def decide(scenario: str, body: Json, raw: str) -> Turn:
         return _without_tools(scenario, raw)
     if scenario == "refuse":
         return Turn(REFUSAL)
+    if scenario.startswith(SCRIPT):
+        return _next_of(scenario, turn)
     first = 1 if scenario == "badargs" else 0
     if scenario == "badargs" and turn == 0 and (call := shell(tools, "true")):
         return call._replace(arguments="{not json")

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from typing import Any
 
 from daemon.agents.preset import Preset, Record, Traces, amount
 from daemon.model import Outcome
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+SETTINGS = "ROLECALL_LLM"  # the variable that holds what the loop is told: none of it is secret
+#: The prefix of a model names the wire: the variables of its key and of its address.
+WIRES = {
+    "openai": ("OPENAI_API_KEY", "OPENAI_BASE_URL"),
+    "openai-responses": ("OPENAI_API_KEY", "OPENAI_BASE_URL"),
+    "anthropic": ("ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"),
+}
 SAYABLE = {each.value for each in Outcome} - {Outcome.LOST, Outcome.RELEASED}
 
 
@@ -29,6 +38,27 @@ def read(traces: Traces) -> Record:
     )
 
 
+def wire_of(model: str | None) -> tuple[str, str] | None:
+    """The wire and the model's own name; None where it names no wire."""
+    wire, _, name = (model or "").partition(":")
+    return (wire, name) if wire in WIRES and name else None
+
+
+def settings(role: Any) -> dict[str, str]:
+    """What the loop is told of its role, as JSON."""
+    limit = getattr(getattr(role, "budget", None), "attempt", None)
+    price = getattr(role, "price", None)
+    told = {
+        "model": role.model,
+        "llm": role.llm._asdict(),
+        "env": list(role.env),
+        "tokens": getattr(limit, "tokens", None),
+        "cost_usd": getattr(limit, "cost_usd", None),
+        "price": price and (price.input, price.output),
+    }
+    return {SETTINGS: json.dumps(told)}
+
+
 PRESET = Preset(
     name="llm",
     title="Rolecall's LLM loop",
@@ -36,10 +66,12 @@ PRESET = Preset(
     argv=(sys.executable, "-P", "-m", "daemon.llm"),
     read=read,
     provider="llm",
-    model=("--model", "{model}"),
     env={"PYTHONPATH": ROOT},
-    pass_env=("ANTHROPIC_API_KEY", "OPENAI_API_KEY"),
+    pass_env=tuple(dict.fromkeys(name for names in WIRES.values() for name in names)),
     tried="it is part of Rolecall",
     version=(sys.executable, "-P", "-m", "daemon.llm", "--version"),
-    install="make setup EXTRA=llm",
+    install="make llm",
+    login="set OPENAI_API_KEY or ANTHROPIC_API_KEY, by pass_env or in the role's env_file",
+    cost_limit=("--max-cost-usd", "{cost_usd}"),
+    settings=settings,
 )

@@ -91,6 +91,7 @@ class Preset(NamedTuple):
     and also ``{model}`` and ``{run_folder}``. ``model`` and ``cost_limit`` are put behind it where
     the role has a model, or the attempt a limit of money that the CLI can hold itself (``{model}``,
     ``{cost_usd}``); then the role's ``args``; then, for ``prompt_via: argument``, the prompt.
+    ``settings`` gives further variables, of a role's config: what argv should not hold.
     ``read`` tells what a run came to. ``provider`` names the credential, ``pass_env`` the variables
     that may hold it, ``write_paths`` the CLI's folders of state. ``tried`` is the version that this
     was measured with, "" where it comes from the vendor's documents alone. ``version`` is an argv
@@ -106,6 +107,7 @@ class Preset(NamedTuple):
     model: tuple[str, ...] = ()
     prompt_via: str = "stdin"
     env: Mapping[str, str] = MappingProxyType({})
+    settings: Callable[[Any], Mapping[str, str]] = lambda _role: {}
     pass_env: tuple[str, ...] = ()
     write_paths: tuple[str, ...] = ()
     tried: str = ""

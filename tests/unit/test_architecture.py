@@ -29,14 +29,14 @@ LAYERS = (
     {"values"},
     {"transient", "tree"},
     {"executor"},
-    {"launch"},
+    {"launch", "llm"},
     {"attending"},
     {"attempt", "worker"},
     {"__main__"},
     {"fleet"},
 )
 #: One noun in several modules: they are free among themselves.
-TOGETHER = ({"agents"}, {"queue"}, {"fleet"}, LAYERS[5])
+TOGETHER = ({"agents"}, {"llm"}, {"queue"}, {"fleet"}, LAYERS[5])
 #: What an idle worker must not hold in memory.
 HEAVY = {
     "asyncio",
@@ -104,6 +104,7 @@ def test_the_core_knows_no_fleet_and_a_worker_no_attempt() -> None:
     for noun, path, tree in sources():
         found = imported(ast.walk(tree))
         assert noun == "fleet" or "fleet" not in found, path
+        assert noun == "llm" or "llm" not in found, path
         assert not (noun == "worker" and "attempt" in found), path
         assert not (noun == "attempt" and found & {"worker", "attending"}), path
         assert not (noun == "executor" and found & {"queue", "config"}), path
