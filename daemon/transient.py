@@ -136,11 +136,13 @@ def properties(role: Role, config: Config) -> list[str]:
     return made
 
 
-def start_argv(unit: str, role: Role, config: Config, argv: list[str], cwd: str) -> list[str]:
+def start_argv(  # noqa: PLR0913  # what a unit is made of
+    unit: str, role: Role, config: Config, argv: list[str], cwd: str, *, what: str = "attempt"
+) -> list[str]:
     """The command that runs ``argv`` in the unit and waits for it.
 
     It hands its own stdin, stdout and stderr over, exits as ``argv`` does, and may be killed: the
-    unit lives on.
+    unit lives on. ``what`` it is, is said in the unit's description.
     """
     return [
         "systemd-run",
@@ -152,7 +154,7 @@ def start_argv(unit: str, role: Role, config: Config, argv: list[str], cwd: str)
         "--service-type=exec",
         f"--unit={unit}",
         f"--slice={config.unit_prefix}s.slice",
-        f"--description=Rolecall attempt, role {role.name}",
+        f"--description=Rolecall {what}, role {role.name}",
         f"--working-directory={cwd}",
         *(f"--property={each}" for each in properties(role, config)),
         "--",

@@ -29,6 +29,7 @@ LAYERS = (
     {"launch"},
     {"attending"},
     {"attempt", "worker"},
+    {"trial"},
     {"__main__"},
     {"fleet"},
 )
