@@ -214,12 +214,6 @@ def _inotify() -> Finding:
 
 
 def _role(config: Config, role: Role, units: Mapping[str, str]) -> Iterator[Finding]:
-    path = units.get("PATH", os.defpath)
-    yield _agent(config, role, path)
-    for gate in role.gates:
-        if _find(config, gate[0], path) is None:
-            yield Finding("gate", FAIL, f"{gate[0]} {NOT_FOUND}{path})", INSTALL, role.name)
-    yield _prompt(config, role)
     secrets: Mapping[str, str] = {}
     if role.env_file:
         try:
@@ -233,6 +227,12 @@ def _role(config: Config, role: Role, units: Mapping[str, str]) -> Iterator[Find
             yield Finding(
                 "secrets", OK, f"{role.env_file}, {len(secrets)} variables", "", role.name
             )
+    path = {"PATH": os.defpath, **units, **role.env}["PATH"]  # of the gates, too
+    yield _agent(config, role, {"PATH": path, **secrets, **role.env}["PATH"])
+    for gate in role.gates:
+        if _find(config, gate[0], path) is None:
+            yield Finding("gate", FAIL, f"{gate[0]} {NOT_FOUND}{path})", INSTALL, role.name)
+    yield _prompt(config, role)
     for name in role.pass_env:
         if name not in units and name not in secrets and name not in role.env:
             what = f"{name} (pass_env) is not set where workers start"
