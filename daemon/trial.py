@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from daemon import evidence, executor, worktree
+from daemon.agents.preset import Traces
 from daemon.attempt import Attempt, Brief, Stop
 from daemon.config import Config, Role, from_json
 from daemon.errors import RolecallError
@@ -134,7 +135,8 @@ def _version(reply: Reply, trial: Trial, folder: str) -> Reply:
         found = VERSION.search(log.read(1 << 16))
     if result.outcome is Outcome.SUCCESS and found:
         return reply._replace(version=found[0])
-    return reply._replace(trouble=result.note or "it prints no version")
+    last = Traces(0, asked.brief.run_dir, time.time()).tail().splitlines()[-1:]
+    return reply._replace(trouble=": ".join([result.note or "it prints none", *last]))
 
 
 def _made(folder: str, name: str) -> str:
