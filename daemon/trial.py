@@ -101,7 +101,7 @@ def of(config: Config, role: Role, seconds: float, folder: str, stop: Stop) -> R
     if preset is None or not reply.program:
         return reply
     folders = [os.path.expanduser(each) for each in preset.write_paths]
-    reply = reply._replace(closed=tuple(each for each in folders if not os.access(each, os.W_OK)))
+    reply = reply._replace(closed=tuple(each for each in folders if not _is_open(each)))
     if preset.version:
         reply = _version(reply, trial, folder)
     evidence.write_new(trial.brief.run_dir, "prompt.md", PROMPT)
@@ -137,6 +137,13 @@ def _version(reply: Reply, trial: Trial, folder: str) -> Reply:
         return reply._replace(version=found[0])
     last = Traces(0, asked.brief.run_dir, time.time()).tail().splitlines()[-1:]
     return reply._replace(trouble=": ".join([result.note or "it prints none", *last]))
+
+
+def _is_open(folder: str) -> bool:
+    """Whether the folder can be written, or made."""
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    return os.access(folder, os.W_OK)
 
 
 def _made(folder: str, name: str) -> str:

@@ -187,9 +187,11 @@ def words(role: Role, reply: Reply | Broken) -> Iterator[Finding]:
         return
     preset = agents.find(role.agent)
     if not reply.program:
-        name = preset.argv[0] if preset else (*role.command, "")[0]
+        name = (preset.argv if preset else (*role.command, ""))[0]
         hint = preset.install if preset else "install it, or name it by its full path"
-        yield Finding("cli", FAIL, f"{name} is not on the PATH of the unit ({reply.path})", hint)
+        yield Finding(
+            "cli", FAIL, f"{name} is not on the PATH that attempts have ({reply.path})", hint
+        )
         return
     if preset is None:
         what = f"{reply.program}; not tried: what a command does without a task is unknown here"
@@ -197,7 +199,7 @@ def words(role: Role, reply: Reply | Broken) -> Iterator[Finding]:
         return
     yield _cli(preset, reply)
     if reply.closed:
-        what = f"{', '.join(reply.closed)} cannot be written in the unit"
+        what = f"{', '.join(reply.closed)} cannot be written by attempts"
         yield Finding(
             "state", FAIL, what, "chown them to this account, or name them in write_paths"
         )

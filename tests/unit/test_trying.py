@@ -55,7 +55,13 @@ def test_an_agent_that_answers_is_told_with_what_it_has_cost() -> None:
     [
         ({"version": "3.0.0"}, "cli", "warn", "was tried with 2.1.197", "first attempts"),
         ({"version": "", "trouble": "it timed out"}, "cli", "warn", "it timed out", "npm install"),
-        ({"program": "", "path": "/bin"}, "cli", "fail", "PATH of the unit (/bin)", "npm install"),
+        (
+            {"program": "", "path": "/bin"},
+            "cli",
+            "fail",
+            "that attempts have (/bin)",
+            "npm install",
+        ),
         ({"closed": ("/h/.claude",)}, "state", "fail", "/h/.claude cannot be", "write_paths"),
         ({"present": ()}, "answer", "ok", "answered", ""),
         ({"outcome": "blocked", "note": "401"}, "answer", "fail", "401", "log in: claude"),
@@ -158,6 +164,7 @@ def test_a_trial_is_run_as_an_attempt_is(tmp_path: Path) -> None:
     assert findings["answer"]["what"].endswith(" s, 1,050 tokens, USD 0.004")
     assert findings["cli"]["what"] == f"Claude Code {standin.VERSION}, {tried.program}"
     assert findings["credentials"]["what"] == "set: ANTHROPIC_API_KEY, EXTRA"
+    assert findings["state"]["state"] == "ok"  # without a sandbox, the CLI makes its folders itself
     where = (tried.home / "tried").read_text()
     assert where.startswith(str(tried.scratch))
     assert tried.is_clean()
