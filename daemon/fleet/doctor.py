@@ -251,12 +251,20 @@ def _agent(config: Config, role: Role, path: str) -> Finding:
     found = _find(config, program, path)
     if found is None:
         hint = f"{preset.install}; or set PATH where workers get theirs" if preset else INSTALL
+        hint = elsewhere(program, path) or hint
         return Finding("agent", FAIL, f"{program} {NOT_FOUND}{path})", hint, role.name)
     if preset and not preset.tried:
         what = f"{found}: how it is run is from its vendor's documents, not run by us"
         hint = f"try one task first: python -m daemon --role {role.name} --once"
         return Finding("agent", WARN, what, hint, role.name)
     return Finding("agent", OK, found, "", role.name)
+
+
+def elsewhere(program: str, path: str) -> str:
+    """What to type where a person's shell has the program, and the PATH of workers has it not."""
+    found = shutil.which(program)
+    folder = os.path.dirname(found) if found and "/" not in program else ""
+    return f'it is in {folder}; give the role env: {{PATH: "{folder}:{path}"}}' if folder else ""
 
 
 def _prompt(config: Config, role: Role) -> Finding:

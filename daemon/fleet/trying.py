@@ -19,6 +19,7 @@ from daemon.agents.preset import Preset
 from daemon.config import Config, Role, to_json
 from daemon.fleet import units
 from daemon.fleet.connection import Local
+from daemon.fleet.doctor import elsewhere
 from daemon.fleet.finding import FAIL, OK, WARN, Finding
 from daemon.fleet.supervisor import SYSTEMD, supervisor_name
 from daemon.fleet.systemd import bus_problem, manager_problem
@@ -189,6 +190,7 @@ def words(role: Role, reply: Reply | Broken) -> Iterator[Finding]:
     if not reply.program:
         name = (preset.argv if preset else (*role.command, ""))[0]
         hint = preset.install if preset else "install it, or name it by its full path"
+        hint = elsewhere(name, reply.path) or hint
         yield Finding(
             "cli", FAIL, f"{name} is not on the PATH that attempts have ({reply.path})", hint
         )
