@@ -155,7 +155,7 @@ def doctor(
     workspace: str | None = None,
     json: bool = False,
     in_unit: bool = False,
-    timeout: float = 120.0,
+    timeout: int = 120,
 ) -> int:
     """Say whether this host is ready, and what to type where it is not."""
     from daemon.fleet import doctor as checks
