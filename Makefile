@@ -40,8 +40,12 @@ lint: llm
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# With AGENT=claude (codex, opencode, ...) and perhaps MODEL=..., the agent CLI of your own account.
+# Both count only where they are typed: other programs have variables of these names, too.
+typed = $(if $(filter command line,$(origin $1)),$($1))
+
 demo: setup
-	@$(BIN)/python docs/demo/sprint.py
+	@$(BIN)/python docs/demo/$(if $(call typed,AGENT),story.py '$(AGENT)' '$(call typed,MODEL)',sprint.py)
 
 bench: setup
 	@$(BIN)/python -m tests.bench

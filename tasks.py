@@ -143,13 +143,19 @@ def config(limit: str | None = None, inventory: str | None = None, json: bool = 
             print(escape(line))
 
 
-@command()
+@command(
+    in_unit="try each agent where its attempts will run: its version and a prompt of one line, "
+    "which spends a few tokens of your account",
+    timeout="seconds that the answer to such a prompt may take",
+)
 def doctor(
     role: str | None = None,
     limit: str | None = None,
     inventory: str | None = None,
     workspace: str | None = None,
     json: bool = False,
+    in_unit: bool = False,
+    timeout: int = 120,
 ) -> int:
     """Say whether this host is ready, and what to type where it is not."""
     from daemon.fleet import doctor as checks
@@ -158,8 +164,16 @@ def doctor(
 
     config = here.fleet(inventory, limit).config(workspace)
     findings = checks.examine(config, role=role)
+    if in_unit:
+        from daemon.fleet import trying
+
+        def tell(line: str) -> None:
+            print(line, file=sys.stderr, flush=True)
+
+        roles = [config.roles[name] for name in ([role] if role else config.run)]
+        findings += trying.examine(config, roles, timeout, tell)
     if json:
-        print(as_json([finding._asdict() for finding in findings]))
+        print(as_json([each._asdict() for each in findings]))
     else:
         print(checks.report(findings, Style.of(sys.stdout)))
     return int(checks.failed(findings))

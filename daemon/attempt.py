@@ -205,12 +205,7 @@ class Attempt:
     def run_agent(self, prompt_text: str) -> Result:
         """Run the agent's program and weigh exit status, its own record and its result file."""
         role, preset = self.role, self.preset
-        extra = environment.read_env_file(role.env_file) if role.env_file else {}
-        names = {*role.pass_env, *(preset.pass_env if preset else ())}
-        passed = {key: self.brief.env[key] for key in names if key in self.brief.env}
-        self.secrets = environment.secrets(passed, extra)
-        own = {**preset.env, **preset.settings(role)} if preset else {}
-        env = {**self.environment(), **own, **passed, **extra, **role.env, **self.rolecall()}
+        env = self.agent_environment()
         ended = self.execute(
             self.arguments(prompt_text),
             env,
@@ -240,6 +235,16 @@ class Attempt:
         traces = presets.Traces(ended.status or 0, self.brief.run_dir, time.time())
         record = presets.read(self.preset, traces)
         return {"usage": record.usage or None, "session": record.session}
+
+    def agent_environment(self) -> dict[str, str]:
+        """All that the agent finds in its environment; what of it is secret is masked from now."""
+        role, preset = self.role, self.preset
+        extra = environment.read_env_file(role.env_file) if role.env_file else {}
+        names = {*role.pass_env, *(preset.pass_env if preset else ())}
+        passed = {key: self.brief.env[key] for key in names if key in self.brief.env}
+        self.secrets = environment.secrets(passed, extra)
+        own = {**preset.env, **preset.settings(role)} if preset else {}
+        return {**self.environment(), **own, **passed, **extra, **role.env, **self.rolecall()}
 
     def environment(self) -> dict[str, str]:
         """What the agent and the gates have in common."""

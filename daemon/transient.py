@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterable
 
+from daemon import agents
 from daemon.config import Config, Role
 from daemon.errors import RolecallError
 from daemon.model import Lease
@@ -101,6 +102,17 @@ def sandbox(config: Config, role: Role | None = None) -> list[str]:
     return made
 
 
+def missing_state(role: Role) -> list[str]:
+    """The folders of state of the role's agent CLI that are not there yet.
+
+    In a HOME that is read-only no CLI can make its own. Claude Code 2.1 then edits nothing and says
+    that all went well; Codex 0.169 and opencode 1.18 end with status 1.
+    """
+    preset = agents.find(role.agent)
+    paths = map(os.path.expanduser, preset.write_paths if preset else ())
+    return [path for path in paths if not os.path.isdir(path)]
+
+
 def properties(role: Role, config: Config) -> list[str]:
     """What confines an attempt of the role: hardening and limits. Nothing secret, no task text."""
     limits = role.limits
@@ -111,6 +123,10 @@ def properties(role: Role, config: Config) -> list[str]:
         "KillMode=mixed",
         f"TimeoutStopSec={2 * role.kill_grace + STOP_MARGIN:g}",
     ]
+    missing = missing_state(role)
+    if missing:  # made outside of the sandbox (+), and nothing in a path is a variable (:)
+        paths = " ".join(map(quote, missing))
+        made.append(f"ExecStartPre=+:mkdir -p -m 700 -- {paths}")
     if limits.memory_max is not None:
         made.append(f"MemoryMax={limits.memory_max}")
     if limits.cpu_quota is not None:
@@ -120,11 +136,13 @@ def properties(role: Role, config: Config) -> list[str]:
     return made
 
 
-def start_argv(unit: str, role: Role, config: Config, argv: list[str], cwd: str) -> list[str]:
+def start_argv(  # noqa: PLR0913  # what a unit is made of
+    unit: str, role: Role, config: Config, argv: list[str], cwd: str, *, what: str = "attempt"
+) -> list[str]:
     """The command that runs ``argv`` in the unit and waits for it.
 
     It hands its own stdin, stdout and stderr over, exits as ``argv`` does, and may be killed: the
-    unit lives on.
+    unit lives on. ``what`` it is, is said in the unit's description.
     """
     return [
         "systemd-run",
@@ -136,7 +154,7 @@ def start_argv(unit: str, role: Role, config: Config, argv: list[str], cwd: str)
         "--service-type=exec",
         f"--unit={unit}",
         f"--slice={config.unit_prefix}s.slice",
-        f"--description=Rolecall attempt, role {role.name}",
+        f"--description=Rolecall {what}, role {role.name}",
         f"--working-directory={cwd}",
         *(f"--property={each}" for each in properties(role, config)),
         "--",

@@ -11,7 +11,8 @@ from typing import Any
 from daemon import agents
 from tests.workspace import ROOT
 
-FOLDER = "ROLECALL_TEST_CLIS"  # a folder of programs, looked at before PATH
+# A folder of programs, looked at before PATH; read before a test's own environment forgets it.
+GIVEN = os.environ.get("ROLECALL_TEST_CLIS", "")
 INSTALLED = ROOT / ".clis" / "node_modules" / ".bin"  # of `make clis`
 KEY = "sk-fake-0123456789"
 MODEL = "fake-model"
@@ -19,7 +20,7 @@ MODEL = "fake-model"
 
 def path() -> str:
     """The PATH that CLIs are looked for on."""
-    folders = (os.environ.get(FOLDER, ""), str(INSTALLED), os.environ["PATH"])
+    folders = (GIVEN, str(INSTALLED), os.environ["PATH"])
     return os.pathsep.join(filter(None, folders))
 
 

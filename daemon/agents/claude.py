@@ -35,7 +35,8 @@ PRESET = Preset(
         "ANTHROPIC_BASE_URL",
         "CLAUDE_CODE_OAUTH_TOKEN",
     ),
-    write_paths=("~/.claude", "~/.claude.json", "~/.cache"),
+    # Not ~/.claude.json: it is replaced by a rename, which no unit can open; unwritten, it is read.
+    write_paths=("~/.claude", "~/.cache"),
     tried="2.1.197",
     version=("claude", "--version"),
     install="npm install --global @anthropic-ai/claude-code",

@@ -93,9 +93,10 @@ class Preset(NamedTuple):
     ``{cost_usd}``); then the role's ``args``; then, for ``prompt_via: argument``, the prompt.
     ``settings`` gives further variables, of a role's config: what argv should not hold.
     ``read`` tells what a run came to. ``provider`` names the credential, ``pass_env`` the variables
-    that may hold it, ``write_paths`` the CLI's folders of state. ``tried`` is the version that this
-    was measured with, "" where it comes from the vendor's documents alone. ``version`` is an argv
-    that prints the version, ``install`` and ``login`` are hints for a person.
+    that may hold it, ``write_paths`` the CLI's folders of state: they are made (0700) before an
+    attempt's unit starts, for in it the CLI cannot. ``tried`` is the version that this was measured
+    with, "" where it comes from the vendor's documents alone. ``version`` is an argv that prints
+    the version, ``install`` and ``login`` are hints for a person.
     ``tells`` is what its record has of tokens and cost_usd: what budgets can go by.
     """
 

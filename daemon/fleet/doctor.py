@@ -215,13 +215,6 @@ def _inotify() -> Finding:
 
 
 def _role(config: Config, role: Role, units: Mapping[str, str]) -> Iterator[Finding]:
-    path = units.get("PATH", os.defpath)
-    yield _agent(config, role, path)
-    for gate in role.gates:
-        if _find(config, gate[0], path) is None:
-            yield Finding("gate", FAIL, f"{gate[0]} {NOT_FOUND}{path})", INSTALL, role.name)
-    yield _prompt(config, role)
-    yield from budget(config, role, agents.find(role.agent))
     secrets: Mapping[str, str] = {}
     if role.env_file:
         try:
@@ -235,6 +228,13 @@ def _role(config: Config, role: Role, units: Mapping[str, str]) -> Iterator[Find
             yield Finding(
                 "secrets", OK, f"{role.env_file}, {len(secrets)} variables", "", role.name
             )
+    path = {"PATH": os.defpath, **units, **role.env}["PATH"]  # of the gates, too
+    yield _agent(config, role, {"PATH": path, **secrets, **role.env}["PATH"])
+    for gate in role.gates:
+        if _find(config, gate[0], path) is None:
+            yield Finding("gate", FAIL, f"{gate[0]} {NOT_FOUND}{path})", INSTALL, role.name)
+    yield _prompt(config, role)
+    yield from budget(config, role, agents.find(role.agent))
     for name in role.pass_env:
         if name not in units and name not in secrets and name not in role.env:
             what = f"{name} (pass_env) is not set where workers start"
@@ -253,6 +253,7 @@ def _agent(config: Config, role: Role, path: str) -> Finding:
     found = _find(config, program, path)
     if found is None:
         hint = f"{preset.install}; or set PATH where workers get theirs" if preset else INSTALL
+        hint = elsewhere(program, path) or hint
         return Finding("agent", FAIL, f"{program} {NOT_FOUND}{path})", hint, role.name)
     if preset and not preset.tried:
         what = f"{found}: how it is run is from its vendor's documents, not run by us"
@@ -274,6 +275,13 @@ def budget(config: Config, role: Role, preset: Preset | None) -> Iterator[Findin
         hint = f"{INVENTORY_HINT}: give the role{price} budget: {{attempt: {{{key}: N}}}}"
         if getattr(role.budget.attempt, key) is None or price:
             yield Finding("budget", WARN, what, hint, role.name)
+
+
+def elsewhere(program: str, path: str) -> str:
+    """What to type where a person's shell has the program, and the PATH of workers has it not."""
+    found = shutil.which(program)
+    folder = os.path.dirname(found) if found and "/" not in program else ""
+    return f'it is in {folder}; give the role env: {{PATH: "{folder}:{path}"}}' if folder else ""
 
 
 def _prompt(config: Config, role: Role) -> Finding:

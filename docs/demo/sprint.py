@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -26,13 +26,15 @@ CHECKOUT = HERE.parent.parent
 ROLES = ("planner", "builder", "tester", "refiner", "integrator")
 ENDED = {"done", "completed", "cancelled"}
 COLOURS = {"done": "green", "needs_adapt": "red", "needs_manual": "red"}
-PATIENCE = 55.0  # seconds for the whole sprint; it takes a third of that on two slow cores
-STOPPING = 10.0  # seconds for the workers to end; their attempts are over by then
 LOOK = 0.05  # seconds between looks at what happened
 
 
 class Demo:
     """The sprint's folder, and what a person would do with it."""
+
+    #: Seconds for the whole sprint, which takes a third of that on two slow cores; and the least
+    #: time that the workers have to end.
+    patience, stopping = 55.0, 10.0
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.shop = folder, folder / "shop"
@@ -57,8 +59,14 @@ class Demo:
 
     def lay_out(self) -> None:
         """A repository with a program, an inventory beside it, the agents."""
-        shutil.copytree(HERE, self.folder, dirs_exist_ok=True)
-        (self.folder / Path(__file__).name).unlink()
+        ignored = shutil.ignore_patterns("__pycache__")
+        for name in ("agents", "inventory", "shop"):
+            shutil.copytree(HERE / name, self.folder / name, ignore=ignored)
+        shutil.copy(HERE / "sprint.json", self.folder)
+        self.found()
+
+    def found(self) -> None:
+        """Make a repository of the shop."""
         self.git("init", "--quiet", "--initial-branch=main")
         for key, value in (
             ("user.name", "Rolecall demo"),
@@ -95,7 +103,7 @@ class Demo:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
             for worker in workers:
                 worker.send_signal(number)
-            deadline = time.monotonic() + STOPPING / 2
+            deadline = time.monotonic() + self.stopping / 2
             for worker in workers:
                 try:
                     worker.wait(max(0.0, deadline - time.monotonic()))
@@ -119,7 +127,7 @@ class Demo:
     def follow(self, workers: dict[str, subprocess.Popen[bytes]]) -> None:
         """Print each state change as it happens, until the sprint is done."""
         events = self.shop / ".agent-daemon-logs" / "events.jsonl"
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + self.patience
         while not events.exists():
             self.check(workers, deadline)
         with events.open(encoding="utf-8") as file:
@@ -137,7 +145,7 @@ class Demo:
             if worker.poll() is not None:
                 self.fail(f"the {role}'s worker ended with exit status {worker.returncode}")
         if time.monotonic() > deadline:
-            self.fail(f"the sprint was not done in {PATIENCE:g} s")
+            self.fail(f"the sprint was not done in {self.patience:g} s")
         time.sleep(LOOK)
 
     def fail(self, what: str) -> NoReturn:
@@ -184,7 +192,6 @@ def whole_lines(file: IO[str]) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     """Lay out, start, follow, stop, show."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     demo = Demo(Path(tempfile.mkdtemp(prefix="rolecall-demo-")))
     print(f"A small shop, its sprint, and five agents, in {demo.folder}\n")
     demo.lay_out()
@@ -208,10 +215,16 @@ def main() -> None:
     print("  invoke init --workspace ~/src/yours && invoke install && invoke agents.start")
 
 
-if __name__ == "__main__":
+def run(steps: Callable[[], None]) -> None:
+    """Do the steps; Ctrl-C, and a command that fails, end them without a traceback."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        main()
+        steps()
     except KeyboardInterrupt:
         sys.exit(130)
     except subprocess.CalledProcessError as error:
         sys.exit(f"error: {shlex.join(error.cmd)}: exit status {error.returncode}")
+
+
+if __name__ == "__main__":
+    run(main)

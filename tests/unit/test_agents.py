@@ -106,7 +106,7 @@ def test_a_preset_brings_its_defaults(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("HOME", str(tmp_path))
     role = written(tmp_path, "{agent: claude, write_paths: [x]}")
     assert (role.worktree, role.evidence, role.prompt_via) == (True, True, "stdin")
-    claude = [f"{tmp_path}/{name}" for name in (".claude", ".claude.json", ".cache", "x")]
+    claude = [f"{tmp_path}/{name}" for name in (".claude", ".cache", "x")]
     assert list(role.write_paths) == claude
     role = written(tmp_path, "{agent: claude, worktree: false, prompt_via: file}")
     assert (role.worktree, role.evidence, role.prompt_via) == (False, False, "file")

@@ -32,6 +32,7 @@ LAYERS = (
     {"launch", "llm"},
     {"attending"},
     {"attempt", "worker"},
+    {"trial"},
     {"__main__"},
     {"fleet"},
 )

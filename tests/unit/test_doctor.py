@@ -210,6 +210,20 @@ def test_a_merge_driver_whose_program_is_gone_is_warned_about(machine: Machine) 
     assert found() == []
 
 
+def test_a_program_that_only_the_shell_finds_is_told_where_it_is(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CLIs are often in a folder that a login shell alone puts on PATH; the hint mends it."""
+    machine.program(machine.path / "local" / "own-agent")
+    monkeypatch.setenv("PATH", f"{machine.path}/local:{os.environ['PATH']}")
+    config = machine.builder(command=("own-agent",))
+    (found,) = (each for each in of(machine.look(config), "agent") if each.state == "fail")
+    path = f"{machine.path}/local:{machine.bin}"
+    assert found.hint.endswith(f'give the role env: {{PATH: "{path}"}}')
+    mended = machine.builder(command=("own-agent",), env={"PATH": path})
+    assert not doctor.failed(machine.look(mended))
+
+
 def test_an_unknown_role_is_a_usage_error(machine: Machine) -> None:
     """With a guess."""
     with pytest.raises(UsageError, match="bilder"):

@@ -127,6 +127,23 @@ def test_an_attempt_is_confined_and_limited() -> None:
     assert not any(each.startswith(("MemoryMax", "CPUQuota", "TasksMax")) for each in free)
 
 
+def test_an_attempts_unit_makes_the_folders_that_its_cli_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its read-only HOME the CLI cannot; and once they are there, that costs no start."""
+    home = tmp_path / 'a $HOME "b"'
+    monkeypatch.setenv("HOME", str(home))
+    claude = role("builder", agent="claude")
+    made = next(each for each in transient.properties(claude, config()) if "mkdir" in each)
+    assert made.startswith("ExecStartPre=+:mkdir -p -m 700 -- ")
+    quoted = str(home).replace('"', '"\'"\'"')
+    assert made.endswith(f' "{quoted}/.claude" "{quoted}/.cache"')
+    for path in transient.missing_state(claude):
+        os.makedirs(path)
+    assert "mkdir" not in " ".join(transient.properties(claude, config()))
+    assert transient.missing_state(role("builder", agent="command", command=("x",))) == []
+
+
 def test_no_value_of_the_environment_reaches_a_unit() -> None:
     """Secrets go in by other ways."""
     secret = role("builder", env={"TOKEN": "swordfish"}, env_file="/secret/file")
