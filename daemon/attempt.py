@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from daemon import environment, evidence, executor, process, prompt
 from daemon.config import Config, Role, from_json
-from daemon.errors import ConfigError, LeaseLost, QueueUnreadable, RolecallError
+from daemon.errors import ConfigError, Interrupted, LeaseLost, QueueUnreadable, RolecallError
 from daemon.launch import DEFERRED, marker
 from daemon.log import Log
 from daemon.model import Lease, Move, Outcome, Result
@@ -26,6 +26,7 @@ from daemon.wake import Signals, wait
 EXIT_THROTTLED, EXIT_MISCONFIGURED = 75, 78  # EX_TEMPFAIL, EX_CONFIG of sysexits.h
 RETRY = 1.0  # seconds between tries of a renewal or a settling write that failed
 KILLED = (-signal.SIGKILL, -signal.SIGTERM)
+RECLAIM = 60.0  # seconds that an attempt which has settled may spend on old worktrees
 MARGIN = 0.2  # of the ttl: an attempt that could not renew ends its tree this early
 PLACEHOLDER = re.compile(
     r"\{(task_id|role|attempt|prompt|prompt_file|result_file|worktree|workspace)\}"
@@ -95,6 +96,7 @@ class Attempt:
         self.cwd = self.config.workspace
         self.changes: dict[str, Any] = {}
         self.secrets: tuple[str, ...] = ()
+        self.identity: dict[str, str] = {}  # git's, where the user has none
 
     def run(self) -> Outcome:
         """Take the lease over, do the work, settle; returns what it came to."""
@@ -104,12 +106,18 @@ class Attempt:
                 result = self.work()
             except LeaseLost:
                 raise
+            except Interrupted as cut:
+                ended = executor.Ended(None, cut.why, "", 0.0)
+                result = self.cut_short(ended, "the attempt")
             except (ConfigError, prompt.PromptError) as error:
                 result = Result(Outcome.BLOCKED, "; ".join(p.what for p in error.problems))
             # ValueError: a prompt with a NUL as an argument, half a character in a name.
             except (RolecallError, OSError, ValueError, RecursionError) as error:
                 result = Result(Outcome.ERROR, str(error).removeprefix("error: "))
-            return self.settle(result)
+            changes = {**self.changes, **(result.changes or {})}
+            outcome = self.settle(result._replace(changes=changes))
+            self.reclaim()
+            return outcome
         except LeaseLost as lost:
             name = f"{self.lease.task_id} (token {self.lease.token})"
             self.log.say(f"{name}: lost, nothing was written: {lost.problems[0].what}", "warning")
@@ -135,44 +143,43 @@ class Attempt:
                 return
 
     def work(self) -> Result:
-        """Prompt, worktree, agent, result, evidence, gates."""
+        """Worktree, prompt, agent, result, evidence, gates; and main, where the role merges."""
         if self.stop.asked():
             return Result(Outcome.RELEASED, self.stop.why)
-        if not self.role.agent:
+        if not (self.role.agent or self.role.merge):
             return Result(Outcome.BLOCKED, f"role {self.role.name} has no agent")
-        self.prepare_worktree()
+        if not (self.role.worktree or self.role.evidence):
+            return self.run_gates(self.ask_agent())
+        from daemon.git import Git  # noqa: PLC0415  # only these roles pay for it
+        from daemon.workbench import Workbench  # noqa: PLC0415
+
+        git = Git(self.tick, self.stop, self.deadline)
+        self.identity = git.extra
+        brief, changes = self.brief, self.changes
+        bench = Workbench(
+            git, self.config, self.lease, brief.task, brief.run_dir, self.marker, changes
+        )
+        self.cwd = bench.cwd
+        return bench.work(self.ask_agent, self.run_gates)
+
+    def ask_agent(self) -> Result:
+        """Prompt, agent, result; a role that merges may have no agent, and nothing against that."""
+        if not self.role.agent:
+            self.write_task()
+            return Result(Outcome.SUCCESS)
         prompt_text = self.write_prompt()
         gc.enable()  # launch switched it off for the start
-        before = self.look() if self.role.evidence else None
-        result = self.run_agent(prompt_text)
-        if result.outcome is Outcome.SUCCESS and before is not None and self.look() == before:
-            result = result._replace(
-                outcome=Outcome.ERROR, note="no evidence: this attempt changed nothing"
-            )
-        if result.outcome is Outcome.SUCCESS:
-            result = self.run_gates(result)
-        return result._replace(changes=self.changes)
+        return self.run_agent(prompt_text)
 
-    def prepare_worktree(self) -> None:
-        """The task's own worktree, where the role wants one."""
-        if self.role.worktree:
-            from daemon import worktree  # noqa: PLC0415  # only roles with a worktree pay for it
-
-            path = os.path.join(self.config.paths.worktrees, self.lease.task_id)
-            self.changes["branch"] = worktree.prepare(
-                self.config.workspace, path, self.lease.task_id
-            )
-            self.cwd = path
-
-    def look(self) -> object:
-        """What the working directory holds, for evidence."""
-        from daemon import worktree  # noqa: PLC0415  # only roles with evidence pay for it
-
-        return worktree.state(self.cwd, evidence.own_paths(self.config))
+    def write_task(self) -> str:
+        """Put the task into the run's folder; returns it as JSON."""
+        task_json = json.dumps(self.brief.task, indent=2, ensure_ascii=False)
+        evidence.write_new(self.brief.run_dir, "task.json", task_json + "\n")
+        return task_json
 
     def write_prompt(self) -> str:
         """Render the prompt and put it, and the task, into the run's folder."""
-        task_json = json.dumps(self.brief.task, indent=2, ensure_ascii=False)
+        task_json = self.write_task()
         path = self.role.prompt or prompt.default_path(self.config.paths.prompts, self.role.name)
         template = prompt.read(path, required=self.role.prompt is not None)
         values = {
@@ -186,7 +193,6 @@ class Attempt:
             "task_file": self.file("task.json"),
         }
         text = prompt.render(template, values, path)
-        evidence.write_new(self.brief.run_dir, "task.json", task_json + "\n")
         evidence.write_new(self.brief.run_dir, "prompt.md", text)
         return text
 
@@ -219,12 +225,7 @@ class Attempt:
 
     def environment(self) -> dict[str, str]:
         """What the agent and the gates have in common."""
-        base = environment.base(self.brief.env)
-        if self.role.worktree:
-            from daemon import worktree  # noqa: PLC0415  # only roles with a worktree pay for it
-
-            base |= worktree.identity(self.cwd)
-        return base
+        return {**environment.base(self.brief.env), **self.identity}
 
     def rolecall(self) -> dict[str, str]:
         """The variables of ours."""
@@ -260,6 +261,8 @@ class Attempt:
 
     def run_gates(self, result: Result) -> Result:
         """Each gate must pass. They run code that an agent wrote, and so get no credentials."""
+        if result.outcome is not Outcome.SUCCESS:
+            return result
         env = {**self.environment(), **self.role.env, **self.rolecall()}
         for number, gate in enumerate(self.role.gates, 1):
             log = f"gate-{number}.log"
@@ -348,6 +351,21 @@ class Attempt:
                 self.renewed = time.monotonic()
                 due = time.monotonic() + self.tick()
             wait((), RETRY)
+
+    def reclaim(self) -> None:
+        """Remove worktrees that tasks need no more; what fails is told, and tried by the next."""
+        if not os.path.isdir(self.config.paths.worktrees):
+            return
+        from daemon import reclaim  # noqa: PLC0415  # only where there are worktrees
+        from daemon.git import Git  # noqa: PLC0415
+
+        git = Git(stop=self.stop, deadline=time.monotonic() + RECLAIM)
+        try:
+            reclaim.reclaim(git, self.config, self.queue.snapshot)
+        except Interrupted:
+            return
+        except (OSError, RolecallError) as error:
+            self.log.say(f"worktrees are not reclaimed: {error}", "warning")
 
     def outcome(self, moves: tuple[Move, ...], outcome: Outcome) -> Outcome:
         """What the queue made of our own outcome, which is what counts."""

@@ -17,6 +17,7 @@ from daemon.yamltext import WRONG, Placed
 MOVES = ("claims", "holds", "on_success", "on_rejected", "on_exhausted")
 UNKNOWN = ""
 EVIDENCE_ROLES = frozenset({"builder", "refiner"})
+MERGE_ROLE = "integrator"
 
 
 def read_config(path: str, *, workspace: str | None = None, queue: str | None = None) -> Config:
@@ -164,6 +165,11 @@ class _Builder:
         values["worktree"] = bool(values["worktree"])
         if values["evidence"] is None:
             values["evidence"] = values["worktree"] and name in EVIDENCE_ROLES
+        if values["merge"] is None:
+            values["merge"] = values["worktree"] and name == MERGE_ROLE
+        elif values["merge"] and not values["worktree"]:
+            hint = "add worktree: true"
+            self.problem(where("merge"), f"roles.{name}: merge without a worktree", hint)
         if values["lease_ttl"] <= values["heartbeat"] and not wrong & {"lease_ttl", "heartbeat"}:
             key = "lease_ttl" if "lease_ttl" in own else "heartbeat"
             what = f"roles.{name}: lease_ttl ({values['lease_ttl']:g}) is not above heartbeat"
