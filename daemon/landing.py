@@ -225,8 +225,12 @@ class Landing:
     def undo(self, old: str, new: str) -> None:
         """Give the files between the two commits their old content, but for a person's."""
         told = self.git(self.workspace, "diff", "--name-only", "-z", *PLAIN, old, new)
-        strange = self.differing(old) & self.differing(new) & set(names(told))
-        edited = [each for each in sorted(strange) if not self.is_torn(each, new)]
+        before, after = self.standing(old), self.standing(new)
+        edited = [
+            path
+            for path in names(told)
+            if not (self.is_as(path, before) or self.is_as(path, after) or self.is_torn(path, new))
+        ]
         if edited:
             raise GitError(
                 f"a merge was cut short, and these files were changed since: {listed(edited)};"
@@ -235,27 +239,31 @@ class Landing:
             )
         paths = ("--pathspec-from-file=-", "--pathspec-file-nul")
         self.git(self.workspace, "reset", "--quiet", *paths, old, stdin=told, env=LITERAL)
-        has = names(self.git(self.workspace, "ls-tree", "-r", "-z", "--name-only", old))
-        present = set(has)
-        back = "".join(f"{each}\0" for each in names(told) if each in present)
-        self.git(
-            self.workspace, "checkout-index", "--force", "--quiet", "-z", "--stdin", stdin=back
-        )
-        for each in names(told):
-            if each not in present:
-                durable.drop(os.path.join(self.workspace, each))
+        back = "".join(f"{path}\0" for path in names(told) if path in before)
+        words = ("checkout-index", "--force", "--quiet", "-z", "--stdin")
+        self.git(self.workspace, *words, stdin=back)
+        for path in names(told):
+            if path not in before:
+                durable.drop(os.path.join(self.workspace, path))
 
-    def differing(self, commit: str) -> set[str]:
-        """The commit's files that are not in the workspace as they are there."""
+    def is_as(self, path: str, standing: dict[str, bool]) -> bool:
+        """Whether the workspace has the file as a commit has it, or not, as that has it not."""
+        there = os.path.lexists(os.path.join(self.workspace, path))
+        return standing.get(path, not there)
+
+    def standing(self, commit: str) -> dict[str, bool]:
+        """The commit's files, and whether the workspace has them as they are there."""
         told = self.git(self.workspace, "rev-parse", "--git-path", "rolecall-index").rstrip("\n")
         index = os.path.join(self.workspace, told)
         aside = {"GIT_INDEX_FILE": index}
         try:
             self.git(self.workspace, "read-tree", commit, env=aside)
+            found = names(self.git(self.workspace, "ls-files", "-z", env=aside))
             words = ("diff", "--name-only", "-z", *PLAIN)
-            return set(names(self.git(self.workspace, *words, env=aside)))
+            others = set(names(self.git(self.workspace, *words, env=aside)))
         finally:
-            os.unlink(index)
+            durable.drop(index)
+        return {path: path not in others for path in found}
 
     def is_torn(self, path: str, commit: str) -> bool:
         """Whether the file is what a killed checkout of the commit leaves: nothing, or a part."""

@@ -21,6 +21,7 @@ __all__ = ["Git", "GitError", "git"]
 
 git = Git()  # of those who may wait for as long as it takes: doctor, init
 OID = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+MARKER = re.compile(rb"^(?:<{7}|>{7}|\|{7})(?: |$)", re.MULTILINE)
 PLAIN = ("--no-ext-diff", "--no-textconv", "--no-color", "--no-renames")  # of a diff of ours
 MERGING = "rolecall-merging"  # in the worktree's own git folder while it is off its branch
 LOCKS = ("index.lock", "HEAD.lock")  # git's own, in that folder
@@ -270,7 +271,7 @@ class Worktree:
         present = self.present()
         if present != ("" if self.is_off else self.branch):
             raise self.strayed(present)
-        unmerged = names(self.git(self.path, "diff", "--name-only", "-z", "--diff-filter=U"))
+        unmerged = self.unmerged()
         if unmerged:
             raise GitError(
                 f"a merge was left with conflicts in {listed(unmerged)}", where=self.path
@@ -283,6 +284,22 @@ class Worktree:
         merging = os.path.exists(os.path.join(self.folder, "MERGE_HEAD"))
         if merging or not self.git.says(self.path, "diff", "--cached", "--quiet", *PLAIN, "HEAD"):
             self.record(message)
+
+    def unmerged(self) -> list[str]:
+        """The files that a merge has left in conflict, and that nobody has mended since.
+
+        Agents edit a file and do not tell git: it is mended when both sides had it and no marker
+        is left in it. What one side removed, and what is no text, they must tell (git add, git rm).
+        """
+        sides: dict[str, str] = {}
+        for each in names(self.git(self.path, "ls-files", "--unmerged", "-z", "--full-name")):
+            facts, _, name = each.partition("\t")
+            sides[name] = sides.get(name, "") + facts[-1]
+        return [
+            name
+            for name, found in sides.items()
+            if not {"2", "3"} <= set(found) or not _is_mended(os.path.join(self.path, name))
+        ]
 
     def check(self) -> None:
         """Raise GitError where it is no longer a worktree of this repository."""
@@ -372,6 +389,16 @@ def is_worktree(path: str, common: str) -> bool:
     return os.path.isdir(folder) and os.path.dirname(os.path.realpath(folder)) == os.path.join(
         common, "worktrees"
     )
+
+
+def _is_mended(path: str) -> bool:
+    """Whether a text holds none of the markers that git writes into a conflict."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+            data = file.read()
+    except OSError:
+        return False
+    return b"\0" not in data and not MARKER.search(data)
 
 
 def _discard_unfinished(path: str) -> bool:
