@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
-from daemon import spawn
 from daemon.errors import Interrupted, RolecallError
 
 # Code of the repository's own must not run in our calls: its hooks, its file-system monitor. Nor
@@ -134,21 +133,14 @@ class Git:
     ) -> Said:
         """Run it there, whatever it comes to. ``unhurried``: it is let end whatever happens.
 
-        Raises GitError where there is no git or no such folder, and Interrupted.
+        Raises GitError where there is no git, and Interrupted.
         """
         passed = {key: os.environ[key] for key in PASSED if key in os.environ}
-        started = spawn.start(
-            ("git", *SAFE, *arguments),
+        call = _Call(
+            ["git", "-C", folder, *SAFE, *arguments],
             {**passed, **OURS, **self.extra, **(env or {})},
-            folder,
-            feed=bool(stdin),
-            outputs=2,
+            stdin.encode(errors="surrogateescape"),
         )
-        if isinstance(started, str):
-            missing = started.startswith("git: ")
-            what = "git is not installed" if missing else started
-            raise GitError(what, where="" if missing else folder, hint="invoke doctor")
-        call = _Call(started, stdin.encode(errors="surrogateescape"))
         until = math.inf if unhurried else max(self.deadline, time.monotonic() + LEAST)
         lost: RolecallError | None = None
         try:
@@ -196,12 +188,43 @@ class Git:
 class _Call:
     """A git that runs: its pipes and its end."""
 
-    def __init__(self, started: spawn.Started, stdin: bytes) -> None:
-        self.pid, self.stdin, self.rest = started.pid, started.stdin, memoryview(stdin)
-        self.pidfd = os.pidfd_open(started.pid)
-        self.outputs = dict(zip(started.outputs, (bytearray(), bytearray()), strict=True))
-        self.said = list(self.outputs.values())
+    def __init__(self, argv: list[str], env: Mapping[str, str], stdin: bytes) -> None:
         self.status: int | None = None
+        self.stdin, self.rest = -1, memoryview(stdin)
+        theirs: list[int] = []
+        pipes = [os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK) for _ in range(2)]
+        ours = [read for read, _ in pipes]
+        theirs += (write for _, write in pipes)
+        actions: list[tuple[int, ...]] = []
+        if stdin:
+            read, self.stdin = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(self.stdin, False)
+            theirs.append(read)
+            actions.append((os.POSIX_SPAWN_DUP2, read, 0))
+        for number, fd in enumerate(theirs[:2], 1):
+            os.set_blocking(fd, True)
+            actions.append((os.POSIX_SPAWN_DUP2, fd, number))
+        empty = () if stdin else ((os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),)
+        try:
+            self.pid = os.posix_spawnp(
+                argv[0],
+                argv,
+                env,
+                file_actions=[*empty, *actions],
+                setsid=True,  # what it starts is ended with it
+                setsigmask=(),
+                setsigdef=(signal.SIGPIPE,),
+            )
+        except FileNotFoundError:
+            for fd in (*ours, *filter(lambda fd: fd >= 0, [self.stdin])):
+                os.close(fd)
+            raise GitError("git is not installed", hint="invoke doctor") from None
+        finally:
+            for fd in theirs:
+                os.close(fd)
+        self.pidfd = os.pidfd_open(self.pid)
+        self.outputs = dict(zip(ours, (bytearray(), bytearray()), strict=True))
+        self.said = list(self.outputs.values())
         self.poll = select.poll()
         for fd in (self.pidfd, *self.outputs):
             self.poll.register(fd, select.POLLIN)

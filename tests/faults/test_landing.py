@@ -14,17 +14,17 @@ from tests.repository import Repository, repository, roles, task
 from tests.workspace import ROOT, Workspace, wait_for
 
 DRIVER = [sys.executable, str(ROOT / "tests" / "faults" / "crashing.py"), "worker"]
-GIT = "Landing.land > Git.run > start > fork"  # the git that moves main
+GIT = "Landing.land > Git.run > _Call.__init__ > spawn"  # the git that moves main
 STEPS = (
     "attempt: *Landing.write > write #1 before",
     "attempt: *Landing.write > fsync #1 after",
     f"attempt: *{GIT} #1 before",
     f"attempt: *{GIT} #1 after",
     "attempt: *Landing.land > Git.run > _Call.pump > _Call.collect > wait #1 after",
-    "attempt: *Worktree.bring > * > fork #1 before",
-    "attempt: *Worktree.bring > * > fork #2 before",
-    "attempt: *Worktree.leave > * > fork #1 before",
-    "attempt: *Landing.merge > Git.run > start > fork #1 after",
+    "attempt: *Worktree.bring > * > spawn #1 before",
+    "attempt: *Worktree.bring > * > spawn #2 before",
+    "attempt: *Worktree.leave > * > spawn #1 before",
+    "attempt: *Landing.merge > Git.run > _Call.__init__ > spawn #1 after",
 )
 
 

@@ -56,7 +56,7 @@ def test_two_tasks_that_edit_one_line_end_in_a_merge_and_a_refined_one(ws: Works
     builder = {"script": 'echo "$ROLECALL_TASK_ID" > readme.txt'}
     ws.write_config(**roles(builder=builder))
     ws.write_queue(task("T1"), task("T2"))
-    drain(ws)
+    drain(ws, "builder", "tester", "integrator")
     assert (ws.status("T1"), ws.status("T2")) == ("done", "needs_adapt")
     assert repo.show("readme.txt") == "T1"
     told = ws.task("T2")
@@ -83,7 +83,7 @@ def test_what_is_green_alone_and_red_together_leaves_main_alone(ws: Workspace) -
     gates = {"gates": [["sh", "-c", 'test "$(ls T*.txt | wc -l)" -lt 2']]}
     ws.write_config(**roles(builder=gates, integrator=gates))
     ws.write_queue(task("T1"), task("T2"))
-    drain(ws)
+    drain(ws, "builder", "tester", "integrator")
     assert (ws.status("T1"), ws.status("T2")) == ("done", "needs_adapt")
     assert repo.names() == {"readme.txt", "T1.txt"}
     assert "merged with main" in note(ws, "T2")
@@ -471,6 +471,7 @@ def test_a_stop_ends_what_git_does(ws: Workspace, tmp_path: Path) -> None:
     assert lease
     wait_for(lambda: (ws.lease() or lease)["heartbeat_at"] > lease["heartbeat_at"], "a renewal")
     worker.terminate()
+    wait_for(lambda: "stopping" in ws.log(), "the first signal is heard")
     worker.terminate()
     assert worker.wait(30) == 0
     assert ws.status() == "ready"
