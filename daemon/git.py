@@ -282,21 +282,16 @@ class _Call:
                 while self.read(fd):
                     pass
 
-    def wait(self, until: float) -> None:
-        """Until it has ended, but no longer than that."""
-        while self.status is None and time.monotonic() < until:
-            self.pump(until, -1)
-
     def end(self) -> None:
         """End what still runs, its session's processes with it, and close what is open."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            if self.status is not None:
-                break
-            try:
-                os.killpg(self.pid, number)
-            except ProcessLookupError:
-                pass
-            self.wait(time.monotonic() + GRACE)
+        if self.status is None:
+            os.killpg(self.pid, signal.SIGTERM)
+            ended = select.poll()
+            ended.register(self.pidfd, select.POLLIN)
+            ended.poll(GRACE * 1000)
+            # It is not reaped yet, so the number is still its own.
+            os.killpg(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
         for fd in (self.pidfd, self.stdin, *self.outputs):
             if fd >= 0:
                 os.close(fd)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from daemon import environment, mounts, worktree
 from daemon.config import Config, Role
 from daemon.errors import Problem, RolecallError
-from daemon.fleet import linger, mergedriver
+from daemon.fleet import linger, mergedriver, worktrees
 from daemon.fleet.connection import Local
 from daemon.fleet.finding import FAIL, OK, WARN, Finding, failed, report, together
 from daemon.fleet.here import one_of
@@ -158,6 +158,7 @@ def _git(config: Config) -> Iterator[Finding]:
         hint = f"git -C {shlex.quote(workspace)} commit --allow-empty -m 'First commit'"
         yield Finding("workspace", FAIL if needs else WARN, what, hint)
     else:
+        yield from worktrees.findings(config)
         if os.path.realpath(workspace) == os.path.realpath(ROOT):
             what = f"{workspace} is Rolecall's own checkout: agents would work on that"
             yield Finding("workspace", WARN, what, "invoke init --workspace DIR")
@@ -219,7 +220,8 @@ def _role(config: Config, role: Role, units: Mapping[str, str]) -> Iterator[Find
     for gate in role.gates:
         if _find(config, gate[0], path) is None:
             yield Finding("gate", FAIL, f"{gate[0]} {NOT_FOUND}{path})", INSTALL, role.name)
-    yield _prompt(config, role)
+    if role.agent or not role.merge:
+        yield _prompt(config, role)
     secrets: Mapping[str, str] = {}
     if role.env_file:
         try:
@@ -242,6 +244,8 @@ def _role(config: Config, role: Role, units: Mapping[str, str]) -> Iterator[Find
 
 
 def _agent(config: Config, role: Role, path: str) -> Finding:
+    if role.merge and not role.agent:
+        return Finding("agent", OK, "none: Rolecall merges by itself", "", role.name)
     if not role.agent:
         what = f"there is no agent: tasks would go to {role.on_exhausted}"
         hint = f"{INVENTORY_HINT}: give the role a command"
