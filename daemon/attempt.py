@@ -166,7 +166,7 @@ class Attempt:
         """Prompt, agent, result; a role that merges may have no agent, and nothing against that."""
         if not self.role.agent:
             self.write_task()
-            return Result(Outcome.SUCCESS)
+            return Result(Outcome.SUCCESS, usage={})
         prompt_text = self.write_prompt()
         gc.enable()  # launch switched it off for the start
         return self.run_agent(prompt_text)

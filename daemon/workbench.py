@@ -51,7 +51,13 @@ class Workbench:
         before = self.remembered(self.worktree)
         if self.merges:
             landing = Landing(self.worktree, self.task, self.run_dir, self.mark)
-            result = landing.begin() or self.merged(landing, agent, gates, before)
+            refused = landing.begin()
+            # No agent has run then: nothing was spent, and that is known.
+            result = (
+                refused._replace(usage={})
+                if refused
+                else self.merged(landing, agent, gates, before)
+            )
             self.back(self.worktree, result)
         else:
             result = self.settled(self.worktree, self.weighed(agent), gates)

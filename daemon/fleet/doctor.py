@@ -245,7 +245,10 @@ def _role(config: Config, role: Role, units: Mapping[str, str]) -> Iterator[Find
 
 def _agent(config: Config, role: Role, path: str) -> Finding:
     if role.merge and not role.agent:
-        return Finding("agent", OK, "none: Rolecall merges by itself", "", role.name)
+        if role.gates:
+            return Finding("agent", OK, "none: Rolecall merges what its gates pass", "", role.name)
+        what = "it has neither agent nor gates: what merges without a conflict is merged unseen"
+        return Finding("agent", WARN, what, f"{INVENTORY_HINT}: give the role gates", role.name)
     if not role.agent:
         what = f"there is no agent: tasks would go to {role.on_exhausted}"
         hint = f"{INVENTORY_HINT}: give the role a command"

@@ -32,13 +32,9 @@ def repo(tmp_path: Path) -> Repository:
     return repository(Workspace(tmp_path))
 
 
-def slow(repo: Repository) -> tuple[str, ...]:
+def slow(repo: Repository, what: str = "exec sleep 600") -> tuple[str, ...]:
     """A call that hangs in a child of git's, which writes its pid."""
-    repo.git(
-        "config",
-        "alias.hang",
-        f"!sh -c 'echo $$ > {repo.path}/pid; trap : TERM; while :; do sleep 1; done'",
-    )
+    repo.git("config", "alias.hang", f"!sh -c 'echo $$ > {repo.path}/pid; {what}'")
     return str(repo.path), "hang"
 
 
@@ -113,11 +109,12 @@ def test_nothing_of_the_repository_runs(repo: Repository) -> None:
 def test_a_deadline_ends_it_with_what_it_started(
     repo: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Late is our own knowledge, and nothing is left running."""
+    """Late is our own knowledge, and nothing is left running, not even what minds no TERM."""
+    monkeypatch.setattr("daemon.git.GRACE", 0.1)
     monkeypatch.setattr("daemon.git.LEAST", 0.5)
     git = Git(deadline=time.monotonic())
     with pytest.raises(Interrupted) as cut:
-        git(*slow(repo))
+        git(*slow(repo, "trap : TERM; while :; do sleep 1; done"))
     assert cut.value.why == "timeout"
     check_over(repo)
 

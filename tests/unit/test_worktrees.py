@@ -80,7 +80,10 @@ def test_the_doctor_says_that_submodules_go_with_no_worktree(backend: FileBacken
 def test_a_role_that_only_merges_needs_neither_agent_nor_prompt(backend: FileBackend) -> None:
     """The doctor is content with it."""
     config = backend.config
-    merging = config.roles["integrator"]._replace(merge=True, agent=None)
+    merging = config.roles["integrator"]._replace(merge=True, agent=None, gates=(("true",),))
     config = config._replace(roles={**config.roles, "integrator": merging}, supervisor="pidfile")
     found = [each for each in doctor.examine(config, role="integrator") if each.role]
     assert [(each.check, each.state) for each in found] == [("agent", "ok")]
+    config = config._replace(roles={"integrator": merging._replace(gates=())}, run=("integrator",))
+    found = [each for each in doctor.examine(config, role="integrator") if each.role]
+    assert [(each.check, each.state) for each in found] == [("agent", "warn")]
