@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from daemon import environment, evidence, executor, process, prompt
@@ -96,6 +97,7 @@ class Attempt:
         self.cwd = self.config.workspace
         self.changes: dict[str, Any] = {}
         self.secrets: tuple[str, ...] = ()
+        self.used: Mapping[str, float] | None = None  # by the agent, whatever comes after it
         self.identity: dict[str, str] = {}  # git's, where the user has none
 
     def run(self) -> Outcome:
@@ -115,7 +117,8 @@ class Attempt:
             except (RolecallError, OSError, ValueError, RecursionError) as error:
                 result = Result(Outcome.ERROR, str(error).removeprefix("error: "))
             changes = {**self.changes, **(result.changes or {})}
-            outcome = self.settle(result._replace(changes=changes))
+            usage = self.used if result.usage is None else result.usage
+            outcome = self.settle(result._replace(changes=changes, usage=usage))
             self.reclaim()
             return outcome
         except LeaseLost as lost:
@@ -169,7 +172,9 @@ class Attempt:
             return Result(Outcome.SUCCESS, usage={})
         prompt_text = self.write_prompt()
         gc.enable()  # launch switched it off for the start
-        return self.run_agent(prompt_text)
+        result = self.run_agent(prompt_text)
+        self.used = result.usage
+        return result
 
     def write_task(self) -> str:
         """Put the task into the run's folder; returns it as JSON."""

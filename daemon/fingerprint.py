@@ -12,7 +12,7 @@ import re
 import stat
 
 from daemon.git import Git
-from daemon.worktree import listed, names
+from daemon.repository import listed, names
 
 # Settings that can run no code and that agents and git itself write all the time. A branch's
 # mergeOptions are none of them: they choose a merge's strategy.
@@ -36,6 +36,8 @@ def take(git: Git, common: str, *folders: str) -> Fingerprint:
     for name in ("attributes", "grafts"):
         _file(os.path.join(common, "info", name), f"info/{name}", found)
     hooks = os.path.join(common, "hooks")
+    if os.path.islink(hooks):
+        found["hooks"] = os.readlink(hooks)
     try:
         inside = sorted(os.listdir(hooks))
     except OSError:

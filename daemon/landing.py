@@ -17,7 +17,9 @@ from daemon.git import GitError, Said
 from daemon.model import Outcome, Result
 from daemon.queue import durable
 from daemon.queue.lock import NAME
-from daemon.worktree import PLAIN, Worktree, dirty, held, listed, names, title_of
+from daemon.repository import PLAIN, listed, names
+from daemon.state import dirty
+from daemon.worktree import Worktree, held, title_of
 
 CONFLICT = "conflict.txt"  # in the run's folder: what did not merge
 CONFLICT_BYTES = 64 * 1024
@@ -154,6 +156,7 @@ class Landing:
             content = self.git(self.path, "rev-parse", "--verify", "HEAD^{tree}").strip()
             parents = ("-p", self.commit, "-p", self.head)
             merged = self.git(self.path, "commit-tree", content, *parents, stdin=message).strip()
+            self.git.pulse()
             self.git.renew()  # a lease that is lost must not land
             self.write(journal, merged)
             words = ("merge", "--ff-only", "--quiet", "--no-stat")

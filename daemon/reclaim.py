@@ -15,17 +15,9 @@ from daemon.index import status_of
 from daemon.lifecycle import ENDED
 from daemon.model import is_task_id
 from daemon.queue import Snapshot
-from daemon.worktree import (
-    MERGING,
-    branch_of,
-    common_folder,
-    dirty,
-    held,
-    is_worktree,
-    listed,
-    own_folder,
-    path_of,
-)
+from daemon.repository import common_folder, is_worktree, listed, own_folder
+from daemon.state import dirty
+from daemon.worktree import MERGING, branch_of, held, path_of
 
 GONE = ".gone-"  # what the folder of a worktree is called while it is being removed
 HEADS = "refs/heads/"
@@ -92,13 +84,14 @@ class Reclaim:
         _remove_tree(gone)
 
     def kept(self) -> Iterator[Kept]:
-        """Each worktree of a task that has ended, or that the queue does not know, and why."""
+        """Each that stays though its task has ended, or that no task of the queue's has; why."""
         for task_id in present(self.config):
             if task_id not in self.snapshot.tasks.by_id:
                 yield Kept(task_id, "the queue has no such task")
             elif self.has_ended(task_id):
                 why = self.why_kept(task_id)
-                yield Kept(task_id, why or "the next attempt that ends removes it")
+                if why:  # else the next attempt that ends removes it
+                    yield Kept(task_id, why)
 
 
 def ended(snapshot: Snapshot, task_id: str) -> bool:

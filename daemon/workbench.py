@@ -9,10 +9,12 @@ from typing import Any
 
 from daemon import evidence, fingerprint
 from daemon.config import Config
+from daemon.errors import Interrupted, LeaseLost, RolecallError
 from daemon.git import Git
 from daemon.landing import Landing
 from daemon.model import Lease, Outcome, Result
-from daemon.worktree import State, Worktree, differs, state, title_of
+from daemon.state import State, differs, state
+from daemon.worktree import Worktree, title_of
 
 NOTHING = "no evidence: this attempt changed nothing"
 SEEN = "git.json"  # in the run's folder while the attempt runs: what stood in the git folder before
@@ -46,28 +48,30 @@ class Workbench:
         """The agent, and what comes before and after it. Raises RolecallError, OSError."""
         if self.worktree is None:
             return gates(self.weighed(agent))
-        self.worktree.prepare(self.task.get("commit"))
-        self.changes["branch"] = self.worktree.branch
-        before = self.remembered(self.worktree)
-        if self.merges:
-            landing = Landing(self.worktree, self.task, self.run_dir, self.mark)
-            refused = landing.begin()
-            # No agent has run then: nothing was spent, and that is known.
-            result = (
-                refused._replace(usage={})
-                if refused
-                else self.merged(landing, agent, gates, before)
-            )
-            self.back(self.worktree, result)
-        else:
-            result = self.settled(self.worktree, self.weighed(agent), gates)
-            told = self.told(self.worktree, before)
-            if told:
-                self.changes["git_changed"] = told
+        worktree = self.worktree
+        worktree.prepare(self.task.get("commit"))
+        self.changes["branch"] = worktree.branch
+        before = self.remembered(worktree)
+        try:
+            if self.merges:
+                result = self.merged(worktree, agent, gates, before)
+            else:
+                result = self.settled(worktree, self.weighed(agent), gates)
+        except (Interrupted, LeaseLost):
+            raise  # there is no time: the next attempt comes back, and tells
+        except (RolecallError, OSError, ValueError):
+            self.tell(worktree, before)
+            if worktree.is_off:
+                worktree.come_back()
+            raise
+        if result.outcome is Outcome.RELEASED:  # likewise
+            return result
+        if not self.merges:
+            self.tell(worktree, before)
         evidence.drop(self.run_dir, SEEN)
         if result.outcome in {Outcome.SUCCESS, Outcome.REJECTED}:
-            self.changes["commit"] = self.worktree.head()
-        self.worktree.release()
+            self.changes["commit"] = worktree.head()
+        worktree.release()
         return result
 
     def weighed(self, agent: Callable[[], Result]) -> Result:
@@ -94,30 +98,41 @@ class Workbench:
         """Commit what is left, and have the gates look at what is committed then."""
         if result.outcome is not Outcome.SUCCESS:
             return result
-        title = title_of(self.task)
-        worktree.commit(f"{self.task_id}: {title}" if title else self.task_id)
-        result = gates(result)
-        if self.role.gates:
-            worktree.tidy()
-        return result
+        worktree.commit(self.message)
+        return self.gated(worktree, gates(result))
 
     def merged(
         self,
-        landing: Landing,
+        worktree: Worktree,
         agent: Callable[[], Result],
         gates: Callable[[Result], Result],
         before: fingerprint.Fingerprint,
     ) -> Result:
-        """Have agent and gates look at the branch as merged with main, and move main."""
-        worktree, result = landing.worktree, self.weighed(agent)
+        """Merge main and the branch, have agent and gates look at that, and move main."""
+        landing = Landing(worktree, self.task, self.run_dir, self.mark)
+        refused = landing.begin()
+        if refused:  # no agent has run: nothing was spent, and that is known
+            result = refused._replace(usage={})
+        else:
+            result = self.landed(landing, self.weighed(agent), gates, before)
+        if worktree.is_off:
+            self.back(worktree, result)
+        return result
+
+    def landed(
+        self,
+        landing: Landing,
+        result: Result,
+        gates: Callable[[Result], Result],
+        before: fingerprint.Fingerprint,
+    ) -> Result:
+        """Have the gates look at what the agent left of the merged tree, and move main."""
+        worktree = landing.worktree
         if result.outcome is Outcome.SUCCESS:
-            title = title_of(self.task)
-            worktree.commit(f"{self.task_id}: {title}" if title else self.task_id)
+            worktree.commit(self.message)
         while result.outcome is Outcome.SUCCESS:
             worktree.put_back(landing.commit)
-            result = gates(result)
-            if self.role.gates:
-                worktree.tidy()
+            result = self.gated(worktree, gates(result))
             if result.outcome is not Outcome.SUCCESS:
                 note = f"merged with {landing.main} ({landing.commit:.10}): {result.note}"
                 return result._replace(note=note)
@@ -132,22 +147,34 @@ class Workbench:
             if landed:
                 note = f"merged into {landing.main}: {landed:.10}"
                 return result._replace(note=f"{result.note}; {note}" if result.note else note)
-            result = landing.merge() or result  # somebody else was faster
+            result = landing.merge() or result  # main has moved on meanwhile
         return result
 
     def back(self, worktree: Worktree, result: Result) -> None:
-        """Bring the worktree back to its branch, after a merge.
+        """Bring the worktree back to its branch, after a merge that did not land.
 
         What was rejected as merged goes on from there, so that a refiner sees what is wrong; what
         does not merge goes on from the branch.
         """
-        if not worktree.is_off:
-            return
-        if result.outcome is Outcome.REJECTED:
-            worktree.tidy()
-            worktree.bring(self.git(self.cwd, "rev-parse", "--verify", "HEAD").strip())
+        worktree.tidy()
+        head = self.git(self.cwd, "rev-parse", "--verify", "HEAD").strip()
+        ahead = self.git.says(self.cwd, "merge-base", "--is-ancestor", worktree.head(), head)
+        if result.outcome is Outcome.REJECTED and ahead and not worktree.present():
+            worktree.bring(head)
         else:
             worktree.come_back()
+
+    def gated(self, worktree: Worktree, result: Result) -> Result:
+        """The same result, and nothing left of what the gates have made."""
+        if self.role.gates:
+            worktree.tidy()
+        return result
+
+    @property
+    def message(self) -> str:
+        """Of a commit that we make for the agent."""
+        title = title_of(self.task)
+        return f"{self.task_id}: {title}" if title else self.task_id
 
     # --- what git runs -------------------------------------------------------------------------
 
@@ -170,6 +197,13 @@ class Workbench:
             evidence.drop(os.path.dirname(path), SEEN)
         evidence.write_new(self.run_dir, SEEN, json.dumps(then))
         return then
+
+    def tell(self, worktree: Worktree, before: fingerprint.Fingerprint) -> None:
+        """Have the task say what this attempt changed of it: no merge before a person looked."""
+        told = self.told(worktree, before)
+        if told:
+            self.changes["git_changed"] = told
+        evidence.drop(self.run_dir, SEEN)
 
     def told(self, worktree: Worktree, before: fingerprint.Fingerprint) -> str:
         """What of it is another one now, in words; "" for nothing."""

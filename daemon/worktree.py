@@ -1,32 +1,42 @@
-"""The git worktree of a task, on its branch; and whether an attempt changed anything in it."""
+"""The git worktree of a task, on its branch: made, found again, committed in, merged in."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shlex
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 from daemon.config import Config
 from daemon.errors import ConfigError, LockTimeout
 from daemon.evidence import own_paths
 from daemon.git import Git, GitError
 from daemon.queue import lock
+from daemon.repository import (
+    PLAIN,
+    common_folder,
+    git,
+    has_submodules,
+    identity,
+    is_worktree,
+    listed,
+    names,
+    own,
+    own_folder,
+    registered,
+    scope,
+)
+from daemon.state import untracked
 
 __all__ = ["Git", "GitError", "git"]
 
-git = Git()  # of those who may wait for as long as it takes: doctor, init
 OID = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 MARKER = re.compile(rb"^(?:<{7}|>{7}|\|{7})(?: |$)", re.MULTILINE)
-PLAIN = ("--no-ext-diff", "--no-textconv", "--no-color", "--no-renames")  # of a diff of ours
 MERGING = "rolecall-merging"  # in the worktree's own git folder while it is off its branch
 LOCKS = ("index.lock", "HEAD.lock")  # git's own, in that folder
 LONGEST_TITLE = 200
-CHUNK = 1 << 20  # bytes of a file that are read at once
 
 
 def branch_of(task_id: str) -> str:
@@ -56,45 +66,13 @@ def held(git: Git, config: Config, name: str) -> Iterator[int]:
         holding.__exit__(None, None, None)
 
 
-def common_folder(git: Git, folder: str) -> str:
-    """The git folder that all worktrees of a repository share, absolute."""
-    told = git(folder, "rev-parse", "--git-common-dir").rstrip("\n")
-    return os.path.realpath(os.path.join(folder, told))
-
-
-def own_folder(path: str) -> str:
-    """The git folder that a worktree has for itself, by its own account; "" for what is none."""
-    try:
-        descriptor = os.open(os.path.join(path, ".git"), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with open(descriptor, encoding="utf-8", errors="surrogateescape") as file:
-            text = file.read(4096)
-    except OSError:
-        return ""
-    kind, _, told = text.partition(": ")
-    return os.path.join(path, told.rstrip("\n")) if kind == "gitdir" else ""
-
-
-def scope(ours: tuple[str, ...]) -> tuple[str, ...]:
-    """The pathspecs of everything but our own paths (``ours``, relative to the top)."""
-    return ("--", ":/", *(f":(top,exclude,literal){path}" for path in ours))
-
-
-def names(text: str) -> list[str]:
-    """The names of a list that git ends with NULs."""
-    return list(filter(None, text.split("\0")))
-
-
-def listed(found: list[str], most: int = 5) -> str:
-    """Some of the names, for a person."""
-    more = f" and {len(found) - most} more" if len(found) > most else ""
-    return ", ".join(found[:most]) + more
-
-
 def title_of(task: object) -> str:
     """A task's title as one line of a commit's message."""
     title = task.get("title") if isinstance(task, dict) else None
-    words = "".join(c if c.isprintable() else " " for c in title).split() if title else []
-    return " ".join(words)[:LONGEST_TITLE] if isinstance(title, str) else ""
+    if not isinstance(title, str):
+        return ""
+    words = "".join(c if c.isprintable() else " " for c in title).split()
+    return " ".join(words)[:LONGEST_TITLE]
 
 
 class Worktree:
@@ -278,7 +256,8 @@ class Worktree:
             )
         strange = [n for n in untracked(self.git, self.path, self.ours) if n.endswith("/")]
         outside = (f":(top,exclude,literal){each}" for each in strange)  # repositories of their own
-        self.git(self.path, "add", "--all", *scope(self.ours), *outside)
+        # Ours are taken out again: git refuses to leave out what it ignores anyway.
+        self.git(self.path, "add", "--all", "--", ":/", *outside)
         if self.ours:
             self.git(self.path, "reset", "--quiet", "HEAD", *own(self.ours))
         merging = os.path.exists(os.path.join(self.folder, "MERGE_HEAD"))
@@ -366,31 +345,6 @@ class Worktree:
         os.unlink(os.path.join(self.folder, MERGING))
 
 
-def own(ours: tuple[str, ...]) -> tuple[str, ...]:
-    """The pathspecs of our own paths."""
-    return ("--", *(f":(top,literal){path}" for path in ours))
-
-
-def registered(git: Git, workspace: str) -> list[str]:
-    """The paths of the repository's worktrees, as git knows them."""
-    told = git(workspace, "worktree", "list", "--porcelain").splitlines()
-    return [line.removeprefix("worktree ") for line in told if line.startswith("worktree ")]
-
-
-def has_submodules(git: Git, workspace: str) -> bool:
-    """Whether the commit that worktrees are made of has submodules."""
-    words = ("config", "--blob", "HEAD:.gitmodules", "--get-regexp", r"^submodule\..*\.path$")
-    return git.run(workspace, *words).status == 0
-
-
-def is_worktree(path: str, common: str) -> bool:
-    """Whether it is a worktree of the repository with that shared git folder."""
-    folder = own_folder(path)
-    return os.path.isdir(folder) and os.path.dirname(os.path.realpath(folder)) == os.path.join(
-        common, "worktrees"
-    )
-
-
 def _is_mended(path: str) -> bool:
     """Whether a text holds none of the markers that git writes into a conflict."""
     try:
@@ -419,72 +373,3 @@ def _discard_unfinished(path: str) -> bool:
 
     shutil.rmtree(path)
     return True
-
-
-def identity(git: Git, folder: str) -> dict[str, str]:
-    """A git identity for the environment of agents and of ours; nothing where the user has one."""
-    found: dict[str, str] = {}
-    for key, value in (("NAME", "Rolecall agent"), ("EMAIL", "agent@localhost")):
-        if not git.run(folder, "config", f"user.{key.lower()}").out.strip():
-            found |= {f"GIT_{whom}_{key}": value for whom in ("AUTHOR", "COMMITTER")}
-    return found
-
-
-class State(NamedTuple):
-    """What a folder held: its commit, and a digest of what is not committed."""
-
-    commit: str
-    digest: str
-
-
-def state(git: Git, folder: str, ours: tuple[str, ...]) -> State:
-    """The folder's state now, less our own paths (``ours``, relative to the repository's top)."""
-    commit = git(folder, "rev-parse", "--verify", "--quiet", "HEAD").strip()
-    changed = git(folder, "diff", *PLAIN, "--full-index", "HEAD", *scope(ours))
-    digest = hashlib.sha256(changed.encode(errors="surrogateescape"))
-    top = git(folder, "rev-parse", "--show-toplevel").rstrip("\n")
-    for name in sorted(untracked(git, folder, ours)):
-        digest.update(
-            f"{name}\0{_content(git, os.path.join(top, name))}\0".encode(errors="replace")
-        )
-    return State(commit, digest.hexdigest())
-
-
-def differs(git: Git, folder: str, ours: tuple[str, ...], before: State, after: State) -> bool:
-    """Whether an attempt changed anything: contents count, neither times nor empty commits."""
-    if before.digest != after.digest:
-        return True
-    if before.commit == after.commit:
-        return False
-    words = ("diff", "--quiet", *PLAIN, before.commit, after.commit)
-    return not git.says(folder, *words, *scope(ours))
-
-
-def untracked(git: Git, folder: str, ours: tuple[str, ...]) -> list[str]:
-    """The files there that git neither knows nor ignores, relative to the repository's top."""
-    words = ("ls-files", "-z", "--others", "--exclude-standard", "--full-name")
-    return names(git(folder, *words, *scope(ours)))
-
-
-def dirty(git: Git, folder: str, ours: tuple[str, ...]) -> list[str]:
-    """The files there that differ from the commit, or are in none, less our own paths."""
-    words = ("status", "--porcelain", "-z", "--no-renames", "--untracked-files=all")
-    return [each[3:] for each in names(git(folder, *words, *scope(ours)))]
-
-
-def _content(git: Git, path: str) -> str:
-    """What tells the content of a file that is in no commit; links are not followed."""
-    try:
-        mode = os.lstat(path).st_mode
-        if stat.S_ISLNK(mode):
-            return f"link {os.readlink(path)}"
-        if not stat.S_ISREG(mode):
-            return f"mode {stat.S_IFMT(mode):o}"
-        digest = hashlib.sha256(b"x" if mode & stat.S_IXUSR else b"-")
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
-            while data := file.read(CHUNK):
-                digest.update(data)
-                git.pulse()
-    except OSError as error:
-        return str(error.strerror)
-    return digest.hexdigest()

@@ -68,7 +68,7 @@ def findings(config: Config) -> Iterator[Finding]:
     """What the doctor has to say of them."""
     from daemon.queue.file import FileQueue  # noqa: PLC0415  # a status needs none of it
     from daemon.reclaim import Reclaim  # noqa: PLC0415
-    from daemon.worktree import git, has_submodules  # noqa: PLC0415
+    from daemon.repository import git, has_submodules  # noqa: PLC0415
 
     using = [name for name in config.run if config.roles[name].worktree]
     if using and has_submodules(git, config.workspace):

@@ -18,7 +18,8 @@ from tests.workspace import PATIENCE, ROOT, Workspace
 LAYERS = (
     {"errors", "spawn"},
     {"model", "process", "capture", "git"},
-    {"index"},
+    {"index", "repository"},
+    {"state"},
     {"lifecycle"},
     {"byhand", "config", "mounts"},
     {"checking", "hostsfolder", "inventory", "kinds", "reading", "reference", "schema", "yamltext"},
