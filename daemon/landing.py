@@ -17,9 +17,9 @@ from daemon.git import GitError, Said
 from daemon.model import Outcome, Result
 from daemon.queue import durable
 from daemon.queue.lock import NAME
-from daemon.repository import PLAIN, listed, names
+from daemon.repository import PLAIN, listed, names, title_of
 from daemon.state import dirty
-from daemon.worktree import Worktree, held, title_of
+from daemon.worktree import Worktree, alone
 
 CONFLICT = "conflict.txt"  # in the run's folder: what did not merge
 CONFLICT_BYTES = 64 * 1024
@@ -142,7 +142,7 @@ class Landing:
 
         Raises GitError where something is in the way; main is untouched then.
         """
-        with held(self.git, self.worktree.config, "landing") as journal:
+        with alone(self.git, self.worktree.config, "landing") as journal:
             self.mend(journal)
             present = self.branch_of_workspace()
             if present != self.main:

@@ -17,7 +17,7 @@ from daemon.model import is_task_id
 from daemon.queue import Snapshot
 from daemon.repository import common_folder, is_worktree, listed, own_folder
 from daemon.state import dirty
-from daemon.worktree import MERGING, branch_of, held, path_of
+from daemon.worktree import MERGING, alone, branch_of, path_of
 
 GONE = ".gone-"  # what the folder of a worktree is called while it is being removed
 HEADS = "refs/heads/"
@@ -117,13 +117,13 @@ def reclaim(git: Git, config: Config, look: Callable[[], Snapshot]) -> list[str]
     done: list[str] = []
     if not _left(config) and not any(ended(look(), each) for each in present(config)):
         return done  # most often
-    with held(git, config, "worktrees"):
+    with alone(git, config, "worktrees"):
         found = Reclaim(git, config, look())
         for gone in _left(config):
             found.finish(gone)
         for task_id in present(config):
             if found.has_ended(task_id) and task_id in found.merged and not found.why_kept(task_id):
-                with _alone(config, task_id) as mine:
+                with _idle(config, task_id) as mine:
                     if mine:
                         found.remove(task_id)
                         done.append(task_id)
@@ -141,7 +141,7 @@ def _left(config: Config) -> list[str]:
 
 
 @contextmanager
-def _alone(config: Config, task_id: str) -> Iterator[bool]:
+def _idle(config: Config, task_id: str) -> Iterator[bool]:
     """Whether no attempt works in the worktree, for as long as this is held."""
     path = os.path.join(config.paths.locks, f"worktree-{task_id}.lock")
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)

@@ -8,6 +8,7 @@ from daemon.git import Git
 
 git = Git()  # of those who may wait for as long as it takes: doctor, init
 PLAIN = ("--no-ext-diff", "--no-textconv", "--no-color", "--no-renames")  # of a diff of ours
+LONGEST_TITLE = 200
 
 
 def common_folder(git: Git, folder: str) -> str:
@@ -76,3 +77,12 @@ def listed(found: list[str], most: int = 5) -> str:
     """Some of the names, for a person."""
     more = f" and {len(found) - most} more" if len(found) > most else ""
     return ", ".join(found[:most]) + more
+
+
+def title_of(task: object) -> str:
+    """A task's title as one line of a commit's message."""
+    title = task.get("title") if isinstance(task, dict) else None
+    if not isinstance(title, str):
+        return ""
+    words = "".join(c if c.isprintable() else " " for c in title).split()
+    return " ".join(words)[:LONGEST_TITLE]

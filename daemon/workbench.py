@@ -13,8 +13,9 @@ from daemon.errors import Interrupted, LeaseLost, RolecallError
 from daemon.git import Git
 from daemon.landing import Landing
 from daemon.model import Lease, Outcome, Result
+from daemon.repository import title_of
 from daemon.state import State, differs, state
-from daemon.worktree import Worktree, title_of
+from daemon.worktree import Worktree
 
 NOTHING = "no evidence: this attempt changed nothing"
 SEEN = "git.json"  # in the run's folder while the attempt runs: what stood in the git folder before

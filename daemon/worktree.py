@@ -6,11 +6,11 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
+from daemon import conflicts
 from daemon.config import Config
-from daemon.errors import ConfigError, LockTimeout
+from daemon.errors import ConfigError
 from daemon.evidence import own_paths
 from daemon.git import Git, GitError
 from daemon.queue import lock
@@ -33,10 +33,8 @@ from daemon.state import untracked
 __all__ = ["Git", "GitError", "git"]
 
 OID = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
-MARKER = re.compile(rb"^(?:<{7}|>{7}|\|{7})(?: |$)", re.MULTILINE)
 MERGING = "rolecall-merging"  # in the worktree's own git folder while it is off its branch
 LOCKS = ("index.lock", "HEAD.lock")  # git's own, in that folder
-LONGEST_TITLE = 200
 
 
 def branch_of(task_id: str) -> str:
@@ -49,30 +47,9 @@ def path_of(config: Config, task_id: str) -> str:
     return os.path.join(config.paths.worktrees, task_id)
 
 
-@contextmanager
-def held(git: Git, config: Config, name: str) -> Iterator[int]:
-    """Hold a lock for as long as it takes to get it; the lease is renewed meanwhile."""
-    path = os.path.join(config.paths.locks, f"{name}.lock")
-    while True:
-        holding = lock.hold(path, pulse=git.pulse)
-        try:
-            fd = holding.__enter__()
-        except LockTimeout:
-            continue
-        break
-    try:
-        yield fd
-    finally:
-        holding.__exit__(None, None, None)
-
-
-def title_of(task: object) -> str:
-    """A task's title as one line of a commit's message."""
-    title = task.get("title") if isinstance(task, dict) else None
-    if not isinstance(title, str):
-        return ""
-    words = "".join(c if c.isprintable() else " " for c in title).split()
-    return " ".join(words)[:LONGEST_TITLE]
+def alone(git: Git, config: Config, name: str) -> AbstractContextManager[int]:
+    """Hold a lock of ours for as long as it takes to get it; the lease is renewed meanwhile."""
+    return lock.patiently(os.path.join(config.paths.locks, f"{name}.lock"), git.pulse)
 
 
 class Worktree:
@@ -83,7 +60,7 @@ class Worktree:
         self.workspace, self.path = config.workspace, path_of(config, task_id)
         self.branch, self.ours = branch_of(task_id), own_paths(config)
         self.common = ""
-        self._holding = held(git, config, f"worktree-{task_id}")
+        self._holding = alone(git, config, f"worktree-{task_id}")
 
     @property
     def folder(self) -> str:
@@ -101,7 +78,7 @@ class Worktree:
         self._holding.__enter__()
         self._allowed()
         self.common = common_folder(self.git, self.workspace)
-        with held(self.git, self.config, "worktrees"):
+        with alone(self.git, self.config, "worktrees"):
             if not self._found():
                 self._make(commit)
         self.unlock()
@@ -249,7 +226,7 @@ class Worktree:
         present = self.present()
         if present != ("" if self.is_off else self.branch):
             raise self.strayed(present)
-        unmerged = self.unmerged()
+        unmerged = conflicts.left(self.git, self.path)
         if unmerged:
             raise GitError(
                 f"a merge was left with conflicts in {listed(unmerged)}", where=self.path
@@ -263,22 +240,6 @@ class Worktree:
         merging = os.path.exists(os.path.join(self.folder, "MERGE_HEAD"))
         if merging or not self.git.says(self.path, "diff", "--cached", "--quiet", *PLAIN, "HEAD"):
             self.record(message)
-
-    def unmerged(self) -> list[str]:
-        """The files that a merge has left in conflict, and that nobody has mended since.
-
-        Agents edit a file and do not tell git: it is mended when both sides had it and no marker
-        is left in it. What one side removed, and what is no text, they must tell (git add, git rm).
-        """
-        sides: dict[str, str] = {}
-        for each in names(self.git(self.path, "ls-files", "--unmerged", "-z", "--full-name")):
-            facts, _, name = each.partition("\t")
-            sides[name] = sides.get(name, "") + facts[-1]
-        return [
-            name
-            for name, found in sides.items()
-            if not {"2", "3"} <= set(found) or not _is_mended(os.path.join(self.path, name))
-        ]
 
     def check(self) -> None:
         """Raise GitError where it is no longer a worktree of this repository."""
@@ -343,16 +304,6 @@ class Worktree:
         self.git(self.path, "update-ref", reference, commit, self.head())
         self.git(self.path, "symbolic-ref", "HEAD", reference)
         os.unlink(os.path.join(self.folder, MERGING))
-
-
-def _is_mended(path: str) -> bool:
-    """Whether a text holds none of the markers that git writes into a conflict."""
-    try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
-            data = file.read()
-    except OSError:
-        return False
-    return b"\0" not in data and not MARKER.search(data)
 
 
 def _discard_unfinished(path: str) -> bool:

@@ -46,6 +46,22 @@ def hold(
         os.close(fd)
 
 
+@contextmanager
+def patiently(path: str, pulse: Callable[[], None]) -> Iterator[int]:
+    """Hold the lock, however long others hold it; what ``pulse`` raises ends the waiting."""
+    while True:
+        holding = hold(path, pulse=pulse)
+        try:
+            fd = holding.__enter__()
+        except LockTimeout:
+            continue
+        break
+    try:
+        yield fd
+    finally:
+        holding.__exit__(None, None, None)
+
+
 def _open(path: str) -> int:
     try:
         try:

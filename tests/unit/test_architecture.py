@@ -19,7 +19,7 @@ LAYERS = (
     {"errors", "spawn"},
     {"model", "process", "capture", "git"},
     {"index", "repository"},
-    {"state"},
+    {"conflicts", "state"},
     {"lifecycle"},
     {"byhand", "config", "mounts"},
     {"checking", "hostsfolder", "inventory", "kinds", "reading", "reference", "schema", "yamltext"},

@@ -12,8 +12,8 @@ from daemon.config import Config
 from daemon.errors import Interrupted
 from daemon.git import Git, GitError
 from daemon.reclaim import GONE, reclaim
-from daemon.repository import git
-from daemon.worktree import Worktree, title_of
+from daemon.repository import git, title_of
+from daemon.worktree import Worktree
 from tests.queues import FileBackend
 from tests.repository import Repository, repository
 from tests.workspace import Workspace
