@@ -113,8 +113,11 @@ def test_a_merge_carries_no_queue(ws: Workspace) -> None:
     ws.write_queue(task())
     repo.git("add", ".oodatcaa")
     repo.commit("the queue")
+    drain(ws, "builder", "tester")
+    repo.git("add", ".oodatcaa")
+    repo.commit("the queue, as it is by now")  # it would conflict
     before = repo.show(".oodatcaa/work/SPRINT_QUEUE.json")
-    drain(ws)
+    drain(ws, "integrator")
     assert ws.status() == "done", note(ws)
     assert repo.show(".oodatcaa/work/SPRINT_QUEUE.json") == before
     assert repo.names() == {"readme.txt", "T1.txt", ".oodatcaa/work/SPRINT_QUEUE.json"}
@@ -226,6 +229,7 @@ def test_main_that_moves_meanwhile_is_merged_and_looked_at_again(ws: Workspace) 
     ws.write_queue(task())
     drain(ws)
     assert ws.status() == "done", note(ws)
+    assert ws.task()["token"] == 3  # in one attempt of each role
     assert repo.names() == {"readme.txt", "T1.txt", "p.txt"}
     assert repo.subjects() == ["Merge T1: Do T1", "person", "first"]
     assert (ws.path / ".agent-seen").read_text().split() == [
@@ -237,7 +241,9 @@ def test_main_that_moves_meanwhile_is_merged_and_looked_at_again(ws: Workspace) 
 def test_an_agent_that_merges_works_on_the_merged_tree(ws: Workspace) -> None:
     """What it leaves there lands in the merge itself, less our own paths."""
     repo = repository(ws)
-    script = "test -f p.txt && test -f T1.txt && echo both > both.txt"
+    script = "test -f p.txt && test -f T1.txt && echo both > both.txt && mkdir -p .oodatcaa/work"
+    script += "; echo {} > .oodatcaa/work/SPRINT_QUEUE.json; git add -A; git commit -qm mine"
+    script += "; echo more >> both.txt"
     ws.write_config(**roles(integrator={"script": script}))
     ws.write_queue(task())
     drain(ws, "builder", "tester")
@@ -245,6 +251,7 @@ def test_an_agent_that_merges_works_on_the_merged_tree(ws: Workspace) -> None:
     drain(ws, "integrator")
     assert ws.status() == "done", note(ws)
     assert repo.names() == {"readme.txt", "T1.txt", "p.txt", "both.txt"}
+    assert repo.show("both.txt") == "both\nmore"
     assert repo.subjects() == ["Merge T1: Do T1", "person", "first"]
 
 
