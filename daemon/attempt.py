@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from daemon import (
@@ -27,7 +28,7 @@ from daemon import (
 )
 from daemon.agents import preset as presets
 from daemon.config import Config, Role, from_json
-from daemon.errors import ConfigError, LeaseLost, QueueUnreadable, RolecallError
+from daemon.errors import ConfigError, Interrupted, LeaseLost, QueueUnreadable, RolecallError
 from daemon.launch import DEFERRED, marker
 from daemon.log import Log
 from daemon.model import Lease, Move, Outcome, Result
@@ -36,6 +37,7 @@ from daemon.wake import Signals, wait
 
 RETRY = 1.0  # seconds between tries of a renewal or a settling write that failed
 KILLED = (-signal.SIGKILL, -signal.SIGTERM)
+RECLAIM = 60.0  # seconds that an attempt which has settled may spend on old worktrees
 MARGIN = 0.2  # of the ttl: an attempt that could not renew ends its tree this early
 PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 
@@ -105,6 +107,8 @@ class Attempt:
         self.secrets: tuple[str, ...] = ()
         self.preset = agents.find(brief.role.agent)
         self.kept: tuple[Result | None] | None = None
+        self.used: Mapping[str, float] | None = None  # by the agent, whatever comes after it
+        self.identity: dict[str, str] = {}  # git's, where the user has none
 
     def run(self) -> Outcome:
         """Take the lease over, do the work, settle; returns what it came to."""
@@ -114,12 +118,19 @@ class Attempt:
                 result = self.work()
             except LeaseLost:
                 raise
+            except Interrupted as cut:
+                ended = executor.Ended(None, cut.why, "", 0.0)
+                result = self.cut_short(ended, "the attempt")
             except (ConfigError, prompt.PromptError) as error:
                 result = Result(Outcome.BLOCKED, "; ".join(p.what for p in error.problems))
             # ValueError: a prompt with a NUL as an argument, half a character in a name.
             except (RolecallError, OSError, ValueError, RecursionError) as error:
                 result = Result(Outcome.ERROR, str(error).removeprefix("error: "))
-            return self.settle(result)
+            changes = {**self.changes, **(result.changes or {})}
+            usage = self.used if result.usage is None else result.usage
+            outcome = self.settle(result._replace(changes=changes, usage=usage))
+            self.reclaim()
+            return outcome
         except LeaseLost as lost:
             if self.kept:  # it must not stand there as what counted
                 self.keep(Result(Outcome.LOST, lost.problems[0].what))
@@ -147,40 +158,41 @@ class Attempt:
                 return
 
     def work(self) -> Result:
-        """Prompt, worktree, agent, result, evidence, gates."""
+        """Worktree, prompt, agent, result, evidence, gates; and main, where the role merges."""
         if self.stop.asked():
             return Result(Outcome.RELEASED, self.stop.why)
-        if not self.role.agent:
+        if not (self.role.agent or self.role.merge):
             return Result(Outcome.BLOCKED, f"role {self.role.name} has no agent")
-        self.prepare_worktree()
+        if not (self.role.worktree or self.role.evidence):
+            return self.run_gates(self.ask_agent())
+        from daemon.git import Git  # noqa: PLC0415  # only these roles pay for it
+        from daemon.workbench import Workbench  # noqa: PLC0415
+
+        git = Git(self.tick, self.stop, self.deadline)
+        self.identity = git.extra
+        brief, changes = self.brief, self.changes
+        bench = Workbench(
+            git, self.config, self.lease, brief.task, brief.run_dir, self.marker, changes
+        )
+        self.cwd = bench.cwd
+        return bench.work(self.ask_agent, self.run_gates)
+
+    def ask_agent(self) -> Result:
+        """Prompt, agent, result; a role that merges may have no agent, and nothing against that."""
+        if not self.role.agent:
+            self.write_task()
+            return Result(Outcome.SUCCESS, usage={})
         prompt_text = self.write_prompt()
         gc.enable()  # launch switched it off for the start
-        before = self.look() if self.role.evidence else None
         result = self.run_agent(prompt_text)
-        if result.outcome is Outcome.SUCCESS and before is not None and self.look() == before:
-            result = result._replace(
-                outcome=Outcome.ERROR, note="no evidence: this attempt changed nothing"
-            )
-        if result.outcome is Outcome.SUCCESS:
-            result = self.run_gates(result)
-        return result._replace(changes=self.changes)
+        self.used = result.usage
+        return result
 
-    def prepare_worktree(self) -> None:
-        """The task's own worktree, where the role wants one."""
-        if self.role.worktree:
-            from daemon import worktree  # noqa: PLC0415  # only roles with a worktree pay for it
-
-            path = os.path.join(self.config.paths.worktrees, self.lease.task_id)
-            self.changes["branch"] = worktree.prepare(
-                self.config.workspace, path, self.lease.task_id
-            )
-            self.cwd = path
-
-    def look(self) -> object:
-        """What the working directory holds, for evidence."""
-        from daemon import worktree  # noqa: PLC0415  # only roles with evidence pay for it
-
-        return worktree.state(self.cwd, evidence.own_paths(self.config))
+    def write_task(self) -> str:
+        """Put the task into the run's folder; returns it as JSON."""
+        task_json = json.dumps(self.brief.task, indent=2, ensure_ascii=False)
+        evidence.write_new(self.brief.run_dir, "task.json", task_json + "\n")
+        return task_json
 
     def write_prompt(self) -> str:
         """Render the prompt and put it, and the task, into the run's folder."""
@@ -193,8 +205,8 @@ class Attempt:
             self.changes.get("branch"),
             lambda: self.queue.snapshot().tasks,
         )
+        self.write_task()
         text = prompt.of(self.config, self.role, given)
-        evidence.write_new(self.brief.run_dir, "task.json", given["task_json"] + "\n")
         evidence.write_new(self.brief.run_dir, "prompt.md", text)
         return text
 
@@ -248,12 +260,7 @@ class Attempt:
 
     def environment(self) -> dict[str, str]:
         """What the agent and the gates have in common."""
-        base = environment.base(self.brief.env)
-        if self.role.worktree:
-            from daemon import worktree  # noqa: PLC0415  # only roles with a worktree pay for it
-
-            base |= worktree.identity(self.cwd)
-        return base
+        return {**environment.base(self.brief.env), **self.identity}
 
     def rolecall(self) -> dict[str, str]:
         """The variables of ours."""
@@ -298,6 +305,8 @@ class Attempt:
 
     def run_gates(self, result: Result) -> Result:
         """Each gate must pass. They run code that an agent wrote, and so get no credentials."""
+        if result.outcome is not Outcome.SUCCESS:
+            return result
         env = {**self.environment(), **self.role.env, **self.rolecall()}
         for number, gate in enumerate(self.role.gates, 1):
             log = f"gate-{number}.log"
@@ -401,6 +410,21 @@ class Attempt:
                 self.renewed = time.monotonic()
                 due = time.monotonic() + self.tick()
             wait((), RETRY)
+
+    def reclaim(self) -> None:
+        """Remove worktrees that tasks need no more; what fails is told, and tried by the next."""
+        if not os.path.isdir(self.config.paths.worktrees):
+            return
+        from daemon import reclaim  # noqa: PLC0415  # only where there are worktrees
+        from daemon.git import Git  # noqa: PLC0415
+
+        git = Git(stop=self.stop, deadline=time.monotonic() + RECLAIM)
+        try:
+            reclaim.reclaim(git, self.config, self.queue.snapshot)
+        except Interrupted:
+            return
+        except (OSError, RolecallError) as error:
+            self.log.say(f"worktrees are not reclaimed: {error}", "warning")
 
     def outcome(self, moves: tuple[Move, ...], result: Result) -> Outcome:
         """What the queue made of our own outcome, which is what counts."""

@@ -113,6 +113,7 @@ class Role(NamedTuple):
     gates: tuple[tuple[str, ...], ...] = ()
     worktree: bool = False
     evidence: bool = False
+    merge: bool = False
     interval: float = 60.0
     lease_ttl: float = 180.0
     heartbeat: float = 60.0

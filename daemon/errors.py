@@ -62,3 +62,11 @@ class LeaseLost(RolecallError):
 
 class LockTimeout(RolecallError):
     """A lock was not to be had in time; the message names who holds it."""
+
+
+class Interrupted(RolecallError):
+    """What we did ourselves for an attempt was cut short; ``why``: "stopped" or "timeout"."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+        super().__init__(why)

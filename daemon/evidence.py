@@ -68,6 +68,24 @@ def open_regular(name: str, where: int) -> BinaryIO | None:
     raise RolecallError("it is no regular file")
 
 
+def drop(folder: str, name: str) -> None:
+    """Remove a file of the run's folder, if it is there and can be."""
+    try:
+        os.unlink(os.path.join(folder, name))
+    except OSError:
+        pass
+
+
+def says_success(folder: str) -> bool:
+    """Whether the result file names success in so many words: silence and ``{}`` do not."""
+    try:
+        with open(os.path.join(folder, "result.json"), encoding="utf-8") as file:
+            said = json.loads(file.read(RESULT_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(said, dict) and said.get("outcome") == Outcome.SUCCESS.value
+
+
 def read_result(folder: str, secrets: Sequence[str] = ()) -> Result | None:
     """What the agent says of itself, secrets masked; None where it says nothing.
 
@@ -253,7 +271,8 @@ def _line(key: str, value: object) -> str:
 
 
 def own_paths(config: Config) -> tuple[str, ...]:
-    """Our own paths below the workspace: they are never evidence."""
-    ours = (*config.paths, config.queue_file)
+    """Our own paths below the workspace: they are never evidence, and no merge carries them."""
+    queue = config.queue_file
+    ours = dict.fromkeys((*config.paths, queue, os.path.realpath(queue)))
     relative = (os.path.relpath(path, config.workspace) for path in ours)
-    return tuple(path for path in relative if not path.startswith(".."))
+    return tuple(path for path in relative if path != "." and not path.startswith(".."))

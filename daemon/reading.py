@@ -18,6 +18,7 @@ from daemon.yamltext import WRONG, Placed
 MOVES = ("claims", "holds", "on_success", "on_rejected", "on_exhausted")
 UNKNOWN = ""
 EVIDENCE_ROLES = frozenset({"builder", "refiner"})
+MERGE_ROLE = "integrator"
 
 
 def read_config(path: str, *, workspace: str | None = None, queue: str | None = None) -> Config:
@@ -175,6 +176,7 @@ class _Builder:
         _preset_defaults(values)
         if values["evidence"] is None:
             values["evidence"] = values["worktree"] and name in EVIDENCE_ROLES
+        self.merging(values, name, where("merge"))
         if values["lease_ttl"] <= values["heartbeat"] and not wrong & {"lease_ttl", "heartbeat"}:
             key = "lease_ttl" if "lease_ttl" in own else "heartbeat"
             what = f"roles.{name}: lease_ttl ({values['lease_ttl']:g}) is not above heartbeat"
@@ -185,6 +187,13 @@ class _Builder:
         times = ["interval", "lease_ttl", "heartbeat", "timeout", "stop_budget", "kill_grace"]
         times += ["stall_after"] * (values["stall_after"] is not None)
         return role_from(name, _floats(values, *times))
+
+    def merging(self, values: dict[str, Any], name: str, where: str) -> None:
+        if values["merge"] is None:
+            values["merge"] = values["worktree"] and name == MERGE_ROLE
+        elif values["merge"] and not values["worktree"]:
+            what = f"roles.{name}: merge without a worktree"
+            self.problem(where, what, "add worktree: true")
 
     def nested(self, values: dict[str, Any], own: dict[str, Placed], name: str) -> None:
         for key, keys, more in (

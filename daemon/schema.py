@@ -312,6 +312,15 @@ ROLE = mapping(
         "as `worktree` for builder and refiner, else false",
     ),
     Key(
+        "merge",
+        FLAG,
+        None,
+        "Whether Rolecall merges the task's branch into the branch that the workspace is on. The"
+        " role's agent, if it has one, and its gates see the merged result before. Wants"
+        " `worktree`.",
+        "as `worktree` for integrator, else false",
+    ),
+    Key(
         "interval",
         DURATION,
         60,

@@ -1,37 +1,40 @@
-"""The git worktree of a task, on its branch; and whether an attempt changed anything in it."""
+"""The git worktree of a task, on its branch: made, found again, committed in, merged in."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-from typing import NamedTuple
+import re
+import shlex
+import stat
+from contextlib import AbstractContextManager
 
-from daemon.errors import RolecallError
+from daemon import conflicts
+from daemon.config import Config
+from daemon.errors import ConfigError
+from daemon.evidence import own_paths
+from daemon.git import Git, GitError
+from daemon.queue import lock
+from daemon.repository import (
+    PLAIN,
+    common_folder,
+    git,
+    has_submodules,
+    identity,
+    is_worktree,
+    listed,
+    names,
+    own,
+    own_folder,
+    registered,
+    scope,
+)
+from daemon.state import untracked
 
-# Code of the repository's own must not run in our calls: its hooks, its file-system monitor.
-SAFE = ("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false")
+__all__ = ["Git", "GitError", "git"]
 
-
-class GitError(RolecallError):
-    """A git call that failed; the message holds what git said."""
-
-
-def git(folder: str, *arguments: str) -> str:
-    """Run git there and return what it prints. Raises GitError."""
-    import subprocess  # noqa: PLC0415  # expensive, and only roles with a worktree need it
-
-    command = ["git", "-C", folder, *SAFE, *arguments]
-    environment = {**os.environ, "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
-    try:
-        done = subprocess.run(  # a list, no shell
-            command, capture_output=True, env=environment, stdin=subprocess.DEVNULL, check=False
-        )
-    except FileNotFoundError:
-        raise GitError("git is not installed", hint="invoke doctor") from None
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise GitError(f"git {arguments[0]}: {said[-1] if said else done.returncode}", where=folder)
-    return done.stdout.decode(errors="surrogateescape")
+OID = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+MERGING = "rolecall-merging"  # in the worktree's own git folder while it is off its branch
+LOCKS = ("index.lock", "HEAD.lock")  # git's own, in that folder
 
 
 def branch_of(task_id: str) -> str:
@@ -39,74 +42,285 @@ def branch_of(task_id: str) -> str:
     return f"agent/{task_id}"
 
 
-def _discard_unfinished(path: str) -> None:
-    """Remove a worktree that an attempt died over making; ``git worktree prune`` does the rest.
+def path_of(config: Config, task_id: str) -> str:
+    """Where a task's worktree is."""
+    return os.path.join(config.paths.worktrees, task_id)
+
+
+def alone(git: Git, config: Config, name: str) -> AbstractContextManager[int]:
+    """Hold a lock of ours for as long as it takes to get it; the lease is renewed meanwhile."""
+    return lock.patiently(os.path.join(config.paths.locks, f"{name}.lock"), git.pulse)
+
+
+class Worktree:
+    """The worktree of one task, while an attempt works in it: no other one can meanwhile."""
+
+    def __init__(self, git: Git, config: Config, task_id: str) -> None:
+        self.git, self.config, self.task_id = git, config, task_id
+        self.workspace, self.path = config.workspace, path_of(config, task_id)
+        self.branch, self.ours = branch_of(task_id), own_paths(config)
+        self.common = ""
+        self._holding = alone(git, config, f"worktree-{task_id}")
+
+    @property
+    def folder(self) -> str:
+        """Its own git folder."""
+        return own_folder(self.path)
+
+    # --- having it ---------------------------------------------------------------------------
+
+    def prepare(self, commit: object = None) -> None:
+        """Make it, or find it as an earlier role left it.
+
+        ``commit``: what the task knows of its branch, from which a lost one is made again. Raises
+        ConfigError for a repository that allows none, and GitError.
+        """
+        self._holding.__enter__()
+        self._allowed()
+        self.common = common_folder(self.git, self.workspace)
+        with alone(self.git, self.config, "worktrees"):
+            if not self._found():
+                self._make(commit)
+        self.unlock()
+        self.git.extra |= identity(self.git, self.path)
+        self._settle_in()
+
+    def release(self) -> None:
+        """Let others have it."""
+        self._holding.__exit__(None, None, None)
+
+    def _allowed(self) -> None:
+        head = self.git.run(self.workspace, "rev-parse", "--verify", "--quiet", "HEAD^{commit}")
+        if head.status == 1:
+            raise ConfigError(
+                f"{self.workspace} has no commit: no worktree can be made of it"
+                f" (git -C {shlex.quote(self.workspace)} commit --allow-empty -m 'First commit')"
+            )
+        if head.status:
+            raise GitError(f"git rev-parse: {head.last}", where=self.workspace)
+        if has_submodules(self.git, self.workspace):
+            raise ConfigError(
+                f"{self.workspace} has submodules, which worktrees do not get:"
+                " set worktree: false for the role"
+            )
+
+    def _found(self) -> bool:
+        """Whether it stands there. Raises GitError for what stands in its place."""
+        try:
+            mode = os.lstat(self.path).st_mode
+        except FileNotFoundError:
+            return False
+        look = f"look at it (ls -ld {shlex.quote(self.path)}), and move it away"
+        if not stat.S_ISDIR(mode):
+            what = "a symbolic link" if stat.S_ISLNK(mode) else "a file"
+            raise GitError(f"{what} stands in the worktree's place", where=self.path, hint=look)
+        if not os.listdir(self.path):
+            os.rmdir(self.path)
+            return False
+        if is_worktree(self.path, self.common):
+            return not _discard_unfinished(self.path)
+        what = "what stands in the worktree's place is no worktree of this repository"
+        raise GitError(what, where=self.path, hint=look)
+
+    def _make(self, commit: object) -> None:
+        os.makedirs(os.path.dirname(self.path), exist_ok=True)
+        for path in registered(self.git, self.workspace):
+            if os.path.realpath(path) == os.path.realpath(self.path):  # removed by hand
+                self.git(self.workspace, "worktree", "remove", "--force", "--force", path)
+        words = ["worktree", "add", "--quiet"]
+        if self.git.says(
+            self.workspace, "show-ref", "--verify", "--quiet", f"refs/heads/{self.branch}"
+        ):
+            words += [self.path, self.branch]
+        else:
+            words += ["-b", self.branch, self.path, self._start(commit)]
+        said = self.git.run(self.workspace, *words)
+        if said.status == 0:
+            return
+        elsewhere = re.search(r"is already (?:checked out|used by worktree) at '(.*)'", said.err)
+        if elsewhere:
+            raise GitError(
+                f"{self.branch} is checked out in {elsewhere[1]}",
+                where=self.path,
+                hint=f"git -C {shlex.quote(elsewhere[1])} switch -",
+            )
+        raise GitError(f"git worktree add: {said.last}", where=self.path)
+
+    def _start(self, commit: object) -> str:
+        """Where a branch starts that is not there: at what is known of a lost one, else at HEAD."""
+        if not isinstance(commit, str) or not OID.fullmatch(commit):
+            return "HEAD"
+        if self.git.run(self.workspace, "cat-file", "-e", f"{commit}^{{commit}}").status:
+            return "HEAD"
+        merged = self.git.says(self.workspace, "merge-base", "--is-ancestor", commit, "HEAD")
+        return "HEAD" if merged else commit
+
+    def unlock(self) -> None:
+        """Remove the lock files of a git that died: whoever worked here is dead."""
+        branch = os.path.join(self.common, "refs", "heads", f"{self.branch}.lock")
+        for path in (*(os.path.join(self.folder, name) for name in LOCKS), branch):
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                continue
+
+    def _settle_in(self) -> None:
+        """See that it is on its branch, whatever a killed attempt has left."""
+        if self.is_off:
+            self.come_back()
+            return
+        if any(os.path.isdir(os.path.join(self.folder, f"rebase-{n}")) for n in ("merge", "apply")):
+            self.git.run(self.path, "rebase", "--abort")
+        present = self.present()
+        if present == self.branch:
+            return
+        kept = ("merge-base", "--is-ancestor", "HEAD", f"refs/heads/{self.branch}")
+        if (
+            self.git.run(self.path, *kept).status
+            or self.git.run(self.path, "switch", "--quiet", self.branch).status
+        ):
+            raise self.strayed(present)
+
+    def present(self) -> str:
+        """The branch that it is on now; "" for none."""
+        return self.git.run(self.path, "symbolic-ref", "--quiet", "--short", "HEAD").out.rstrip(
+            "\n"
+        )
+
+    def strayed(self, present: str) -> GitError:
+        """What is to be said of one that is not on its branch."""
+        return GitError(
+            f"the worktree is on {present or 'no branch'}, not on {self.branch}",
+            where=self.path,
+            hint=f"git -C {shlex.quote(self.path)} switch {self.branch}",
+        )
+
+    # --- what an attempt makes of it ------------------------------------------------------------
+
+    def head(self) -> str:
+        """The branch's commit."""
+        return self.git(
+            self.path, "rev-parse", "--verify", f"refs/heads/{self.branch}^{{commit}}"
+        ).strip()
+
+    def has_work(self, commit: object) -> bool:
+        """Whether it holds work that no attempt has settled: beyond that commit, or main."""
+        base = commit if isinstance(commit, str) and OID.fullmatch(commit) else ""
+        if not base or self.git.run(self.path, "cat-file", "-e", f"{base}^{{commit}}").status:
+            main = self.git(self.workspace, "rev-parse", "--verify", "HEAD").strip()
+            base = self.git.run(self.path, "merge-base", "HEAD", main).out.strip()
+        if not base:
+            return False
+        inside = scope(self.ours)
+        return not self.git.says(self.path, "diff", "--quiet", *PLAIN, base, *inside) or bool(
+            untracked(self.git, self.path, self.ours)
+        )
+
+    def commit(self, message: str) -> None:
+        """Commit what the agent has left, less our own paths; nothing, where there is nothing.
+
+        Raises GitError where it left a merge that is not finished, or another branch.
+        """
+        self.check()
+        self.unlock()
+        present = self.present()
+        if present != ("" if self.is_off else self.branch):
+            raise self.strayed(present)
+        unmerged = conflicts.left(self.git, self.path)
+        if unmerged:
+            raise GitError(
+                f"a merge was left with conflicts in {listed(unmerged)}", where=self.path
+            )
+        strange = [n for n in untracked(self.git, self.path, self.ours) if n.endswith("/")]
+        outside = (f":(top,exclude,literal){each}" for each in strange)  # repositories of their own
+        # Ours are taken out again: git refuses to leave out what it ignores anyway.
+        self.git(self.path, "add", "--all", "--", ":/", *outside)
+        if self.ours:
+            self.git(self.path, "reset", "--quiet", "HEAD", *own(self.ours))
+        merging = os.path.exists(os.path.join(self.folder, "MERGE_HEAD"))
+        if merging or not self.git.says(self.path, "diff", "--cached", "--quiet", *PLAIN, "HEAD"):
+            self.record(message)
+
+    def check(self) -> None:
+        """Raise GitError where it is no longer a worktree of this repository."""
+        if not is_worktree(self.path, self.common):
+            what = "it is no worktree of this repository any more"
+            raise GitError(what, where=self.path, hint="look at what the agent did there")
+
+    def record(self, message: str) -> None:
+        """Commit what is staged."""
+        words = ("commit", "--quiet", "--no-verify", "--cleanup=whitespace", "--file=-")
+        self.git(self.path, *words, stdin=message)
+
+    def put_back(self, commit: str) -> None:
+        """Commit our own paths as they are in that commit, so that no merge carries them."""
+        if not self.ours:
+            return
+        inside = own(self.ours)
+        told = self.git(self.path, "diff", "--name-only", "-z", *PLAIN, commit, "HEAD", *inside)
+        if not names(told):
+            return
+        self.git(
+            self.path,
+            "restore",
+            f"--source={commit}",
+            "--staged",
+            "--worktree",
+            "--pathspec-from-file=-",
+            "--pathspec-file-nul",
+            stdin="".join(f":(top,literal){name}\0" for name in names(told)),
+        )
+        self.record(f"{self.task_id}: what is not the task's own")
+
+    def tidy(self) -> None:
+        """Make it what its commit says: gates leave nothing (but what git ignores)."""
+        self.unlock()
+        self.git(self.path, "reset", "--quiet", "--hard")
+        self.git(self.path, "clean", "--quiet", "-d", "--force", *scope(self.ours))
+
+    # --- off its branch, for a merge ---------------------------------------------------------
+
+    @property
+    def is_off(self) -> bool:
+        """Whether a merge of ours has taken it off its branch."""
+        return os.path.exists(os.path.join(self.folder, MERGING))
+
+    def leave(self) -> None:
+        """Take it off its branch, where commits bind nobody."""
+        with open(os.path.join(self.folder, MERGING), "wb"):
+            pass
+        self.git(self.path, "checkout", "--quiet", "--detach")
+
+    def come_back(self) -> None:
+        """Bring it back to its branch; what was not committed there is none of the task's work."""
+        self.tidy()
+        if self.present() != self.branch:
+            self.git(self.path, "checkout", "--quiet", "--force", self.branch)
+        os.unlink(os.path.join(self.folder, MERGING))
+
+    def bring(self, commit: str) -> None:
+        """Come back with that commit, whose tree stands here, as the branch's own."""
+        reference = f"refs/heads/{self.branch}"
+        self.git(self.path, "update-ref", reference, commit, self.head())
+        self.git(self.path, "symbolic-ref", "HEAD", reference)
+        os.unlink(os.path.join(self.folder, MERGING))
+
+
+def _discard_unfinished(path: str) -> bool:
+    """Remove a worktree that an attempt died over making; whether it was such a one.
 
     Git keeps it locked until it is complete. What stands there half checked out looks as if
     everything else had been deleted.
     """
+    lock_file = os.path.join(own_folder(path), "locked")
     try:
-        with open(os.path.join(path, ".git"), encoding="utf-8", errors="surrogateescape") as file:
-            lock = os.path.join(file.read().removeprefix("gitdir:").strip(), "locked")
-        with open(lock, encoding="utf-8", errors="surrogateescape") as file:
+        with open(lock_file, encoding="utf-8", errors="surrogateescape") as file:
             reason = file.read().strip()
     except OSError:
-        return
-    if reason == "initializing":
-        import shutil  # noqa: PLC0415  # hardly ever needed
+        return False
+    if reason != "initializing":
+        return False
+    import shutil  # noqa: PLC0415  # hardly ever needed
 
-        os.unlink(lock)
-        shutil.rmtree(path)
-
-
-def prepare(workspace: str, path: str, task_id: str) -> str:
-    """Make the task's worktree, or find it as an earlier role left it; returns its branch."""
-    branch = branch_of(task_id)
-    _discard_unfinished(path)
-    if os.path.exists(os.path.join(path, ".git")):
-        present = git(path, "rev-parse", "--abbrev-ref", "HEAD").strip()
-        if present == branch:
-            return branch
-        raise GitError(f"the worktree is on {present}, not on {branch}", where=path)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    git(workspace, "worktree", "prune")
-    if git(workspace, "branch", "--list", branch).strip():
-        git(workspace, "worktree", "add", "--quiet", path, branch)
-    else:
-        git(workspace, "worktree", "add", "--quiet", "-b", branch, path, "HEAD")
-    return branch
-
-
-def identity(folder: str) -> dict[str, str]:
-    """A git identity for the agent's environment; nothing where the user has one."""
-    try:
-        if git(folder, "config", "user.email").strip():
-            return {}
-    except GitError:
-        pass
-    who = {"NAME": "Rolecall agent", "EMAIL": "agent@localhost"}
-    return {f"GIT_{whom}_{key}": who[key] for whom in ("AUTHOR", "COMMITTER") for key in who}
-
-
-class State(NamedTuple):
-    """What a folder held: its commit, and a digest of what is not committed."""
-
-    commit: str
-    digest: str
-
-
-def state(folder: str, ours: tuple[str, ...]) -> State:
-    """The folder's state now, less our own paths (``ours``, relative to the repository's top)."""
-    scope = ("--", ":/", *(f":(top,exclude){path}" for path in ours))
-    commit = git(folder, "rev-parse", "--verify", "--quiet", "HEAD").strip()
-    digest = hashlib.sha256(git(folder, "diff", "HEAD", *scope).encode(errors="surrogateescape"))
-    top = git(folder, "rev-parse", "--show-toplevel").strip()
-    listed = git(folder, "ls-files", "-z", "--others", "--exclude-standard", "--full-name", *scope)
-    for name in sorted(filter(None, listed.split("\0"))):
-        try:
-            found = os.lstat(os.path.join(top, name))
-        except OSError:
-            continue
-        line = f"{name}\0{found.st_size}\0{found.st_mtime_ns}\0"
-        digest.update(line.encode(errors="surrogateescape"))
-    return State(commit, digest.hexdigest())
+    shutil.rmtree(path)
+    return True

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from daemon.config import Config
 from daemon.errors import RolecallError
+from daemon.fleet import worktrees
 from daemon.fleet.connection import UNREACHABLE, Local, connect
 from daemon.fleet.here import one_of
 from daemon.fleet.output import Style, escape
@@ -51,6 +52,8 @@ class Row(NamedTuple):
     """One worker's status. Times are RFC 3339 in UTC.
 
     ``paused_until``: until when the role claims nothing; null also where a person is waited for.
+    ``worktrees``: those of the host's workspace (number, bytes, and whether that is all), None
+    without any.
     """
 
     host: str
@@ -63,6 +66,7 @@ class Row(NamedTuple):
     restarts: int = 0
     text: str = ""
     paused_until: str | None = None
+    worktrees: dict[str, Any] | None = None
 
 
 class Place(NamedTuple):
@@ -171,7 +175,10 @@ def table(rows: Sequence[Row], style: Style) -> str:
         ]
         for row in rows
     ]
-    return draw(header, cells, style, colours=colours, shrink=7)
+    drawn = draw(header, cells, style, colours=colours, shrink=7)
+    used = {row.host: row.worktrees for row in rows if row.worktrees}
+    lines = [f"{escape(host)}: {worktrees.Usage(**facts)}" for host, facts in used.items()]
+    return "\n".join([drawn, *([""] if lines else []), *lines])
 
 
 def _work(attempt: Attempt) -> str:
@@ -234,6 +241,7 @@ def _told(
 
 def _rows(host: Host, at: Place) -> list[Row]:
     working, pauses, trouble = _working(at.config, at.roles)
+    used = worktrees.usage(at.config)
     rows = []
     for role, state in at.supervisor.states(at.roles).items():
         pause = pauses.get(role)
@@ -249,6 +257,7 @@ def _rows(host: Host, at: Place) -> list[Row]:
                 state.restarts,
                 pause.why if pause else trouble or state.text,
                 format_time(pause.until) if pause and pause.until is not None else None,
+                used._asdict() if used else None,
             )
         )
     return rows

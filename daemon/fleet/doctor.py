@@ -14,7 +14,7 @@ from daemon import agents, environment, mounts, worktree
 from daemon.agents.preset import Preset
 from daemon.config import Config, Role
 from daemon.errors import Problem, RolecallError
-from daemon.fleet import linger, mergedriver
+from daemon.fleet import linger, mergedriver, worktrees
 from daemon.fleet.connection import Local
 from daemon.fleet.finding import FAIL, OK, WARN, Finding, failed, report, together
 from daemon.fleet.here import one_of
@@ -159,6 +159,7 @@ def _git(config: Config) -> Iterator[Finding]:
         hint = f"git -C {shlex.quote(workspace)} commit --allow-empty -m 'First commit'"
         yield Finding("workspace", FAIL if needs else WARN, what, hint)
     else:
+        yield from worktrees.findings(config)
         if os.path.realpath(workspace) == os.path.realpath(ROOT):
             what = f"{workspace} is Rolecall's own checkout: agents would work on that"
             yield Finding("workspace", WARN, what, "invoke init --workspace DIR")
@@ -233,7 +234,8 @@ def _role(config: Config, role: Role, units: Mapping[str, str]) -> Iterator[Find
     for gate in role.gates:
         if _find(config, gate[0], path) is None:
             yield Finding("gate", FAIL, f"{gate[0]} {NOT_FOUND}{path})", INSTALL, role.name)
-    yield _prompt(config, role)
+    if role.agent or not role.merge:
+        yield _prompt(config, role)
     yield from budget(config, role, agents.find(role.agent))
     for name in role.pass_env:
         if name not in units and name not in secrets and name not in role.env:
@@ -244,6 +246,11 @@ def _role(config: Config, role: Role, units: Mapping[str, str]) -> Iterator[Find
 
 
 def _agent(config: Config, role: Role, path: str) -> Finding:
+    if role.merge and not role.agent:
+        if role.gates:
+            return Finding("agent", OK, "none: Rolecall merges what its gates pass", "", role.name)
+        what = "it has neither agent nor gates: what merges without a conflict is merged unseen"
+        return Finding("agent", WARN, what, f"{INVENTORY_HINT}: give the role gates", role.name)
     if not role.agent:
         what = f"there is no agent: tasks would go to {role.on_exhausted}"
         hint = f"{INVENTORY_HINT}: give the role an agent"

@@ -8,7 +8,7 @@ import os
 import signal
 import stat as modes
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from daemon import process
@@ -22,14 +22,17 @@ NAME = 256  # bytes of a lock file: who holds it, filled up with blanks
 
 
 @contextmanager
-def hold(path: str, wait: float = LOCK_WAIT) -> Iterator[int]:
+def hold(
+    path: str, wait: float = LOCK_WAIT, pulse: Callable[[], None] | None = None
+) -> Iterator[int]:
     """Hold the lock for a while; what stands behind NAME bytes of its file is the holder's to use.
 
     The file's descriptor is given. Raises LockTimeout when it is not to be had in ``wait`` seconds.
+    ``pulse`` is called between two tries; what it raises ends the waiting.
 
     A holder of this host that was found stopped (SIGSTOP) all that time is killed.
     """
-    fd = _locked(path, wait)
+    fd = _locked(path, wait, pulse)
     try:
         me = process.identity()
         try:
@@ -41,6 +44,22 @@ def hold(path: str, wait: float = LOCK_WAIT) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+@contextmanager
+def patiently(path: str, pulse: Callable[[], None]) -> Iterator[int]:
+    """Hold the lock, however long others hold it; what ``pulse`` raises ends the waiting."""
+    while True:
+        holding = hold(path, pulse=pulse)
+        try:
+            fd = holding.__enter__()
+        except LockTimeout:
+            continue
+        break
+    try:
+        yield fd
+    finally:
+        holding.__exit__(None, None, None)
 
 
 def _open(path: str) -> int:
@@ -76,7 +95,7 @@ def _refused(what: str, path: str) -> RolecallError:
     return RolecallError(f"cannot lock: {what}", where=path, hint=f"look at it: ls -ld {path}")
 
 
-def _locked(path: str, wait: float) -> int:
+def _locked(path: str, wait: float, pulse: Callable[[], None] | None) -> int:
     start = time.monotonic()
     began, nap, stopped_since, looked = start, SHORTEST_NAP, None, start
     killed = False
@@ -97,6 +116,8 @@ def _locked(path: str, wait: float) -> int:
                     _kill_stopped(fd)
                     killed, start = True, now
                 time.sleep(nap)
+                if pulse is not None:
+                    pulse()
                 # Never much longer than we have waited: short holds follow closely on each other.
                 nap = min((now - began) / 4 + SHORTEST_NAP, LONGEST_NAP)
                 continue

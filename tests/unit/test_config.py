@@ -152,6 +152,17 @@ def test_a_credential_is_the_presets_provider(write: Write) -> None:
     assert [role.credential for role in config.roles.values()] == ["anthropic", "work"]
 
 
+def test_an_integrator_with_a_worktree_merges(write: Write) -> None:
+    """By default; who wants an agent to merge says merge: false, or gives it no worktree."""
+    roles = ", ".join(f"{name}: {{worktree: true}}" for name in DEFAULT_ROLES)
+    config = load(write(f"roles: {{{roles}}}\n"))
+    assert [name for name, role in config.roles.items() if role.merge] == ["integrator"]
+    config = load(write("roles: {integrator: {worktree: true, merge: false}, tester: {}}\n"))
+    assert not any(role.merge for role in config.roles.values())
+    config = load(write("roles: {tester: {worktree: true, merge: true}}\n"))
+    assert from_json(to_json(config)).roles["tester"].merge
+
+
 def test_evidence_is_only_asked_of_those_who_change_code(write: Write) -> None:
     """A worktree makes evidence the default of builder and refiner, of nobody else."""
     roles = ", ".join(f"{name}: {{worktree: true}}" for name in DEFAULT_ROLES)
@@ -296,6 +307,7 @@ BAD = {
     "no number": (role("timeout: .nan"), 2, "timeout must be", ""),
     "clock notation": (role("timeout: 1:30"), 2, 'not "1:30"', ""),
     "word for a flag": (role("worktree: maybe"), 2, "true or false", ""),
+    "merge without a worktree": (role("merge: true"), 2, "merge without a worktree", ""),
     "ttl below heartbeat": (role("lease_ttl: 60"), 2, "lease_ttl (60) is not above", "outlive"),
     "cap below base": (role("backoff: {base: 9, cap: 8}"), 2, "cap is below base", ""),
     "command is a string": (role("command: a b"), 2, "command must be a list", "no shell"),
