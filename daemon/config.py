@@ -38,6 +38,29 @@ class Breaker(NamedTuple):
     cap: float = 3600.0
 
 
+class Amounts(NamedTuple):
+    """A limit of what may be spent, in tokens (input and output together) and US dollars."""
+
+    tokens: int | None = None
+    cost_usd: float | None = None
+
+
+class Budget(NamedTuple):
+    """What may be spent: by one attempt, on one task, in a day (UTC), and in all."""
+
+    attempt: Amounts = Amounts()
+    task: Amounts = Amounts()
+    day: Amounts = Amounts()
+    total: Amounts = Amounts()
+
+
+class Price(NamedTuple):
+    """What a million tokens cost, in US dollars."""
+
+    input: float
+    output: float
+
+
 class Limits(NamedTuple):
     """What one attempt may use, in systemd's own notation; None where it is not limited."""
 
@@ -51,7 +74,8 @@ class Role(NamedTuple):
 
     ``slots`` is None where the WIP limit counts, ``agent`` None where the role has none (its
     attempts end blocked), ``prompt`` None where the default path is to be looked at,
-    ``stall_after`` None where an agent may be silent for as long as it likes.
+    ``stall_after`` None where an agent may be silent for as long as it likes, ``credential`` None
+    where the agent shares no account with others, ``price`` None where only the agent knows.
     """
 
     name: str
@@ -81,6 +105,9 @@ class Role(NamedTuple):
     max_attempts: int = 3
     backoff: Backoff = Backoff()
     breaker: Breaker = Breaker()
+    credential: str | None = None
+    budget: Budget = Budget()
+    price: Price | None = None
     env: Mapping[str, str] = MappingProxyType({})
     pass_env: tuple[str, ...] = ()
     env_file: str | None = None
@@ -129,6 +156,7 @@ class Config(NamedTuple):
     max_adaptations: int = 3
     unblock: bool = True
     close_stories: bool = True
+    budget: Budget = Budget()  # of all roles together; none of its attempts
 
     @property
     def machine(self) -> Machine:
@@ -155,13 +183,21 @@ def to_json(config: Config, *, indent: int | None = None) -> str:
             "command": role.command or None,
             "backoff": role.backoff._asdict(),
             "breaker": role.breaker._asdict(),
+            "budget": _budget_document(role.budget),
+            "price": role.price and role.price._asdict(),
             "env": dict(role.env),
             "limits": role.limits._asdict(),
         }
         del document["name"]
         roles[name] = document
-    whole = {**config._asdict(), "paths": config.paths._asdict(), "roles": roles}
+    budget = _budget_document(config.budget)
+    del budget["attempt"]
+    whole = {**config._asdict(), "paths": config.paths._asdict(), "roles": roles, "budget": budget}
     return json.dumps(whole, indent=indent, ensure_ascii=False)
+
+
+def _budget_document(budget: Budget) -> dict[str, Any]:
+    return {name: limit._asdict() for name, limit in budget._asdict().items()}
 
 
 def from_json(text: str | bytes) -> Config:
@@ -169,7 +205,8 @@ def from_json(text: str | bytes) -> Config:
     whole: dict[str, Any] = json.loads(text)
     roles = {name: role_from(name, document) for name, document in whole.pop("roles").items()}
     paths, run = Paths(**whole.pop("paths")), tuple(whole.pop("run"))
-    return Config(**whole, run=run, roles=roles, paths=paths)
+    budget = budget_from(whole.pop("budget", {}))
+    return Config(**whole, run=run, roles=roles, paths=paths, budget=budget)
 
 
 def role_from(name: str, document: Mapping[str, Any]) -> Role:
@@ -179,10 +216,17 @@ def role_from(name: str, document: Mapping[str, Any]) -> Role:
     }
     values["backoff"] = Backoff(**values.get("backoff", {}))
     values["breaker"] = Breaker(**values.get("breaker", {}))
+    values["budget"] = budget_from(values.get("budget", {}))
+    values["price"] = Price(**values["price"]) if values.get("price") else None
     values["limits"] = Limits(**values.get("limits", {}))
     values["command"] = values.get("command") or ()
     values["gates"] = tuple(tuple(gate) for gate in values.get("gates", ()))
     return Role(name, **values)
+
+
+def budget_from(document: Mapping[str, Any]) -> Budget:
+    """A budget out of plain values."""
+    return Budget(**{name: Amounts(**limit) for name, limit in document.items()})
 
 
 def load(

@@ -295,6 +295,21 @@ def settle(  # noqa: PLR0913, PLR0917  # the six facts that decide, passed in or
     return Transition(entry, changes, str(task.get("status")), target, why)
 
 
+def park(transition: Transition, parked: str, why: str) -> Transition:
+    """The same move, but to where a person has to look; a retry goes on to where it would have."""
+    wanted: Changes = {
+        **transition.changes,
+        "status": parked,
+        "attempts": 0,
+        "not_before": None,
+        "parked_from": transition.target,
+        "last_error": why[:2000],
+    }
+    stamp = wanted.pop("updated_at")
+    changes = {**differing(transition.entry.task, wanted), "updated_at": stamp}
+    return transition._replace(changes=changes, target=parked, why=why)
+
+
 def differing(task: dict[str, Any], wanted: Changes) -> Changes:
     """What has to be written: keys are added only when they carry a value."""
     return {

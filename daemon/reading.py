@@ -8,7 +8,7 @@ from typing import Any
 
 from daemon import agents, schema, yamltext
 from daemon.checking import check, close, raise_all, suggest
-from daemon.config import FILE, Config, Paths, Role, role_from
+from daemon.config import FILE, Config, Paths, Role, budget_from, role_from
 from daemon.errors import ConfigError, Problem
 from daemon.kinds import Key
 from daemon.lifecycle import DEFAULT_ROLES, ENDED, PARKED
@@ -75,6 +75,7 @@ class _Builder:
             max_adaptations=values["max_adaptations"],
             unblock=values["unblock"],
             close_stories=values["close_stories"],
+            budget=budget_from(_budget(schema.BUDGET.keys, _inside(self.top, "budget"))),
         )
 
     def workspace(self, written: str | None, folder: str, given: str | None) -> str:
@@ -192,6 +193,19 @@ class _Builder:
                 self.problem(own[key].where, f"roles.{name}.{key}: cap is below base")
             values[key] = found
         values["limits"] = _defaults(schema.LIMITS.keys, _inside(own, "limits"))
+        values["budget"] = _budget(schema.ROLE_BUDGET.keys, _inside(own, "budget"))
+        if values["price"] is not None:
+            self.price(values, own["price"], name)
+
+    def price(self, values: dict[str, Any], placed: Placed, name: str) -> None:
+        inner = _data(placed)
+        values["price"] = _defaults(schema.PRICE.keys, inner)
+        missing = [key for key, value in values["price"].items() if value is None]
+        if missing and placed.data is not WRONG:
+            if not any(each.data is WRONG for each in inner.values()):
+                what = f"roles.{name}.price lacks {', '.join(missing)}"
+                self.problem(placed.where, what, "such as: price: {input: 1.25, output: 10}")
+            values["price"] = None
 
     def places(self, values: dict[str, Any], root: str) -> None:
         def absolute(path: str) -> str:
@@ -286,6 +300,10 @@ def _defaults(keys: Iterable[Key], data: Mapping[str, Placed]) -> dict[str, Any]
         default = list(key.default) if isinstance(key.default, tuple) else key.default
         found[key.name] = default if value is None else value
     return found
+
+
+def _budget(keys: Iterable[Key], data: Mapping[str, Placed]) -> dict[str, Any]:
+    return {key.name: _defaults(schema.AMOUNTS.keys, _inside(data, key.name)) for key in keys}
 
 
 def _floats(values: dict[str, Any], *names: str) -> dict[str, Any]:

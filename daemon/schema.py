@@ -92,6 +92,39 @@ BREAKER = mapping(
     ),
 )
 
+TOKENS = number("a whole number, 1 or more", "integer", minimum=1, maximum=10**15)
+DOLLARS = number("a number above 0", "number", exclusiveMinimum=0, maximum=10**9)
+PRICES = number("a number, 0 or more", "number", minimum=0, maximum=10**6)
+AMOUNTS = mapping(
+    "a mapping of tokens and cost_usd",
+    Key("tokens", TOKENS, None, "Tokens, of input and output together.", "no limit"),
+    Key("cost_usd", DOLLARS, None, "US dollars.", "no limit"),
+)
+TASK = Key("task", AMOUNTS, {}, "On one task. One that has spent it waits for a person.")
+DAY = Key(
+    "day", AMOUNTS, {}, "In one day, UTC. Once it is spent nothing is claimed until the next one."
+)
+TOTAL = Key("total", AMOUNTS, {}, "In all. Once it is spent nothing is claimed until it is raised.")
+BUDGET = mapping("a mapping of task, day and total", TASK, DAY, TOTAL)
+ROLE_BUDGET = mapping(
+    "a mapping of attempt, task, day and total",
+    Key(
+        "attempt",
+        AMOUNTS,
+        {},
+        "By one attempt: what a claim reserves. Once one has spent more the role claims nothing "
+        "until a person starts its worker again.",
+    ),
+    TASK,
+    DAY,
+    TOTAL,
+)
+PRICE = mapping(
+    "a mapping of input and output",
+    Key("input", PRICES, None, "US dollars for a million tokens of input. Has to be given."),
+    Key("output", PRICES, None, "US dollars for a million tokens of output. Has to be given."),
+)
+
 LIMITS = mapping(
     "a mapping of memory_max, cpu_quota and tasks_max",
     Key(
@@ -245,6 +278,21 @@ ROLE = mapping(
     Key("backoff", BACKOFF, {}, "The wait after an error."),
     Key("breaker", BREAKER, {}, "The pause of a role whose every attempt fails quickly."),
     Key(
+        "credential",
+        WORD,
+        None,
+        "The name of the account that the agent spends from. When it meets that account's limit, "
+        "every role of that credential waits for the reset.",
+        "none for `agent: command`: only its own task waits",
+    ),
+    Key("budget", ROLE_BUDGET, {}, "What the role may spend."),
+    Key(
+        "price",
+        PRICE,
+        None,
+        "What tokens cost, for an agent that tells tokens and no cost.",
+    ),
+    Key(
         "env",
         ENVIRONMENT,
         {},
@@ -362,6 +410,7 @@ TOP = mapping(
         default=True,
         meaning="Whether a planned story is done by itself once its children have ended.",
     ),
+    Key("budget", BUDGET, {}, "What all roles may spend together."),
 )
 
 _ANY = text("a string", hint=QUOTE)

@@ -71,6 +71,7 @@ class Worker:
         )
         self.stop_at: float | None = None  # when a stop ends what still runs; None: not stopping
         self.handing_over = False
+        self.paused: dict[str, dict[str, str]] = {}  # what each role waits for, by topic
         self.problems: tuple[str, ...] = ()  # of single tasks and leases, as they were last told
         self.seen: object = None  # the queue's signature at the last look
         self.look_at = 0.0
@@ -80,7 +81,7 @@ class Worker:
     def serve(self) -> int:
         """Run until told to stop. Returns the exit status."""
         for name in self.roles:  # whoever starts a worker has looked at what was wrong
-            self.queue.close_breaker(name)
+            self.queue.resume(name)
         self.log.say("started")
         self.notifier.send("READY=1", "STATUS=started")
         while True:
@@ -226,7 +227,7 @@ class Worker:
         claim = self.queue.claim(
             name, self.owner(name), ignore_wip=mode.ignore_wip, dry_run=mode.dry_run
         )
-        self.log.once(f"breaker {name}", self.pause(name))
+        self.tell_pauses(name)
         if claim is None:
             return False
         if mode.dry_run:
@@ -235,10 +236,15 @@ class Worker:
         self.attempts.begin(claim)
         return True
 
-    def pause(self, name: str) -> str:
-        """Why the role claims nothing for a while, in words; "" where it does."""
-        state = self.queue.breaker(name)
-        return state.pause_in_words if state.until > time.time() else ""
+    def tell_pauses(self, name: str) -> None:
+        """Say why the role claims nothing for a while, each reason once for as long as it lasts."""
+        pauses = {pause.topic: pause.why for pause in self.queue.pauses(name)}
+        for topic in self.paused.get(name, ()):
+            if topic not in pauses:
+                self.log.once(topic, "")
+        for topic, why in pauses.items():
+            self.log.once(topic, why)
+        self.paused[name] = pauses
 
     def held(self) -> list[Lease]:
         """The attempts that a stop of this worker has to wait for."""
@@ -301,7 +307,7 @@ class Worker:
         self.watch.close()
         self.watch = Watch(config.queue_file, config.paths.leases)
         for name in self.roles:
-            self.queue.close_breaker(name)
+            self.queue.resume(name)
         self.look_at = 0.0
         self.log.say("config read again")
 
@@ -367,6 +373,6 @@ class Worker:
     def tell(self) -> None:
         """Say in words what the worker is doing."""
         held = sorted(lease.task_id for lease in self.held())
-        pauses = [text for name in self.roles if (text := self.pause(name))]
+        pauses = dict.fromkeys(why for found in self.paused.values() for why in found.values())
         doing = f"working on {', '.join(held)}" if held else "waiting for a task"
         self.notifier.status("; ".join(pauses) or doing)

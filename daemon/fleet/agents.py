@@ -20,7 +20,7 @@ from daemon.model import format_time, parse_time
 
 if TYPE_CHECKING:
     from daemon.inventory import Host, Inventory
-    from daemon.queue.breaker import State as Breaker
+    from daemon.queue import Pause
 
 SOME_DO_NOT_RUN = 3
 COLOURS = {"running": "green", "failed": "red", "unreachable": "red"}
@@ -50,7 +50,7 @@ class Attempt(NamedTuple):
 class Row(NamedTuple):
     """One worker's status. Times are RFC 3339 in UTC.
 
-    ``paused_until``: the end of the pause that the role's circuit breaker has made.
+    ``paused_until``: until when the role claims nothing; null also where a person is waited for.
     """
 
     host: str
@@ -247,8 +247,8 @@ def _rows(host: Host, at: Place) -> list[Row]:
                 None if state.since is None else format_time(state.since),
                 tuple(working.get(role, ())),
                 state.restarts,
-                pause.pause_in_words if pause else trouble or state.text,
-                format_time(pause.until) if pause else None,
+                pause.why if pause else trouble or state.text,
+                format_time(pause.until) if pause and pause.until is not None else None,
             )
         )
     return rows
@@ -260,7 +260,7 @@ def _unreachable(host: Host, error: RolecallError) -> Row:
 
 def _working(
     config: Config, roles: Sequence[str]
-) -> tuple[dict[str, list[Attempt]], dict[str, Breaker], str]:
+) -> tuple[dict[str, list[Attempt]], dict[str, Pause], str]:
     """The live attempts and the pauses of this host, by role, and why no worker can work."""
     from daemon.queue.file import FileQueue  # noqa: PLC0415  # the queue, when needed
 
@@ -277,6 +277,5 @@ def _working(
                 working.setdefault(lease.role, []).append(attempt)
     except RolecallError as error:  # it hides no worker
         trouble = f"{error.problems[0].where}: {error.problems[0].what}"
-    breakers = {role: queue.breaker(role) for role in roles}
-    paused = {role: state for role, state in breakers.items() if state.until > now}
-    return working, paused, trouble
+    pauses = {role: queue.pauses(role) for role in roles}
+    return working, {role: found[0] for role, found in pauses.items() if found}, trouble

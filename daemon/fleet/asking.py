@@ -39,8 +39,9 @@ def retry(config: Config, task_id: str, status: str | None = None) -> list[str]:
     one_of("task", task_id, queue.snapshot().tasks.by_id)
     if status is not None:
         one_of("status", status, sorted(config.machine.claimed))
-    asking.retry(queue, task_id, events.owner, status)
-    return events.lines
+    credential = asking.retry(queue, task_id, events.owner, status)
+    told = f"credential {credential}: its wait is over, each of its roles claims again"
+    return [*events.lines, *([told] if credential else [])]
 
 
 def _ask(config: Config, task_id: str, ask: Ask, did: str) -> list[str]:

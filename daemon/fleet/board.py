@@ -13,19 +13,22 @@ from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 from daemon import evidence
-from daemon.config import Config
+from daemon.config import Config, Role
 from daemon.errors import RolecallError
 from daemon.fleet.here import UsageError, one_of
 from daemon.fleet.output import Style, as_json, escape, table, value_text
 from daemon.fleet.waiting import KINDS, PROBLEMS, Standing, View, Wait, standing
+from daemon.index import Tasks
 from daemon.lifecycle import ENDED, PARKED, attempts_of
 from daemon.model import Lease, format_time
+from daemon.queue import Pause
 from daemon.queue.file import FileQueue
 
 COLOUR_OF = {
     "claimable": "cyan",
     "held": "yellow",
     "parked": "red",
+    "budget": "red",
     "id": "red",
     **dict.fromkeys(PROBLEMS, "red"),
 }
@@ -43,10 +46,18 @@ class Run(NamedTuple):
     files: tuple[str, ...]
 
 
-def pauses(queue: FileQueue, roles: Collection[str], now: float) -> dict[str, str]:
-    """The roles whose circuit breaker is open on this host, and why."""
-    found = {role: queue.breaker(role) for role in roles}
-    return {role: state.pause_in_words for role, state in found.items() if state.until > now}
+def pauses(queue: FileQueue, roles: Collection[str]) -> dict[str, Pause]:
+    """The roles that claim nothing on this host now, and the first reason why."""
+    found = ((role, queue.pauses(role)) for role in roles)
+    return {role: reasons[0] for role, reasons in found if reasons}
+
+
+def spent(queue: FileQueue, tasks: Tasks, roles: Iterable[Role]) -> dict[str, str]:
+    """The tasks that could be claimed but for a budget of their own, and why."""
+    found: dict[str, str] = {}
+    for role in roles:
+        found |= queue.spent(role.name, [each.task["id"] for each in tasks.in_status(*role.claims)])
+    return found
 
 
 def _free_slots(config: Config, leases: Iterable[Lease]) -> dict[str, int]:
@@ -72,9 +83,10 @@ class Board:
             config.machine,
             config.run,
             moment,
-            pauses(queue, config.run, moment),
+            pauses(queue, config.run),
             _free_slots(config, snapshot.leases.values()),
             snapshot.barred,
+            spent(queue, snapshot.tasks, config.roles.values()),
         )
         self.standing: Standing = standing(self.view)
         #: What is wrong with the queue, its tasks and its leases, for a person.

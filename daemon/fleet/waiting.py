@@ -27,14 +27,16 @@ from daemon.lifecycle import (
     wip_limit,
 )
 from daemon.model import Lease, parse_time
+from daemon.queue import Pause
 
 
 class View(NamedTuple):
     """A queue at one moment, and the state machine to judge it by.
 
-    ``run``: this host's roles; ``pauses``: those whose circuit breaker is open, and why;
+    ``run``: this host's roles; ``pauses``: those that claim nothing for a while, and why;
     ``free_slots``: how many attempts more this host makes, for roles with slots of their own;
-    ``barred``: why nobody may claim a task that has no live lease.
+    ``barred``: why nobody may claim a task that has no live lease; ``spent``: why a task's own
+    budget lets nobody claim it.
     """
 
     tasks: Tasks
@@ -43,9 +45,10 @@ class View(NamedTuple):
     machine: Machine
     run: tuple[str, ...]
     now: float
-    pauses: Mapping[str, str] = MappingProxyType({})
+    pauses: Mapping[str, Pause] = MappingProxyType({})
     free_slots: Mapping[str, int] = MappingProxyType({})
     barred: Mapping[str, str] = MappingProxyType({})
+    spent: Mapping[str, str] = MappingProxyType({})
 
 
 class Wait(NamedTuple):
@@ -80,7 +83,7 @@ class Standing(NamedTuple):
 PROBLEMS = frozenset({"cycle", "unknown", "cancelled", "unclaimed"})
 KINDS = (
     *("ended", "held", "claimable", "moves", "dependency", "wip", "slots", "paused", "backoff"),
-    *("lease", "children", "parked", "id"),
+    *("credential", "budget", "lease", "children", "parked", "id"),
     *sorted(PROBLEMS),
 )
 
@@ -228,8 +231,11 @@ class _Judge:
     def _claim(self, entry: Entry, rules: Rules) -> tuple[str, str]:
         view = self.view
         why = why_not(entry, view.tasks, rules, view.now, self.taken)
+        pause = view.pauses.get(rules.name)
         if why:
             if why.startswith("not before"):
+                if pause and pause.kind == "credential":  # it is of the task's own attempt
+                    return pause.kind, pause.why
                 until = (parse_time(entry.task.get("not_before")) or view.now) - view.now
                 return "backoff", f"{why} (in {until:.0f} s)"
             lease = view.leases.get(entry.task["id"])
@@ -238,8 +244,13 @@ class _Judge:
         known = self.wips[rules.name]
         before, free = self.line[entry.index], max(0, known.limit - known.held)
         where = "" if rules.name in view.run else f" (no worker of this host runs {rules.name})"
-        if rules.name in view.pauses:
-            return "paused", f"{rules.name} is paused: {view.pauses[rules.name]}{where}"
+        if spent := view.spent.get(entry.task["id"]):
+            return "budget", f"{spent}: raise it, then it is claimed"
+        if pause:
+            told = (
+                pause.why if pause.kind == "credential" else f"{rules.name} is paused: {pause.why}"
+            )
+            return pause.kind, told + where
         slots = view.free_slots.get(rules.name)
         if before < free and slots is not None and before >= slots:
             return "slots", f"the slots of {rules.name} on this host are taken{where}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from daemon.index import Tasks
@@ -22,6 +22,19 @@ class Stale(NamedTuple):
     lease: Lease
     task_id: str
     why: str
+
+
+class Pause(NamedTuple):
+    """Why a role claims nothing for a while. ``until`` None: until a person acts.
+
+    ``kind`` is paused (the circuit breaker), credential or budget; ``topic`` says whose, so that
+    what several roles wait for is told once.
+    """
+
+    kind: str
+    topic: str
+    why: str
+    until: float | None
 
 
 class Snapshot(NamedTuple):
@@ -77,8 +90,17 @@ class Queue(Protocol):
     def breaker(self, role: str) -> State:
         """What is known of the role's quick failures on this host."""
 
-    def close_breaker(self, role: str) -> None:
-        """Forget them: a person has done something about it."""
+    def pauses(self, role: str) -> tuple[Pause, ...]:
+        """Everything for which the role claims nothing now."""
+
+    def spent(self, role: str, task_ids: Collection[str]) -> dict[str, str]:
+        """Those of the tasks that their own budget lets the role not claim, and why."""
+
+    def resume(self, role: str) -> None:
+        """A person has done something about it: what a person is waited for is forgotten."""
+
+    def end_wait(self, credential: str) -> None:
+        """Forget that a credential met its limit: a person wants it tried."""
 
     def signature(self) -> tuple[int, ...] | None:
         """Differs from an earlier one when the queue has changed; None where there is none."""

@@ -33,8 +33,12 @@ def release(queue: FileQueue, task_id: str, who: str) -> Lease | None:
     return _asked(queue, task_id, who, "release", change)
 
 
-def retry(queue: FileQueue, task_id: str, who: str, status: str | None = None) -> None:
-    """Make the task claimable at once."""
+def retry(queue: FileQueue, task_id: str, who: str, status: str | None = None) -> str:
+    """Make the task claimable at once; the credential whose wait this has ended, or "".
+
+    The wait of a credential ends where the task was only waiting: a person wants it tried.
+    """
+    waited: list[str] = []
 
     def change(update: Update) -> None:
         entry = _task(update, task_id)
@@ -49,9 +53,17 @@ def retry(queue: FileQueue, task_id: str, who: str, status: str | None = None) -
             release = lifecycle.held_by_us(entry.task) or byhand.holder(entry.task, queue.machine)
             hint = f"invoke queue.release {task_id}" if release else f"--status {lifecycle.START}"
             raise RolecallError(f"{task_id}: {error}", hint=hint) from None
+        present = index.status_of(entry.task)
+        waited[:] = [name for name, rules in queue.machine.roles.items() if present in rules.claims]
         _move(update, entry, changes, f"tried again by {who}")
 
     queue.update(change)
+    for role in waited:
+        credential = queue.config.roles[role].credential
+        if credential and any(pause.kind == "credential" for pause in queue.pauses(role)):
+            queue.end_wait(credential)
+            return credential
+    return ""
 
 
 def _asked(

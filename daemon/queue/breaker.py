@@ -7,19 +7,14 @@ stands in one small file a role, beside the run folders, so that it outlives a w
 
 from __future__ import annotations
 
-import json
-import os
 from typing import NamedTuple
 
 from daemon.config import Breaker
-from daemon.errors import RolecallError
 from daemon.model import Outcome, format_time
-from daemon.queue import durable
+from daemon.queue import notes
 
 FAILURES = frozenset({Outcome.ERROR, Outcome.BLOCKED})
 RESETS = frozenset({Outcome.SUCCESS, Outcome.REJECTED})
-LONGEST = 4096  # bytes of the file
-NOTE = 200  # characters of the last failure
 
 
 class State(NamedTuple):
@@ -72,40 +67,25 @@ def is_open(state: State, rule: Breaker, now: float, live: int) -> bool:
 
 
 def path(runs: str, role: str) -> str:
-    """The role's file. No task's folder has this name: an id begins with no dot."""
-    return os.path.join(runs, f".breaker-{role}.json")
+    """The role's file."""
+    return notes.path(runs, f"breaker-{role}")
 
 
 def read(runs: str, role: str) -> State:
     """What the file says; nothing is known where it is absent or cannot be understood."""
     try:
-        fd = os.open(path(runs, role), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return State()
-    try:
-        value = json.loads(os.read(fd, LONGEST))
-        state = State(**value)
+        state = State(**notes.read(path(runs, role)))
         return State(
-            int(state.failures), float(state.last), float(state.until), str(state.why)[:NOTE]
+            int(state.failures),
+            float(state.last),
+            float(state.until),
+            str(state.why)[: notes.WORDS],
         )
-    except (OSError, ValueError, TypeError, OverflowError, RecursionError):
+    except (ValueError, TypeError, OverflowError):
         return State()
-    finally:
-        os.close(fd)
 
 
 def write(runs: str, role: str, state: State) -> None:
-    """Remember it; nothing is known is no file. A file that cannot be written is no error here.
-
-    The queue's lock is held, unless all is forgotten.
-    """
-    name = path(runs, role)
-    if state == State():
-        durable.drop(name)
-        return
-    state = state._replace(why=state.why[:NOTE])
-    try:
-        data = json.dumps(state._asdict()).encode()
-        durable.put(durable.write_aside(name, data, like=None, sync=False).path, name)
-    except RolecallError:  # the attempt's result counts, and was written
-        return
+    """Remember it; nothing is known is no file."""
+    state = state._replace(why=state.why[: notes.WORDS])
+    notes.write(path(runs, role), state._asdict() if state != State() else None)

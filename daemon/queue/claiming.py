@@ -60,6 +60,8 @@ class Claims:
                 self.ledger.problems = (*self.ledger.problems, str(error))
                 continue
             lease, rules = won.lease, self.rules
+            with self._or_taken_back(won):
+                self.ledger.budgets.reserve(lease)
             source, now = str(entry.task["status"]), self.ledger.clock()
             update.change(entry, lifecycle.claim(entry, rules, value(lease), lease.token, now))
             move = Move(lease.task_id, rules.name, source, rules.holds, "claimed")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,9 +18,10 @@ from daemon.errors import LeaseLost, QueueUnreadable, RolecallError
 from daemon.index import Tasks
 from daemon.model import Claim, Lease, Move, Outcome, Result, format_time
 from daemon.process import Identity
-from daemon.queue import Snapshot, Stale, durable, folder, intake, lock, settling, staleness
+from daemon.queue import Pause, Snapshot, Stale, durable, folder, intake, lock, settling, staleness
 from daemon.queue import breaker as breakers
 from daemon.queue import lease as leases
+from daemon.queue import throttle as throttles
 from daemon.queue.claiming import Claims
 from daemon.queue.ledger import Ledger
 from daemon.queue.outbox import Outbox, Teller
@@ -103,7 +104,7 @@ class FileQueue:
     def next_time(self, role: str, now: float) -> float | None:
         """When to look again though nothing changes: the end of a wait, or of a lease."""
         text = self.ledger.read()
-        times: list[float | None] = [self.ledger.breaker(role).until]
+        times: list[float | None] = [pause.until for pause in self.ledger.pauses(role)]
         if text is not None:
             rules, tasks = self.ledger.rules(role), text.tasks
             times.append(lifecycle.next_time(tasks, rules, now))
@@ -173,6 +174,7 @@ class FileQueue:
         """Write what the attempt came to and end the lease. Raises LeaseLost."""
         self.ledger.rules(lease.role)
         with self.lock():
+            self.ledger.budgets.charge(lease, result)
             if self._latest(lease.task_id) > lease.token:
                 self.leases.remove(lease)
                 raise LeaseLost(f"{lease.task_id} had a later attempt than that of {lease.token}")
@@ -211,9 +213,10 @@ class FileQueue:
                 machine=self.machine,
                 now=self.clock(),
                 random=self.random,
+                spent=lambda role: self.ledger.spent(role, [lease.task_id]).get(lease.task_id, ""),
             )
             if update.write(sync=False):
-                self.ledger.count(move)
+                self.ledger.count(move, result)
                 return update
         raise restless(self.config.queue_file)
 
@@ -277,7 +280,7 @@ class FileQueue:
     def _left(self) -> list[str]:
         """What killed writers left; while the lock is not held, a living one may be at it."""
         paths = [os.path.realpath(self.config.queue_file)]
-        paths += [breakers.path(self.config.paths.runs, role) for role in self.config.roles]
+        paths += self.ledger.notes()
         return self.leases.left() + list(filter(os.path.lexists, map(durable.aside_of, paths)))
 
     def _stale(self) -> list[Stale]:
@@ -307,6 +310,7 @@ class FileQueue:
                     self.leases.remove(now)
                     return ()
                 result = Result(Outcome.ERROR, notes.get(stale.why, "its attempt is gone"))
+            self.ledger.budgets.charge(lease, result)
             try:
                 update = self._settle(lease, result)
             except LeaseLost:
@@ -341,12 +345,25 @@ class FileQueue:
                     return tuple(update.moves)
         raise restless(self.config.queue_file)
 
-    # --- the circuit breaker ---------------------------------------------------------------------
+    # --- what a role waits for -------------------------------------------------------------------
 
     def breaker(self, role: str) -> breakers.State:
         """What is known of the role's quick failures on this host."""
         return self.ledger.breaker(role)
 
-    def close_breaker(self, role: str) -> None:
-        """Forget them: a person has done something about it."""
+    def pauses(self, role: str) -> tuple[Pause, ...]:
+        """Everything for which the role claims nothing now."""
+        return self.ledger.pauses(role)
+
+    def spent(self, role: str, task_ids: Collection[str]) -> dict[str, str]:
+        """Those of the tasks that their own budget lets the role not claim, and why."""
+        return self.ledger.spent(role, task_ids)
+
+    def resume(self, role: str) -> None:
+        """A person has done something about it: what a person is waited for is forgotten."""
         breakers.write(self.config.paths.runs, role, breakers.State())
+        self.ledger.budgets.resume(role)
+
+    def end_wait(self, credential: str) -> None:
+        """Forget that a credential met its limit: a person wants it tried."""
+        throttles.write(self.config.paths.runs, credential, throttles.State())

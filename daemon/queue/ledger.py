@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from daemon import lifecycle
-from daemon.config import Config
+from daemon.config import Config, Role
 from daemon.errors import RolecallError
 from daemon.index import Entry, Tasks
 from daemon.lifecycle import Changes, Rules
-from daemon.model import Lease, Move, Outcome
+from daemon.model import Lease, Move, Outcome, Result
 from daemon.process import Identity
-from daemon.queue import breaker, staleness
+from daemon.queue import Pause, breaker, staleness, throttle
 from daemon.queue import lease as leases
+from daemon.queue.budgets import Budgets
 from daemon.queue.outbox import Outbox
 from daemon.queue.text import Text, Update
 
@@ -34,6 +35,7 @@ class Ledger:
         self.config, self.machine, self.me = config, config.machine, me
         self.clock, self.boottime, self.outbox = clock, boottime, outbox
         self.leases = leases.Leases(config.paths.leases, config.paths.locks, clock)
+        self.budgets = Budgets(config, clock)
         self.problems: tuple[str, ...] = ()
         self._last: Text | None = None  # what was read or written last
 
@@ -121,26 +123,80 @@ class Ledger:
         role = self.config.roles[rules.name]
         if breaker.is_open(self.breaker(rules.name), role.breaker, self.clock(), len(here)):
             return
+        if self.throttle(role).until > self.clock():
+            return
+        books = self.budgets.books(found.leases) if self.budgets.apply(role) else None
+        if books and self.budgets.bars(role, books)[0]:
+            return
         # A lease of ours bars the way until it is recovered: what is left of its tree comes first.
         taken = {name for name, lease in found.leases.items() if lease.token > 0}
         taken |= live.keys() | found.broken.keys()
         for entry in lifecycle.claimable(tasks, rules, self.clock(), taken):
-            yield entry, found.leases.get(entry.task["id"])
+            name = entry.task["id"]
+            if books is None or not self.budgets.bars_task(role, name, books):
+                yield entry, found.leases.get(name)
 
     def breaker(self, role: str) -> breaker.State:
         """What is known of the role's quick failures on this host."""
         found = breaker.read(self.config.paths.runs, role)
         return breaker.remembered(found, self.config.roles[role].breaker, self.clock())
 
-    def count(self, move: Move) -> None:
-        """Remember, for the circuit breaker, what an attempt came to. The queue's lock is held."""
-        runs, role = self.config.paths.runs, self.config.roles[move.role]
-        before = breaker.read(runs, role.name)
+    def throttle(self, role: Role) -> throttle.State:
+        """What is known of the role's credential on this host."""
+        if role.credential is None:
+            return throttle.State()
+        found = throttle.read(self.config.paths.runs, role.credential)
+        return throttle.remembered(found, role.backoff, self.clock())
+
+    def pauses(self, name: str) -> tuple[Pause, ...]:
+        """Everything for which the role claims nothing now."""
+        role, now, found = self.config.roles[name], self.clock(), []
+        broken, throttled = self.breaker(name), self.throttle(role)
+        if broken.until > now:
+            topic = f"breaker {name}"
+            found.append(Pause("paused", topic, broken.pause_in_words, broken.until))
+        if role.credential and throttled.until > now:
+            why, topic = throttled.in_words(role.credential), f"credential {role.credential}"
+            found.append(Pause("credential", topic, why, throttled.until))
+        if self.budgets.apply(role):
+            try:
+                books = self.budgets.books(self.leases.every().leases)
+                why, until = self.budgets.bars(role, books)
+            except RolecallError as error:
+                why, until = "; ".join(each.what for each in error.problems), None
+            if why:
+                found.append(Pause("budget", f"budget {name}", why, until))
+        return tuple(found)
+
+    def spent(self, role: str, task_ids: Collection[str]) -> dict[str, str]:
+        """Those of the tasks that their own budget lets the role not claim, and why."""
+        return self.budgets.spent(self.config.roles[role], task_ids, self.leases)
+
+    def notes(self) -> list[str]:
+        """The small files in which something is remembered of roles and credentials."""
+        runs, roles = self.config.paths.runs, self.config.roles.values()
+        found = [breaker.path(runs, role.name) for role in roles]
+        found += [self.budgets.note(role.name) for role in roles]
+        names = {role.credential for role in roles if role.credential is not None}
+        return found + [throttle.path(runs, name) for name in sorted(names)]
+
+    def count(self, move: Move, result: Result) -> None:
+        """Remember, of role and credential, what an attempt came to. The queue's lock is held."""
+        runs, role, now = self.config.paths.runs, self.config.roles[move.role], self.clock()
         seconds = math.inf if move.seconds is None else move.seconds
         outcome = Outcome(move.outcome)
-        now = breaker.after(before, role.breaker, outcome, seconds, self.clock())
-        if now != before:
-            breaker.write(runs, role.name, now._replace(why=move.why) if now.failures else now)
+        before = breaker.read(runs, role.name)
+        state = breaker.after(before, role.breaker, outcome, seconds, now)
+        if state != before:
+            state = state._replace(why=move.why) if state.failures else state
+            breaker.write(runs, role.name, state)
+        if role.credential is not None:
+            known = throttle.read(runs, role.credential)
+            began = now - (0.0 if move.seconds is None else move.seconds)
+            wait = throttle.after(known, role.backoff, outcome, result.retry_after, began, now)
+            if wait != known:
+                wait = wait._replace(why=move.why) if outcome is Outcome.THROTTLED else wait
+                throttle.write(runs, role.credential, wait)
 
 
 def value(lease: Lease) -> Changes:

@@ -49,10 +49,12 @@ def conclude(  # noqa: PLR0913  # all that a result meets
     machine: Machine,
     now: float,
     random: Callable[[], float],
+    spent: Callable[[str], str],
 ) -> Move:
     """Put the result into the update, and what follows by itself; returns the task's move.
 
     ``lease`` is the one that stands in its file, where it is still there: with a person's wish.
+    ``spent``: why the task's budget lets a role not claim it any more; "" where it does.
     """
     rules, status = machine.roles[lease.role], entry.task.get("status")
     result = wished(lease, result)
@@ -66,6 +68,11 @@ def conclude(  # noqa: PLR0913  # all that a result meets
         except ValueError as error:
             result = result._replace(outcome=Outcome.ERROR, note=f"add_tasks: {error}")
     transition = lifecycle.settle(entry, machine, lease.role, result, now, random)
+    claims = next(
+        (each for each in machine.roles.values() if transition.target in each.claims), None
+    )
+    if claims and result.outcome is not Outcome.RELEASED and (why := spent(claims.name)):
+        transition = lifecycle.park(transition, rules.on_exhausted, f"budget: {why}")
     if lease.wish == "cancel":  # it wins over whatever the attempt came to meanwhile
         changes = {**(result.changes or {}), **byhand.cancel(entry.task, now)}
         target, why = lifecycle.CANCELLED, lease.wish_in_words

@@ -187,7 +187,7 @@ def test_a_person_closes_it(backend: FileBackend) -> None:
     for _ in range(3):
         attempt(backend, Outcome.BLOCKED)
     assert attempt(backend, Outcome.SUCCESS) is None
-    backend.open().close_breaker("builder")
+    backend.open().resume("builder")
     assert attempt(backend, Outcome.SUCCESS) == "T3"
 
 

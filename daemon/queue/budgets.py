@@ -1,0 +1,241 @@
+"""The budgets of one queue: what bars a claim, what a claim reserves, what an attempt is charged.
+
+Nothing is read or written here for a claim of a role that no budget limits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple
+
+from daemon.config import Amounts, Budget, Config, Role
+from daemon.errors import RolecallError
+from daemon.model import Lease, Result, format_time
+from daemon.queue import durable, notes, spending
+from daemon.queue.account import Account, Amount, Attempt, Entry
+from daemon.queue.lease import Leases
+
+DAY = 86400  # seconds
+UNIT = {"tokens": "tokens", "cost_usd": "USD"}
+CLOSE = 1e-9  # what sums of floats may be off by, of the whole
+NOT_TOLD = Amounts()
+
+
+class Scope(NamedTuple):
+    """One limit, and what counts against it. ``until`` is when it begins anew; None: never.
+
+    ``kind`` is one of task, day and total; ``role`` None stands for all roles together.
+    """
+
+    kind: str
+    role: str | None
+    limit: Amounts
+    spent: Amount
+    reserved: Amount
+    until: float | None = None
+
+    @property
+    def words(self) -> str:
+        """Whose budget it is, for a person."""
+        whose = self.role or "all roles"
+        name = {"task": "for one task", "day": "of the day", "total": "in all"}[self.kind]
+        limits = [f"{getattr(self.limit, key)} {UNIT[key]}" for key in _limited(self.limit)]
+        return f"the budget of {whose} {name} ({', '.join(limits)})"
+
+    def bars(self, needed: Amount) -> str:
+        """Why there is no room for an attempt that needs so much; "" where there is.
+
+        What nothing is spent of has room for any one attempt: else some could never be made.
+        """
+        for key in _limited(self.limit):
+            limit, spent = getattr(self.limit, key), getattr(self.spent, key)
+            used = spent + getattr(self.reserved, key)
+            if spent >= limit * (1 - CLOSE):
+                return f"{self.words} is spent"
+            more = getattr(needed, key)
+            if used and (used + more > limit * (1 + CLOSE) or used >= limit * (1 - CLOSE)):
+                return f"what is left of {self.words} is not enough for another attempt"
+        return ""
+
+
+class Books(NamedTuple):
+    """What is spent and reserved at one moment."""
+
+    account: Account
+    live: list[Entry]
+    lost: list[Entry]
+    now: float
+
+    def scopes(self, role: Role, common: Budget, task: str = "") -> list[Scope]:
+        """The limits of a role as a whole; those of one task where it is named."""
+        today, until = format_time(self.now)[:10], (self.now // DAY + 1) * DAY
+        found = []
+        for whose, budget in ((role.name, role.budget), (None, common)):
+            if task:
+                found.append(self._scope("task", whose, budget.task, task=task))
+            else:
+                of_day = self._scope("day", whose, budget.day, day=today)
+                found.append(of_day._replace(until=until))
+                found.append(self._scope("total", whose, budget.total))
+        return [scope for scope in found if _limited(scope.limit)]
+
+    def _scope(
+        self, kind: str, role: str | None, limit: Amounts, *, task: str = "", day: str = ""
+    ) -> Scope:
+        spent, reserved = self.account.charged.of(role, task=task, day=day), Amount()
+        for entry in self.lost:
+            if role in (None, entry.role) and task in ("", entry.task) and day in ("", entry.day):
+                spent = spent.plus(entry.amount)
+        for entry in self.live:  # of whatever day: it will be charged on this one
+            if role in (None, entry.role) and task in ("", entry.task):
+                reserved = reserved.plus(entry.amount)
+        return Scope(kind, role, limit, spent, reserved)
+
+
+class Budgets:
+    """Keeps the ledger, and judges by it."""
+
+    def __init__(self, config: Config, clock: Callable[[], float]) -> None:
+        self.config, self.clock, self.runs = config, clock, config.paths.runs
+        self.path = os.path.join(self.runs, spending.NAME)
+        self.account = Account(self.path)
+        self._charged: set[Attempt] = set()  # by us: a settling that is tried again adds no line
+
+    def apply(self, role: Role) -> bool:
+        """Whether any budget limits the role."""
+        both = (*role.budget, *self.config.budget)
+        return any(_limited(limit) for limit in both)
+
+    def books(self, leases: Mapping[str, Lease]) -> Books:
+        """What is spent and reserved now; ``leases``: all there are. Raises RolecallError."""
+        self.account.look()
+
+        def is_live(who: Attempt) -> bool:
+            lease = leases.get(who[0])
+            return lease is not None and lease.token == who[1]
+
+        live, lost = self.account.reserved(is_live, self._has_begun)
+        return Books(self.account, live, lost, self.clock())
+
+    def _has_begun(self, who: Attempt) -> bool:
+        """Whether the attempt's agent has been started, as its run folder tells."""
+        return os.path.lexists(os.path.join(self.runs, who[0], str(who[1]), "stdout.log"))
+
+    # --- claiming --------------------------------------------------------------------------------
+
+    def needed(self, role: Role) -> Amount:
+        """What a claim reserves: the attempt's limit, else the costliest of the latest charges."""
+        latest, limit = self.account.costliest(role.name), role.budget.attempt
+        return Amount(
+            latest.tokens if limit.tokens is None else limit.tokens,
+            latest.cost_usd if limit.cost_usd is None else limit.cost_usd,
+        )
+
+    def bars(self, role: Role, books: Books) -> tuple[str, float | None]:
+        """Why the role may claim nothing and until when (None: until a person acts); or "" ."""
+        if _limited(role.budget.attempt) and (why := self.parked(role.name)):
+            return why, None
+        barring = [
+            (why, scope.until)
+            for scope in books.scopes(role, self.config.budget)
+            if (why := scope.bars(self.needed(role)))
+        ]
+        return min(barring, key=lambda each: each[1] is not None, default=("", None))
+
+    def bars_task(self, role: Role, task_id: str, books: Books) -> str:
+        """Why the role may not claim this task, whatever else it may; "" where it may."""
+        scopes = books.scopes(role, self.config.budget, task_id)
+        barring = (scope.bars(self.needed(role)) for scope in scopes)
+        return next((why for why in barring if why), "")
+
+    def reserve(self, lease: Lease) -> None:
+        """Write down what the attempt may spend. Raises RolecallError: then it may not begin."""
+        role = self.config.roles[lease.role]
+        if self.apply(role):
+            line = self._line(spending.RESERVED, lease)
+            spending.append(self.path, line | self.needed(role)._asdict(), sync=True)
+
+    # --- settling --------------------------------------------------------------------------------
+
+    def charge(self, lease: Lease, result: Result) -> None:
+        """Write down what the attempt has spent, once. The queue's lock is held.
+
+        Where nobody knows, what was reserved counts. Raises DiskError where a budget needs the
+        line and the disk has no room for it; a ledger that is unusable otherwise costs no result.
+        """
+        role, who = self.config.roles[lease.role], (lease.task_id, lease.token)
+        limited = self.apply(role)
+        told = result.usage
+        if told is None and limited and not self._has_begun(who):
+            told = {}
+        used = spending.usage(told, role.price)
+        if not (limited or (used and any(used.values()))) or who in self._charged:
+            return
+        line = {**self._line(spending.CHARGED, lease), "outcome": result.outcome.value}
+        line |= {"usage": used} if used else {"usage": {}, "estimated": True}
+        try:
+            spending.append(self.path, line, sync=limited)
+        except durable.DiskError:
+            if limited:
+                raise
+            return
+        except RolecallError:
+            return
+        self._charged.add(who)
+        if used:
+            self._judge(role, lease, used)
+
+    def _judge(self, role: Role, lease: Lease, used: Mapping[str, float]) -> None:
+        """Park the role where an attempt has spent more than it may."""
+        spent = {"tokens": spending.tokens_of(used), "cost_usd": used.get("cost_usd")}
+        for key in _limited(role.budget.attempt):
+            limit, amount = getattr(role.budget.attempt, key), spent[key]
+            if amount is not None and amount > limit * (1 + CLOSE):
+                unit = UNIT[key]
+                why = (
+                    f"an attempt on {lease.task_id} (token {lease.token}) spent {amount:g} {unit}, "
+                    f"its budget is {limit:g}: claims wait until the worker is started again"
+                )
+                notes.write(self.note(role.name), {"why": why, "at": format_time(self.clock())})
+
+    def spent(self, role: Role, task_ids: Collection[str], leases: Leases) -> dict[str, str]:
+        """Those of the tasks that their own budget lets the role not claim, and why.
+
+        Attempts on them are taken to have ended.
+        """
+        if not (task_ids and (_limited(role.budget.task) or _limited(self.config.budget.task))):
+            return {}
+        try:
+            others = leases.every().leases
+            for task_id in task_ids:
+                others.pop(task_id, None)
+            books = self.books(others)
+        except RolecallError:  # a result counts all the same; a claim will say it
+            return {}
+        barred = ((task_id, self.bars_task(role, task_id, books)) for task_id in task_ids)
+        return {task_id: why for task_id, why in barred if why}
+
+    # --- a role that waits for a person ----------------------------------------------------------
+
+    def parked(self, role: str) -> str:
+        """Why the role waits for a person, since an attempt overspent; "" where it does not."""
+        return str(notes.read(self.note(role)).get("why", ""))[: notes.WORDS]
+
+    def resume(self, role: str) -> None:
+        """A person has looked."""
+        notes.write(self.note(role), None)
+
+    def note(self, role: str) -> str:
+        """The file that says that the role waits for a person."""
+        return notes.path(self.runs, f"overspent-{role}")
+
+    def _line(self, what: str, lease: Lease) -> dict[str, object]:
+        at = format_time(self.clock())
+        key = {"task": lease.task_id, "role": lease.role, "token": lease.token}
+        return {"what": what, "at": at, **key}
+
+
+def _limited(limit: Amounts) -> list[str]:
+    """Which of tokens and dollars are limited."""
+    return [key for key, value in limit._asdict().items() if value is not None]
