@@ -149,7 +149,7 @@ class Attempt:
                 outcome=Outcome.ERROR, note="no evidence: this attempt changed nothing"
             )
         if result.outcome is Outcome.SUCCESS:
-            result = self.run_gates(result)
+            result = self.run_gates(result)._replace(usage=result.usage)
         return result._replace(changes=self.changes)
 
     def prepare_worktree(self) -> None:
@@ -209,7 +209,8 @@ class Attempt:
             ("stdout.log", "stderr.log"),
         )
         if ended.why == "not started":
-            return Result(Outcome.BLOCKED, f"the agent cannot be started: {ended.note}")
+            note = f"the agent cannot be started: {ended.note}"
+            return Result(Outcome.BLOCKED, note, usage={})  # known: it has spent nothing
         if ended.why != "exited":
             return self.cut_short(ended, "the agent")._replace(**self.spent(ended))
         try:

@@ -32,7 +32,8 @@ class Result(NamedTuple):
 
     ``status`` is the status the agent asks for (a claim, checked by lifecycle), ``retry_after``
     seconds, ``add_tasks`` new tasks in the queue's own form, ``changes`` further keys of the task
-    to write (``branch``), ``session`` what the agent's CLI calls the conversation.
+    to write (``branch``), ``session`` what the agent's CLI calls the conversation. ``usage`` is
+    what the agent has spent: None where nobody knows, empty where that is nothing.
     """
 
     outcome: Outcome

@@ -270,6 +270,8 @@ def _preset_defaults(values: dict[str, Any]) -> None:
         values["worktree"] = preset is not None
     if values["prompt_via"] is None:
         values["prompt_via"] = preset.prompt_via if preset else "stdin"
+    if values["credential"] is None:
+        values["credential"] = preset.provider if preset else None
     if preset:
         both = (*preset.write_paths, *values["write_paths"])
         values["write_paths"] = list(dict.fromkeys(both))

@@ -283,7 +283,7 @@ ROLE = mapping(
         None,
         "The name of the account that the agent spends from. When it meets that account's limit, "
         "every role of that credential waits for the reset.",
-        "none for `agent: command`: only its own task waits",
+        "the preset's provider; none for `agent: command`: only its own task waits",
     ),
     Key("budget", ROLE_BUDGET, {}, "What the role may spend."),
     Key(

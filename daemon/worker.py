@@ -238,7 +238,7 @@ class Worker:
 
     def tell_pauses(self, name: str) -> None:
         """Say why the role claims nothing for a while, each reason once for as long as it lasts."""
-        pauses = {pause.topic: pause.why for pause in self.queue.pauses(name)}
+        pauses = {pause.topic: pause.why for pause in self.queue.pauses(name) if not pause.passing}
         for topic in self.paused.get(name, ()):
             if topic not in pauses:
                 self.log.once(topic, "")

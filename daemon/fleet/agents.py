@@ -277,5 +277,9 @@ def _working(
                 working.setdefault(lease.role, []).append(attempt)
     except RolecallError as error:  # it hides no worker
         trouble = f"{error.problems[0].where}: {error.problems[0].what}"
-    pauses = {role: queue.pauses(role) for role in roles}
-    return working, {role: found[0] for role, found in pauses.items() if found}, trouble
+    pauses: dict[str, Pause] = {}
+    for role in roles:
+        for pause in queue.pauses(role):
+            if not pause.passing:
+                pauses.setdefault(role, pause)
+    return working, pauses, trouble

@@ -28,13 +28,15 @@ class Pause(NamedTuple):
     """Why a role claims nothing for a while. ``until`` None: until a person acts.
 
     ``kind`` is paused (the circuit breaker), credential or budget; ``topic`` says whose, so that
-    what several roles wait for is told once.
+    what several roles wait for is told once. ``passing``: it ends with the attempts that run, and
+    nobody need be told.
     """
 
     kind: str
     topic: str
     why: str
     until: float | None
+    passing: bool = False
 
 
 class Snapshot(NamedTuple):

@@ -22,6 +22,17 @@ CLOSE = 1e-9  # what sums of floats may be off by, of the whole
 NOT_TOLD = Amounts()
 
 
+class Bar(NamedTuple):
+    """Why nothing may be claimed, and until when (None: until a person acts).
+
+    ``passing``: it ends with the attempts that run.
+    """
+
+    why: str
+    until: float | None = None
+    passing: bool = False
+
+
 class Scope(NamedTuple):
     """One limit, and what counts against it. ``until`` is when it begins anew; None: never.
 
@@ -43,20 +54,25 @@ class Scope(NamedTuple):
         limits = [f"{getattr(self.limit, key)} {UNIT[key]}" for key in _limited(self.limit)]
         return f"the budget of {whose} {name} ({', '.join(limits)})"
 
-    def bars(self, needed: Amount) -> str:
-        """Why there is no room for an attempt that needs so much; "" where there is.
+    def bar(self, needed: Amount) -> Bar | None:
+        """Why there is no room for an attempt that needs so much; None where there is.
 
         What nothing is spent of has room for any one attempt: else some could never be made.
         """
+        found = None
         for key in _limited(self.limit):
             limit, spent = getattr(self.limit, key), getattr(self.spent, key)
-            used = spent + getattr(self.reserved, key)
+            more, used = getattr(needed, key), spent + getattr(self.reserved, key)
             if spent >= limit * (1 - CLOSE):
-                return f"{self.words} is spent"
-            more = getattr(needed, key)
+                return Bar(f"{self.words} is spent", self.until)
+            if spent and spent + more > limit * (1 + CLOSE):
+                why = f"what is left of {self.words} is not enough for another attempt"
+                return Bar(why, self.until)
             if used and (used + more > limit * (1 + CLOSE) or used >= limit * (1 - CLOSE)):
-                return f"what is left of {self.words} is not enough for another attempt"
-        return ""
+                found = Bar(
+                    f"{self.words} is reserved by attempts that run", self.until, passing=True
+                )
+        return found
 
 
 class Books(NamedTuple):
@@ -132,22 +148,19 @@ class Budgets:
             latest.cost_usd if limit.cost_usd is None else limit.cost_usd,
         )
 
-    def bars(self, role: Role, books: Books) -> tuple[str, float | None]:
-        """Why the role may claim nothing and until when (None: until a person acts); or "" ."""
+    def bar(self, role: Role, books: Books) -> Bar | None:
+        """Why the role may claim nothing: of several reasons the one that lasts longest."""
         if _limited(role.budget.attempt) and (why := self.parked(role.name)):
-            return why, None
-        barring = [
-            (why, scope.until)
-            for scope in books.scopes(role, self.config.budget)
-            if (why := scope.bars(self.needed(role)))
-        ]
-        return min(barring, key=lambda each: each[1] is not None, default=("", None))
+            return Bar(why)
+        needed = self.needed(role)
+        bars = (scope.bar(needed) for scope in books.scopes(role, self.config.budget))
+        return min(filter(None, bars), key=lasts, default=None)
 
-    def bars_task(self, role: Role, task_id: str, books: Books) -> str:
-        """Why the role may not claim this task, whatever else it may; "" where it may."""
-        scopes = books.scopes(role, self.config.budget, task_id)
-        barring = (scope.bars(self.needed(role)) for scope in scopes)
-        return next((why for why in barring if why), "")
+    def bar_task(self, role: Role, task_id: str, books: Books) -> Bar | None:
+        """Why the role may not claim this task, whatever else it may."""
+        needed = self.needed(role)
+        bars = (scope.bar(needed) for scope in books.scopes(role, self.config.budget, task_id))
+        return min(filter(None, bars), key=lasts, default=None)
 
     def reserve(self, lease: Lease) -> None:
         """Write down what the attempt may spend. Raises RolecallError: then it may not begin."""
@@ -213,8 +226,8 @@ class Budgets:
             books = self.books(others)
         except RolecallError:  # a result counts all the same; a claim will say it
             return {}
-        barred = ((task_id, self.bars_task(role, task_id, books)) for task_id in task_ids)
-        return {task_id: why for task_id, why in barred if why}
+        bars = ((task_id, self.bar_task(role, task_id, books)) for task_id in task_ids)
+        return {task_id: bar.why for task_id, bar in bars if bar}
 
     # --- a role that waits for a person ----------------------------------------------------------
 
@@ -234,6 +247,11 @@ class Budgets:
         at = format_time(self.clock())
         key = {"task": lease.task_id, "role": lease.role, "token": lease.token}
         return {"what": what, "at": at, **key}
+
+
+def lasts(bar: Bar) -> tuple[bool, bool]:
+    """Orders bars by how long they last, the longest first."""
+    return bar.passing, bar.until is not None
 
 
 def _limited(limit: Amounts) -> list[str]:

@@ -14,7 +14,7 @@ from daemon.model import Lease, Move, Outcome, Result
 from daemon.process import Identity
 from daemon.queue import Pause, breaker, staleness, throttle
 from daemon.queue import lease as leases
-from daemon.queue.budgets import Budgets
+from daemon.queue.budgets import Bar, Budgets
 from daemon.queue.outbox import Outbox
 from daemon.queue.text import Text, Update
 
@@ -126,14 +126,14 @@ class Ledger:
         if self.throttle(role).until > self.clock():
             return
         books = self.budgets.books(found.leases) if self.budgets.apply(role) else None
-        if books and self.budgets.bars(role, books)[0]:
+        if books and self.budgets.bar(role, books):
             return
         # A lease of ours bars the way until it is recovered: what is left of its tree comes first.
         taken = {name for name, lease in found.leases.items() if lease.token > 0}
         taken |= live.keys() | found.broken.keys()
         for entry in lifecycle.claimable(tasks, rules, self.clock(), taken):
             name = entry.task["id"]
-            if books is None or not self.budgets.bars_task(role, name, books):
+            if books is None or not self.budgets.bar_task(role, name, books):
                 yield entry, found.leases.get(name)
 
     def breaker(self, role: str) -> breaker.State:
@@ -161,11 +161,11 @@ class Ledger:
         if self.budgets.apply(role):
             try:
                 books = self.budgets.books(self.leases.every().leases)
-                why, until = self.budgets.bars(role, books)
+                bar = self.budgets.bar(role, books)
             except RolecallError as error:
-                why, until = "; ".join(each.what for each in error.problems), None
-            if why:
-                found.append(Pause("budget", f"budget {name}", why, until))
+                bar = Bar("; ".join(each.what for each in error.problems))
+            if bar:
+                found.append(Pause("budget", f"budget {name}", *bar))
         return tuple(found)
 
     def spent(self, role: str, task_ids: Collection[str]) -> dict[str, str]:

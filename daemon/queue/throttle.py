@@ -44,8 +44,8 @@ def after(  # noqa: PLR0913, PLR0917  # the facts that decide, passed in order
 ) -> State:
     """What is known after an attempt, begun at that time, that came to this.
 
-    ``retry_after``: the seconds that the provider asks for, where it said. Work that was done forgets all,
-    unless it was under way already when the wait began: that says nothing of the limit.
+    ``retry_after``: the seconds that the provider asks for, where it said. Work that was done
+    forgets all, unless it was under way when the wait began: that says nothing of the limit.
     """
     state = remembered(state, rule, now)
     if outcome in RESETS:

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from daemon import process
+from daemon.config import Amounts, Budget
 from daemon.model import Outcome, Result
-from tests.queues import BACKENDS, FileBackend
+from tests.queues import BACKENDS, FAR, FileBackend
+from tests.workspace import wait_for
 
 USERS, TASKS, LIMIT = 12, 60, 3
 ROUNDS = 8.0  # seconds in which new rounds begin; one does in any case
@@ -111,3 +113,37 @@ def race(backend: FileBackend, marks: Marks, start: Callable[[], int]) -> None:
                 assert status == 0
                 pids.remove(pid)
                 break
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_claims_at_once_never_overrun_a_budget(
+    kind: str, tmp_path: Path, forked: Callable[[Callable[[], object]], int]
+) -> None:
+    """Twelve processes, room for five reservations: five claims, in each of several rounds.
+
+    Broken once by judging before the lock only, and once by reserving behind the queue's write.
+    """
+    for number in range(2):
+        backend = BACKENDS[kind](
+            tmp_path / f"{number}",
+            wip_limit=USERS,
+            budget=Budget(attempt=Amounts(tokens=100), day=Amounts(tokens=500)),
+        )
+        backend.fill(*({"id": f"T{i}", "status": "ready"} for i in range(2 * USERS)))
+        ready, go = backend.folder / "ready", backend.folder / "go"
+        ready.mkdir()
+
+        def compete(backend: FileBackend = backend, ready: Path = ready, go: Path = go) -> None:
+            queue = backend.open(FAR)  # of a process whose end nobody here can see
+            (ready / str(os.getpid())).touch()
+            wait_for(go.exists)
+            for _ in range(3):
+                queue.claim("builder", "me", ignore_wip=True)
+
+        pids = [forked(compete) for _ in range(USERS)]
+        wait_for(lambda: len(os.listdir(ready)) == USERS)  # noqa: B023  # called in this turn
+        go.touch()
+        assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * USERS
+        statuses = Counter(task["status"] for task in backend.document()["tasks"])
+        assert statuses["in_progress"] == 5
+        assert len(backend.open().live()) == 5

@@ -1,0 +1,229 @@
+"""The wait of a credential: who waits, for how long, and what ends it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.config import Backoff, Role
+from daemon.model import Outcome, Result, parse_time
+from daemon.queue import asking, throttle
+from daemon.queue.throttle import YEAR, State, after, remembered
+from tests.queues import FileBackend
+
+NOW = 1_800_000_000.0
+RULE = Backoff(30, 200)
+
+
+def throttled(state: State, told: float | None, now: float = NOW, began: float = NOW) -> State:
+    return after(state, RULE, Outcome.THROTTLED, told, began, now)
+
+
+def test_a_reset_that_was_told_is_waited_for() -> None:
+    """To the second; also one that is hours away, beyond the cap of what is guessed."""
+    assert throttled(State(), 5 * 3600).until == NOW + 5 * 3600
+
+
+def test_without_one_the_wait_doubles_up_to_the_cap() -> None:
+    """30, 60, 120, 200, 200 seconds, each begun when the one before was over."""
+    state, waits = State(), []
+    for _ in range(5):
+        now = max(NOW, state.until)
+        state = throttled(state, None, now)
+        waits.append(state.until - now)
+    assert waits == [30, 60, 120, 200, 200]
+
+
+def test_a_told_reset_that_does_not_help_is_not_obeyed_for_ever() -> None:
+    """An agent that is told "at once", over and over, would be started without end."""
+    first = throttled(State(), 0)
+    assert first.until == NOW
+    second = throttled(first, 0)
+    assert second.until == NOW + 60
+
+
+def test_those_under_way_together_met_one_limit() -> None:
+    """They neither double the wait nor shorten it; a longer reset that one of them knows counts."""
+    state = throttled(State(), 3600)
+    for told in (None, 10, 0):
+        state = throttled(state, told, NOW + 1)
+        assert (state.until, state.times) == (NOW + 3600, 1)
+    assert throttled(state, 7200, NOW + 2).until == NOW + 2 + 7200
+
+
+@pytest.mark.parametrize("outcome", [Outcome.SUCCESS, Outcome.REJECTED])
+def test_work_that_was_done_forgets_it(outcome: Outcome) -> None:
+    """The account answers again; the next wait is a first one."""
+    state = throttled(throttled(State(), None), None, NOW + 30)
+    assert after(state, RULE, outcome, None, NOW + 90, NOW + 95) == State()
+
+
+def test_work_that_was_under_way_forgets_nothing() -> None:
+    """It was begun before the limit was met.
+
+    Broken once by any success ending the wait: a known reset in an hour was tried at once.
+    """
+    state = throttled(State(), 3600)
+    assert after(state, RULE, Outcome.SUCCESS, None, NOW - 60, NOW + 5) == state
+
+
+@pytest.mark.parametrize("outcome", [Outcome.ERROR, Outcome.BLOCKED, Outcome.RELEASED])
+def test_what_says_nothing_of_the_limit_changes_nothing(outcome: Outcome) -> None:
+    """A crash, a missing login, a shutdown."""
+    state = throttled(State(), None)
+    assert after(state, RULE, outcome, None, NOW + 40, NOW + 41) == state
+
+
+def test_it_is_forgotten_when_it_is_long_over_or_cannot_be() -> None:
+    """The cap behind its end; a clock set back; a wait of more than a year; no numbers."""
+    state = throttled(State(), 60)
+    assert remembered(state, RULE, NOW + 259) == state
+    assert remembered(state, RULE, NOW + 260) == State()
+    assert remembered(state, RULE, NOW - 1) == State()
+    assert remembered(State(NOW + 2 * YEAR, 1, NOW), RULE, NOW) == State()
+    for odd in (float("nan"), float("inf"), -float("inf")):
+        assert remembered(State(odd, 1, NOW), RULE, NOW) == State()
+        assert remembered(State(NOW + 9, 1, odd), RULE, NOW) == State()
+    assert throttled(State(), 1e300).until == NOW + YEAR
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"until": "x"}', '{"more": 1}', '{"times": 1e999}', "[" * 3000, "7", "\xff"],
+)
+def test_a_file_that_says_nothing_is_nothing_known(tmp_path: Path, text: str) -> None:
+    """Whatever stands there, the roles claim; the next wait replaces it."""
+    path = Path(throttle.path(str(tmp_path), "anthropic"))
+    path.write_text(text, encoding="latin-1")
+    assert throttle.read(str(tmp_path), "anthropic") == State()
+    throttle.write(str(tmp_path), "anthropic", State(NOW, 1, NOW, "x"))
+    assert throttle.read(str(tmp_path), "anthropic") == State(NOW, 1, NOW, "x")
+
+
+def test_links_and_pipes_are_not_followed(tmp_path: Path) -> None:
+    """Neither read nor waited for; a write replaces them."""
+    path = Path(throttle.path(str(tmp_path), "anthropic"))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text(json.dumps(State(NOW, 1, NOW)._asdict()))
+    path.symlink_to(elsewhere)
+    assert throttle.read(str(tmp_path), "anthropic") == State()
+    path.unlink()
+    os.mkfifo(path)
+    assert throttle.read(str(tmp_path), "anthropic") == State()
+    throttle.write(str(tmp_path), "anthropic", State(NOW, 1, NOW))
+    assert throttle.read(str(tmp_path), "anthropic").times == 1
+
+
+# --- in the queue --------------------------------------------------------------------------------
+
+
+class Shared(FileBackend):
+    """Builder, tester and refiner spend from one account, the integrator from its own."""
+
+    @property
+    def config(self) -> Any:
+        config = super().config
+        own = {"integrator": "other", "planner": None}
+        roles: dict[str, Role] = {
+            name: role._replace(credential=own.get(name, "anthropic"))
+            for name, role in config.roles.items()
+        }
+        return config._replace(roles=roles)
+
+
+@pytest.fixture
+def backend(tmp_path: Path) -> Shared:
+    """Tasks for every role."""
+    made = Shared(tmp_path, wip_limit=10)
+    statuses = {"B": "ready", "T": "awaiting_test", "I": "ready_for_integrator", "P": "needs_plan"}
+    made.fill(
+        *({"id": f"{name}{i}", "status": s} for name, s in statuses.items() for i in range(3))
+    )
+    return made
+
+
+def claims(backend: FileBackend, *roles: str, **how: Any) -> list[str]:
+    """What each role would claim now, changing nothing."""
+    queue = backend.open()
+    found = [queue.claim(role, "me", dry_run=True, **how) for role in roles]
+    return [claim.lease.task_id if claim else "" for claim in found]
+
+
+def throttle_one(backend: FileBackend, told: float | None = 600) -> None:
+    queue = backend.open()
+    claim = queue.claim("builder", "me")
+    assert claim is not None
+    backend.clock.step(1)
+    queue.settle(claim.lease, Result(Outcome.THROTTLED, "usage limit", retry_after=told))
+
+
+def test_every_role_of_the_credential_waits(backend: Shared) -> None:
+    """And no other; whatever the WIP limit; until the reset. An attempt that runs goes on.
+
+    Broken once by not asking in Ledger.ready: the tester claimed.
+    """
+    queue = backend.open()
+    runs = queue.claim("tester", "me")
+    assert runs is not None
+    throttle_one(backend)
+    roles = ("builder", "tester", "refiner", "integrator", "planner")
+    assert claims(backend, *roles) == ["", "", "", "I0", "P0"]
+    assert claims(backend, "builder", ignore_wip=True) == [""]
+    for role in ("builder", "tester"):
+        (pause,) = queue.pauses(role)
+        assert (pause.kind, pause.topic) == ("credential", "credential anthropic")
+        assert pause.why.startswith("waits for credential anthropic until 20")
+        assert pause.why.endswith("usage limit")
+        now = backend.clock.wall
+        # The other lease's end comes sooner.
+        assert queue.next_time(role, now) == pytest.approx(now + 59, abs=0.1)
+    queue.settle(queue.renew(runs.lease), Result(Outcome.SUCCESS))
+    assert queue.next_time("tester", backend.clock.wall) == pytest.approx(now + 600, abs=0.1)
+    backend.clock.step(601)
+    assert claims(backend, "builder", "tester") == ["B0", "T1"]
+    assert queue.pauses("builder") == ()
+
+
+def test_the_task_itself_waits_as_before(backend: Shared) -> None:
+    """``not_before`` is its own, and nothing is counted."""
+    throttle_one(backend, 100)
+    task = backend.task("B0")
+    assert (task["status"], task.get("attempts", 0)) == ("ready", 0)
+    later = parse_time(task["not_before"])
+    assert later == pytest.approx(backend.clock.wall + 100, abs=0.1)
+
+
+def test_a_role_without_a_credential_waits_alone(tmp_path: Path) -> None:
+    """Of `agent: command`, only the throttled task does: nothing is remembered."""
+    backend = FileBackend(tmp_path, wip_limit=10)
+    backend.fill(*({"id": f"B{i}", "status": "ready"} for i in range(3)))
+    throttle_one(backend)
+    assert claims(backend, "builder") == ["B1"]
+    assert list((tmp_path / "runs").glob(".*")) == []
+
+
+def test_a_retry_of_the_waiting_task_ends_the_wait(backend: Shared) -> None:
+    """A person wants it tried; that of a parked task ends nothing, nor does starting a worker."""
+    document = backend.document()
+    document["tasks"].append({"id": "M", "status": "needs_manual", "parked_from": "ready"})
+    backend.put(document)
+    throttle_one(backend)
+    queue = backend.open()
+    queue.resume("builder")
+    assert asking.retry(queue, "M", "ann") == ""
+    assert claims(backend, "builder", "tester") == ["", ""]
+    assert asking.retry(queue, "B0", "ann") == "anthropic"
+    assert claims(backend, "builder", "tester") == ["B0", "T0"]
+    assert asking.retry(queue, "B0", "ann") == ""
+
+
+def test_a_wait_that_cannot_be_written_costs_no_result(backend: Shared) -> None:
+    """The task is settled all the same."""
+    Path(throttle.path(str(backend.folder / "runs"), "anthropic")).mkdir(parents=True)
+    throttle_one(backend)
+    assert backend.task("B0")["status"] == "ready"
+    assert claims(backend, "tester") == ["T0"]
