@@ -213,17 +213,11 @@ class Budgets:
                 notes.write(self.note(role.name), {"why": why, "at": format_time(self.clock())})
 
     def spent(self, role: Role, task_ids: Collection[str], leases: Leases) -> dict[str, str]:
-        """Those of the tasks that their own budget lets the role not claim, and why.
-
-        Attempts on them are taken to have ended.
-        """
+        """Those of the tasks that their own budget lets the role not claim, and why."""
         if not (task_ids and (_limited(role.budget.task) or _limited(self.config.budget.task))):
             return {}
         try:
-            others = leases.every().leases
-            for task_id in task_ids:
-                others.pop(task_id, None)
-            books = self.books(others)
+            books = self.books(leases.every().leases)
         except RolecallError:  # a result counts all the same; a claim will say it
             return {}
         bars = ((task_id, self.bar_task(role, task_id, books)) for task_id in task_ids)
