@@ -27,6 +27,8 @@ from typing import Any, NamedTuple, Self
 import pytest
 
 from daemon import process
+from daemon.queue import spending
+from daemon.queue.account import Account
 from tests.workspace import PATIENCE, ROOT, Workspace, wait_for
 
 SHARES = 4  # of each scene, for pytest-xdist to spread; a step's name says which one is its own
@@ -72,6 +74,14 @@ KINDS = {
         "^attempt: .*> end > .* signal #1 before",
         "^attempt: Attempt.settle .*Update.write > put > rename #1 before",
     ),
+    "a budget is kept": (
+        "^worker: .*Budgets.reserve > append > write #1 before",
+        "^worker: .*Budgets.reserve > append > fsync #1 before",
+        "^worker: .*FileQueue.claim .*Update.write > put > rename #1 before",
+        "^attempt: .*Budgets.charge > append > write #1 before",
+        "^attempt: Attempt.settle .*Update.write > put > rename #1 before",
+        "^attempt: Attempt.settle .*Leases.remove > drop > unlink #1 before",
+    ),
     "invoke queue.add": ("^invoke: .*Update.write > put > rename #1 before",),
     "invoke queue.cancel of a live attempt": ("^invoke: .*Leases.ask > .* rename #1 before",),
 }
@@ -93,6 +103,8 @@ AGENT = (
 )
 ONCE_LONG = AGENT + "[ $ROLECALL_TOKEN -gt 1 ] || { : >up; setsid sleep 600; }"
 WAITING = AGENT + "[ -e up ] || { : >up; while [ ! -e go ]; do sleep 0.05; done; }"
+USED, RESERVED = 7, 100  # tokens of an attempt: what it tells, and what stands for it else
+SPENDING = AGENT + f"""echo '{{"usage": {{"input_tokens": {USED}}}}}' >$ROLECALL_RESULT_FILE"""
 RENEWAL = "attempt: Attempt.work * Attempt.run_agent * Attempt.tick * lock #1 before"
 REAPED = "worker: Worker.drain * Attempts.reap > wait #1 before"
 TAKE_OVER = "attempt: *FileQueue.take_over * lock #1 before"
@@ -104,7 +116,7 @@ class Scene(NamedTuple):
     ``crashed``: the steps at which an earlier worker and its attempt have died; ``beside``: those
     at which others die in the same run; ``signals``: what the worker is sent once its agent is up;
     ``cancelled``: a person cancels the task while all are dead, so that nobody claims it again;
-    ``live``: a worker and an attempt are at work meanwhile.
+    ``live``: a worker and an attempt are at work meanwhile; ``budget``: the role has one.
     """
 
     name: str
@@ -119,6 +131,7 @@ class Scene(NamedTuple):
     cancelled: bool = False
     task: dict[str, Any] = TASK
     live: bool = False
+    budget: bool = False
 
 
 def command(name: str, *arguments: str, **given: Any) -> Scene:
@@ -159,6 +172,12 @@ SCENES = (
         arguments=("--role", "builder"),
         script=WAITING,
         signals=(signal.SIGTERM,),
+    ),
+    Scene(
+        "a budget is kept",
+        ("Budgets.", "Update.write > put > rename", "Leases.remove"),
+        script=SPENDING,
+        budget=True,
     ),
     command("queue.add", "--id=T2", "--title=y", "--type=Build", wanted=("",)),
     command("queue.retry", "T1", task={**TASK, "status": "needs_manual", "attempts": 3}),
@@ -214,6 +233,8 @@ def workspace(path: Path, scene: Scene) -> Iterator[Workspace]:
     ws = Workspace(path)
     now = {"base": 0, "cap": 0}
     builder = {"script": scene.script, "gates": [["true"]], "backoff": now, "stop_budget": 0.1}
+    if scene.budget:
+        builder["budget"] = {"attempt": {"tokens": RESERVED}, "total": {"tokens": 1_000_000}}
     ws.write_config(builder=builder)
     ws.write_queue(scene.task)
     (path / "more.json").write_text(json.dumps({"tasks": [scene.task, {**TASK, "id": "T2"}]}))
@@ -340,6 +361,8 @@ def die_and_mend(ws: Workspace, scene: Scene, step: str, steps: list[str]) -> No
     for tokens in reader.tokens.values():
         assert tokens == sorted(tokens)
     nothing_is_left(ws)
+    if scene.budget:
+        what_was_spent_stays(ws)
     if scene.who == "worker" and not scene.cancelled:
         what_died_counted(ws, scene, step, steps)
 
@@ -402,3 +425,19 @@ def what_died_counted(ws: Workspace, scene: Scene, step: str, steps: list[str]) 
             assert counted <= 1
         elif writer == "attempt":
             assert counted == (when <= settled), (runs, ws.log())
+
+
+def what_was_spent_stays(ws: Workspace) -> None:
+    """Each attempt whose agent ran is charged, and once: what it told, or what was reserved."""
+    runs = ws.path / ".agent-runs"
+    account = Account(str(runs / spending.NAME))
+    account.look()
+    lost = account.reserved(
+        lambda _: False, lambda who: (runs / who[0] / str(who[1]) / "stdout.log").exists()
+    )[1]
+    total = account.charged.of("builder").tokens + sum(entry.amount.tokens for entry in lost)
+    lines = map(json.loads, (runs / spending.NAME).read_text().splitlines())
+    told = {line["token"] for line in lines if line.get("usage", {}).get("input_tokens") == USED}
+    begun = [int(line.split()[0]) for line in ws.file("begun").splitlines()]
+    assert total == sum(USED if token in told else RESERVED for token in begun)
+    assert begun[-1] in told
