@@ -165,6 +165,27 @@ def doctor(
     return int(checks.failed(findings))
 
 
+@command(
+    role="only what this role has spent",
+    days="how many days, UTC (the sums by role and task are of all time)",
+)
+def budget(
+    role: str | None = None,
+    days: int = 7,
+    json: bool = False,
+    workspace: str | None = None,
+    limit: str | None = None,
+    inventory: str | None = None,
+) -> None:
+    """Show what was spent, by role, day and task, and what may be."""
+    from daemon.fleet import budget as budgets
+    from daemon.fleet import here
+    from daemon.fleet.output import Style, as_json
+
+    report = budgets.look(here.fleet(inventory, limit).config(workspace), role, days)
+    print(as_json(budgets.facts(report)) if json else budgets.text(report, Style.of(sys.stdout)))
+
+
 @command()
 def start(role: str | None = None, limit: str | None = None, inventory: str | None = None) -> int:
     """Start the workers."""
@@ -410,4 +431,4 @@ def check(
 
 agents = Collection("agents", start, stop, restart, status, logs)
 queue = Collection("queue", list_, show, add, retry, cancel, release, check, import_, export)
-namespace = Collection(init, install, uninstall, config, doctor, agents, queue)
+namespace = Collection(init, install, uninstall, config, doctor, budget, agents, queue)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from daemon import agents, environment, mounts, worktree
+from daemon.agents.preset import Preset
 from daemon.config import Config, Role
 from daemon.errors import Problem, RolecallError
 from daemon.fleet import linger, mergedriver
@@ -220,6 +221,7 @@ def _role(config: Config, role: Role, units: Mapping[str, str]) -> Iterator[Find
         if _find(config, gate[0], path) is None:
             yield Finding("gate", FAIL, f"{gate[0]} {NOT_FOUND}{path})", INSTALL, role.name)
     yield _prompt(config, role)
+    yield from budget(config, role, agents.find(role.agent))
     secrets: Mapping[str, str] = {}
     if role.env_file:
         try:
@@ -257,6 +259,16 @@ def _agent(config: Config, role: Role, path: str) -> Finding:
         hint = f"try one task first: python -m daemon --role {role.name} --once"
         return Finding("agent", WARN, what, hint, role.name)
     return Finding("agent", OK, found, "", role.name)
+
+
+def budget(config: Config, role: Role, preset: Preset | None) -> Iterator[Finding]:
+    """Whether the role's budgets can be kept: dollars that nobody tells cannot be limited."""
+    limits = (*role.budget, *config.budget)
+    in_dollars = any(limit.cost_usd is not None for limit in limits)
+    if in_dollars and preset and not preset.tells_cost and role.price is None:
+        what = f"{preset.title} tells tokens and no cost: a budget in dollars never ends"
+        hint = f"{INVENTORY_HINT}: give the role a price, or a budget of tokens"
+        yield Finding("budget", WARN, what, hint, role.name)
 
 
 def _prompt(config: Config, role: Role) -> Finding:

@@ -428,7 +428,10 @@ def what_died_counted(ws: Workspace, scene: Scene, step: str, steps: list[str]) 
 
 
 def what_was_spent_stays(ws: Workspace) -> None:
-    """Each attempt whose agent ran is charged, and once: what it told, or what was reserved."""
+    """Each attempt whose agent ran is charged, and once: what it told, or what was reserved.
+
+    Broken once by reserving nothing: what a dead attempt had spent was forgotten.
+    """
     runs = ws.path / ".agent-runs"
     account = Account(str(runs / spending.NAME))
     account.look()

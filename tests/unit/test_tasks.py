@@ -27,6 +27,7 @@ COMMANDS = {
     "agents.status",
     "agents.logs",
     "queue.list",
+    "budget",
     "queue.show",
     "queue.add",
     "queue.retry",
