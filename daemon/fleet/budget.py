@@ -12,12 +12,13 @@ from daemon.fleet.output import Style, escape, table
 from daemon.model import format_time
 from daemon.queue import Pause
 from daemon.queue.account import NOTHING, Amount, Sums
-from daemon.queue.budgets import UNIT, Books
+from daemon.queue.budgets import Books, Scope
 from daemon.queue.file import FileQueue
 
 DAY = 86400.0  # seconds
 TASKS = 15  # of the dearest, for a person; a program gets all
 CENT = 0.01
+UNIT = {"tokens": "tokens", "cost_usd": "USD"}
 
 
 class Spent(NamedTuple):
@@ -70,7 +71,11 @@ def look(
     budgets = queue.ledger.budgets
     books = budgets.books(queue.leases.every().leases)
     roles = [name for name in config.roles if role in (None, name)]
-    pauses = {name: found for name in roles for found in queue.pauses(name)[:1]}
+    pauses: dict[str, Pause] = {}
+    for name in roles:
+        for pause in queue.pauses(name):
+            if not pause.passing:
+                pauses.setdefault(name, pause)
     spent, guessed = budgets.account.charged, budgets.account.estimated
     for entry in books.lost:
         spent.add(entry, entry.amount)
@@ -106,21 +111,18 @@ def _of(
 
 
 def _limits(config: Config, books: Books, roles: list[str], role: str | None) -> Iterator[Limit]:
+    scopes: dict[tuple[str, str | None], Scope] = {}
     for name in roles:
         budget = config.roles[name].budget
         yield from (Limit("attempt", name, *each) for each in _set(budget.attempt))
         yield from (Limit("task", name, *each) for each in _set(budget.task))
-    if role is None:
-        yield from (Limit("task", None, *each) for each in _set(config.budget.task))
-    seen = set()
-    for name in roles:
-        for scope in books.scopes(config.roles[name], config.budget):
-            if (scope.kind, scope.role) in seen:
-                continue
-            seen.add((scope.kind, scope.role))
-            for key, limit in _set(scope.limit):
-                spent, held = getattr(scope.spent, key), getattr(scope.reserved, key)
-                yield Limit(scope.kind, scope.role, key, limit, spent, held)
+        found = books.scopes(config.roles[name], config.budget)
+        scopes |= {(scope.kind, scope.role): scope for scope in found}
+    yield from (Limit("task", None, *each) for each in _set(config.budget.task) if role is None)
+    for scope in sorted(scopes.values(), key=lambda each: (each.kind, each.role is None)):
+        for key, limit in _set(scope.limit):
+            spent, held = getattr(scope.spent, key), getattr(scope.reserved, key)
+            yield Limit(scope.kind, scope.role, key, limit, spent, held)
 
 
 def _set(limit: Amounts) -> list[tuple[str, float]]:

@@ -245,7 +245,7 @@ class _Judge:
         before, free = self.line[entry.index], max(0, known.limit - known.held)
         where = "" if rules.name in view.run else f" (no worker of this host runs {rules.name})"
         if spent := view.spent.get(entry.task["id"]):
-            return "budget", f"{spent}: raise it, then it is claimed"
+            return "budget", spent
         if pause:
             told = (
                 pause.why if pause.kind == "credential" else f"{rules.name} is paused: {pause.why}"

@@ -17,7 +17,6 @@ from daemon.queue.account import Account, Amount, Attempt, Entry
 from daemon.queue.lease import Leases
 
 DAY = 86400  # seconds
-UNIT = {"tokens": "tokens", "cost_usd": "USD"}
 CLOSE = 1e-9  # what sums of floats may be off by, of the whole
 NOT_TOLD = Amounts()
 
@@ -49,10 +48,16 @@ class Scope(NamedTuple):
     @property
     def words(self) -> str:
         """Whose budget it is, for a person."""
-        whose = self.role or "all roles"
-        name = {"task": "for one task", "day": "of the day", "total": "in all"}[self.kind]
-        limits = [f"{getattr(self.limit, key)} {UNIT[key]}" for key in _limited(self.limit)]
-        return f"the budget of {whose} {name} ({', '.join(limits)})"
+        name = {"task": "the task's", "day": "the day's", "total": "the total"}[self.kind]
+        limits = [in_words(key, getattr(self.limit, key)) for key in _limited(self.limit)]
+        return f"{name} budget of {self.role or 'all roles'} ({', '.join(limits)})"
+
+    @property
+    def ends(self) -> str:
+        """What ends it, for a person."""
+        if self.until is not None:
+            return f"claims wait until {format_time(self.until)}"
+        return "claims wait until it is raised"
 
     def bar(self, needed: Amount) -> Bar | None:
         """Why there is no room for an attempt that needs so much; None where there is.
@@ -64,10 +69,10 @@ class Scope(NamedTuple):
             limit, spent = getattr(self.limit, key), getattr(self.spent, key)
             more, used = getattr(needed, key), spent + getattr(self.reserved, key)
             if spent >= limit * (1 - CLOSE):
-                return Bar(f"{self.words} is spent", self.until)
+                return Bar(f"{self.words} is spent: {self.ends}", self.until)
             if spent and spent + more > limit * (1 + CLOSE):
                 why = f"what is left of {self.words} is not enough for another attempt"
-                return Bar(why, self.until)
+                return Bar(f"{why}: {self.ends}", self.until)
             if used and (used + more > limit * (1 + CLOSE) or used >= limit * (1 - CLOSE)):
                 found = Bar(
                     f"{self.words} is reserved by attempts that run", self.until, passing=True
@@ -205,10 +210,10 @@ class Budgets:
         for key in _limited(role.budget.attempt):
             limit, amount = getattr(role.budget.attempt, key), spent[key]
             if amount is not None and amount > limit * (1 + CLOSE):
-                unit = UNIT[key]
+                figures = f"{in_words(key, amount)}, its budget is {in_words(key, limit)}"
                 why = (
-                    f"an attempt on {lease.task_id} (token {lease.token}) spent {amount:g} {unit}, "
-                    f"its budget is {limit:g}: claims wait until the worker is started again"
+                    f"an attempt on {lease.task_id} (token {lease.token}) spent {figures}: "
+                    "claims wait until the worker is started again"
                 )
                 notes.write(self.note(role.name), {"why": why, "at": format_time(self.clock())})
 
@@ -241,6 +246,11 @@ class Budgets:
         at = format_time(self.clock())
         key = {"task": lease.task_id, "role": lease.role, "token": lease.token}
         return {"what": what, "at": at, **key}
+
+
+def in_words(key: str, value: float) -> str:
+    """An amount of tokens or dollars with its unit, for a person."""
+    return f"{value:,.0f} tokens" if key == "tokens" else f"{value:,.6g} USD"
 
 
 def lasts(bar: Bar) -> tuple[bool, bool]:

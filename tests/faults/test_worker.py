@@ -631,6 +631,54 @@ def test_a_role_whose_every_attempt_fails_pauses(ws: Workspace) -> None:
         ws.wait_status("awaiting_test", f"T{i}")
 
 
+def test_every_role_of_a_throttled_credential_waits(ws: Workspace) -> None:
+    """The second task of the first role and the first of the second: no agent is started for them.
+
+    It is said once. A worker that is started waits as well; one success later all go on.
+    """
+    script = """echo $ROLECALL_TASK_ID >> begun
+        [ -e open ] || { echo '{"retry_after": 3600}' > $ROLECALL_RESULT_FILE; exit 75; }"""
+    role = {"script": script, "credential": "acme", "slots": 1, "wip_limit": 1}
+    ws.write_config(builder=role, tester=role)
+    ws.write_queue(TASK, {**TASK, "id": "T2"}, {**TASK, "id": "T3", "status": "awaiting_test"})
+    done = ws.run("--role", "builder", "--drain")
+    assert (done.returncode, done.stderr.count("waits for credential acme until")) == (0, 1)
+    worker = ws.start("--role", "tester")
+    wait_for(lambda: "waits for credential acme until" in ws.log())
+    assert ws.file("begun").split() == ["T1"]
+    assert [ws.status(f"T{i}") for i in (1, 2, 3)] == ["ready", "ready", "awaiting_test"]
+    (ws.path / "open").touch()
+    (ws.path / ".agent-runs" / ".throttle-acme.json").unlink()
+    worker.send_signal(signal.SIGHUP)
+    ws.wait_status("ready_for_integrator", "T3")
+    assert ws.log().count("waits for credential acme until") == 1
+
+
+def test_a_budget_holds_for_real_attempts(ws: Workspace) -> None:
+    """What the agent tells is charged; the role waits when it is spent, and over a restart.
+
+    One that overspends parks its role until the worker is told to read its config again.
+    """
+    script = """echo '{"usage": {"input_tokens": 60, "output_tokens": 40}}' >$ROLECALL_RESULT_FILE
+        [ $ROLECALL_TASK_ID != T3 ] || exit 1"""
+    tasks = [{**TASK, "id": f"T{i}"} for i in range(1, 6)]
+    budget = {"attempt": {"tokens": 100}, "total": {"cost_usd": 0.35}}
+    price = {"input": 1000, "output": 1000}
+    build(ws, script, *tasks, budget=budget, price=price, max_attempts=1, slots=1)
+    assert ws.run("--role", "builder", "--drain").returncode == 1  # T3 fails, and has cost as much
+    statuses = [ws.status(f"T{i}") for i in range(1, 6)]
+    assert statuses == [*["awaiting_test"] * 2, "needs_manual", *["ready"] * 2]
+    again = ws.run("--role", "builder", "--drain")
+    assert "what is left of the total budget of builder (0.35 USD) is not enough" in again.stderr
+    budget = {"attempt": {"tokens": 99}}
+    build(ws, script, *tasks[3:], budget=budget, max_attempts=1, slots=1)
+    worker = ws.start("--role", "builder")
+    wait_for(lambda: "spent 100 tokens, its budget is 99 tokens: claims wait" in ws.log())
+    assert (ws.status("T4"), ws.status("T5")) == ("awaiting_test", "ready")
+    worker.send_signal(signal.SIGHUP)
+    ws.wait_status("awaiting_test", "T5")
+
+
 def test_secrets_appear_nowhere(ws: Workspace) -> None:
     """Not in captured output, of a gate either, not in result files, the queue or the events.
 

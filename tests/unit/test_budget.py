@@ -118,7 +118,7 @@ def test_a_parked_role_is_named(backend: Limited) -> None:
     facts, text = told(backend)
     (parked,) = facts["parked"]
     assert (parked["role"], parked["until"][10:]) == ("builder", "T00:00:00.000Z")
-    assert "builder: the budget of builder of the day (1.0 USD) is spent" in text
+    assert "builder: the day's budget of builder (1 USD) is spent" in text
     assert f"1 lines of {backend.ledger} say nothing" in text
 
 
@@ -144,15 +144,16 @@ def test_a_task_tells_that_it_waits_for_a_budget(backend: Limited) -> None:
     backend.change("T0", status="ready", not_before=None)
     kind, why = standing(backend, "T0")
     assert kind == "budget"
-    assert (
-        why == "the budget of builder for one task (1.0 USD) is spent: raise it, then it is claimed"
-    )
+    assert why == "the task's budget of builder (1 USD) is spent: claims wait until it is raised"
     assert standing(backend, "T1")[0] == "claimable"
     backend.builder = Budget(total=Amounts(cost_usd=1.0))
     kind, why = standing(backend, "T1")
     assert (kind, why) == (
         "budget",
-        "builder is paused: the budget of builder in all (1.0 USD) is spent",
+        (
+            "builder is paused: the total budget of builder (1 USD) is spent: "
+            "claims wait until it is raised"
+        ),
     )
     assert "T1" in board.listing(Board(backend.config).pick(kind="budget"), PLAIN)
 

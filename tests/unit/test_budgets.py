@@ -187,7 +187,9 @@ def test_a_day_ends_at_midnight_utc(backend: Limited) -> None:
     assert queue.claim("builder", "me") is None
     (pause,) = queue.pauses("builder")
     assert (pause.kind, pause.until) == ("budget", midnight)
-    assert pause.why == "the budget of builder of the day (1.0 USD) is spent"
+    assert pause.why == (
+        "the day's budget of builder (1 USD) is spent: claims wait until 2026-12-14T00:00:00.000Z"
+    )
     assert queue.next_time("builder", backend.clock.wall) == midnight
     backend.clock.step(midnight - 1 - backend.clock.wall)
     assert queue.claim("builder", "me") is None
@@ -378,7 +380,7 @@ def test_an_attempt_that_overspends_parks_its_role(backend: Limited) -> None:
     backend.clock.step(9 * DAY)
     assert attempt(backend, None) is None
     told = why(backend)
-    assert "on T0 (token 1) spent 15 tokens, its budget is 14: claims wait until the worker" in told
+    assert "on T0 (token 1) spent 15 tokens, its budget is 14 tokens: claims wait until" in told
     assert backend.open().next_time("builder", backend.clock.wall) is None
     backend.open().resume("builder")
     assert attempt(backend, dollars(0.1)) == "T1"
@@ -402,7 +404,10 @@ def test_a_task_that_has_spent_its_budget_waits_for_a_person(
     attempt(backend, dollars(1.0), outcome)
     task = backend.task("T0")
     assert (task["status"], task["parked_from"]) == ("needs_manual", back)
-    assert task["last_error"] == "budget: the budget of all roles for one task (1.0 USD) is spent"
+    assert (
+        task["last_error"]
+        == "budget: the task's budget of all roles (1 USD) is spent: claims wait until it is raised"
+    )
     assert (task.get("not_before"), task["lease"], task.get("attempts", 0)) == (None, None, 0)
     assert attempt(backend, dollars(0.1)) == "T1"
     assert backend.told.moves[-1].target == "awaiting_test"

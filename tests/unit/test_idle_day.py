@@ -171,8 +171,8 @@ def test_a_role_that_waits_for_a_day_starts_no_agent_and_says_so_once(
     (line,) = events(backend)
     told = {
         "throttled": f"waits for credential anthropic until {format_time(MORNING + 2 * DAY)}",
-        "day": "the budget of builder of the day (1.0 USD) is spent",
-        "total": "the budget of builder in all (15 tokens) is spent",
+        "day": "the day's budget of builder (1 USD) is spent",
+        "total": "the total budget of builder (15 tokens) is spent",
         "overspent": "claims wait until the worker is started again",
     }
     assert told[why] in line
