@@ -12,7 +12,18 @@ from pathlib import Path
 import pytest
 
 from daemon import reference
-from daemon.config import Backoff, Config, Limits, from_json, load, load_apart, to_json
+from daemon.config import (
+    Amounts,
+    Backoff,
+    Budget,
+    Config,
+    Limits,
+    Price,
+    from_json,
+    load,
+    load_apart,
+    to_json,
+)
 from daemon.errors import ConfigError, Problem
 from daemon.lifecycle import DEFAULT_ROLES
 
@@ -47,6 +58,7 @@ max_adaptations: 0
 unblock: false
 close_stories: false
 paths: {leases: held, logs: /var/log/shop}
+budget: {day: {cost_usd: 50}, task: {tokens: 9}}
 roles:
   reviewer:
     claims: [to_review, again]
@@ -73,6 +85,9 @@ roles:
     kill_grace: 0
     max_attempts: 1
     backoff: {base: 0, cap: 0}
+    credential: acme.org
+    budget: {attempt: {cost_usd: 0.5, tokens: 100}, total: {cost_usd: 9}, day: }
+    price: {input: 1.25, output: 10}
     env: {CI: "1", EMPTY: ""}
     pass_env: [TOKEN]
     env_file: ~/secret.env
@@ -105,6 +120,10 @@ def test_every_key_is_taken(write: Write, tmp_path: Path) -> None:
     assert builder.write_paths == (os.path.expanduser("~/.cache/uv"), f"{shop}/out")
     assert builder.limits == Limits("4G", "200%", 512)
     assert config.roles["reviewer"].claims == ("to_review", "again")
+    assert config.budget == Budget(day=Amounts(cost_usd=50), task=Amounts(tokens=9))
+    assert builder.credential == "acme.org"
+    assert builder.budget == Budget(attempt=Amounts(100, 0.5), total=Amounts(cost_usd=9))
+    assert builder.price == Price(1.25, 10)
 
 
 def test_the_defaults(write: Write) -> None:
@@ -122,6 +141,15 @@ def test_the_defaults(write: Write) -> None:
         assert getattr(refiner, key) == (tuple(value) if isinstance(value, list) else value)
     assert (config.supervisor, config.unit_prefix) == ("auto", "agent")
     assert config.machine.roles["builder"].on_rejected == "needs_adapt"
+    assert config.budget == builder.budget == Budget()
+    assert (builder.credential, builder.price) == (None, None)
+
+
+def test_a_credential_is_the_presets_provider(write: Write) -> None:
+    """Unless the role names another account."""
+    own = "refiner: {agent: claude, credential: work}"
+    config = load(write(f"roles: {{builder: {{agent: claude}}, {own}}}\n"))
+    assert [role.credential for role in config.roles.values()] == ["anthropic", "work"]
 
 
 def test_evidence_is_only_asked_of_those_who_change_code(write: Write) -> None:
@@ -290,6 +318,16 @@ BAD = {
     "empty entry": (role("command: [a, ]\n    , args: [~]"), 3, "empty entry", ""),
     "gates are strings": (role('gates: ["pytest -q"]'), 2, "gates[1]", '[["pytest", "-q"]]'),
     "gates are one command": (role("gates: [pytest, -q]"), 2, "gates[1]", '[["pytest", "-q"]]'),
+    "credential is a path": (role("credential: a/b"), 2, "a plain word", ""),
+    "budget is a number": (role("budget: 5"), 2, "a mapping of attempt, task, day and", ""),
+    "budget of no unit": (role("budget: {day: 5}"), 2, "a mapping of tokens and cost_usd", ""),
+    "unit of a budget": (role("budget: {day: {cost: 5}}"), 2, '"cost"', '"cost_usd"?'),
+    "nothing to spend": (role("budget: {day: {cost_usd: 0}}"), 2, "above 0, not 0", ""),
+    "no whole tokens": (role("budget: {task: {tokens: 1.5}}"), 2, "a whole number", ""),
+    "span of a budget": (role("budget: {month: {}}"), 2, '"month"', "known: attempt"),
+    "attempt of all roles": ("budget: {attempt: {}}\nroles: {builder: }", 1, '"attempt"', "known"),
+    "half a price": (role("price: {input: 1}"), 2, "price lacks output", "such as"),
+    "negative price": (role("price: {input: -1, output: 1}"), 2, "0 or more", ""),
     "prompt_via": (role("prompt_via: arg"), 2, "one of stdin, argument, file", ""),
     "claims is a word": (role("claims: ready"), 2, "claims must be a list", "[status]"),
     "claims is empty": (role("claims: []"), 2, "claims must be a list", ""),

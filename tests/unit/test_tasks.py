@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from daemon.model import format_time
-from daemon.queue import breaker
+from daemon.queue import breaker, spending, throttle
 from tests.console import Operator
 from tests.workspace import ROOT
 
@@ -327,6 +327,40 @@ def test_a_pause_is_seen(operator: Operator) -> None:
     assert tasks["T1"]["standing"] == "paused"
     assert "5 attempts in a row failed within seconds" in tasks["T1"]["why"]
     assert tasks["T2"]["standing"] == "claimable"
+
+
+def test_what_was_spent_is_seen(operator: Operator) -> None:
+    """For a person and for a program; on a ledger that is not there, too."""
+    operator.write_queue({"id": "T1", "status": "ready"})
+    assert operator.invoke("budget").stdout == "nothing spent\n"
+    line = {"what": "charged", "at": "2026-11-25T10:00:00Z", "task": "T1", "role": "builder"}
+    line |= {"token": 1, "usage": {"input_tokens": 1000, "cost_usd": 0.25}}  # type: ignore[dict-item]
+    spending.append(str(operator.workspace / ".agent-runs" / spending.NAME), line, sync=False)
+    assert "builder  1,000   0.25" in operator.invoke("budget").stdout
+    found = json.loads(operator.invoke("budget", "--json", "--role", "builder").stdout)
+    assert [(each["role"], each["cost_usd"]) for each in found["roles"]] == [("builder", 0.25)]
+    wrong = operator.invoke("budget", "--role", "buildr")
+    assert (wrong.returncode, 'did you mean "builder"?' in wrong.stderr) == (2, True)
+
+
+def test_the_wait_of_a_credential_is_seen_and_ended(operator: Operator) -> None:
+    """In the status and the list; a retry of a task that waits ends it for all."""
+    role = "agent: command, command: ['true'], credential: acme"
+    vars_ = operator.inventory / "host_vars" / "localhost.yml"
+    vars_.write_text(f"{vars_.read_text()}roles: {{builder: {{{role}}}, tester: {{{role}}}}}\n")
+    operator.write_queue({"id": "T1", "status": "ready"}, {"id": "T2", "status": "awaiting_test"})
+    (operator.workspace / ".agent-runs").mkdir()
+    now = time.time()
+    state = throttle.State(now + 600, 1, now, "usage limit")
+    throttle.write(str(operator.workspace / ".agent-runs"), "acme", state)
+    rows = json.loads(operator.invoke("agents.status", "--json").stdout)
+    paused = {row["role"] for row in rows if row["paused_until"] == format_time(now + 600)}
+    assert paused == {"builder", "tester"}
+    listed = operator.invoke("queue.list").stdout
+    assert listed.count(f"credential acme until {format_time(now + 600)}: usage limit") == 2
+    retried = operator.invoke("queue.retry", "T1").stdout
+    assert "credential acme: its wait is over, each of its roles claims again\n" in retried
+    assert "waits for" not in operator.invoke("queue.check").stdout
 
 
 def test_a_queue_that_nobody_can_read_is_seen_in_the_status(operator: Operator) -> None:
