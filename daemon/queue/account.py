@@ -10,7 +10,7 @@ from daemon.queue.spending import CHARGED, Line, Reader
 
 LATEST = 20  # charges of a role that tell what its next attempt may cost
 
-Attempt = tuple[str, int]  # a task's id and a token
+Attempt = tuple[str, int, str]  # a task's id, a token, the time of the claim
 
 
 class Amount(NamedTuple):
@@ -90,7 +90,7 @@ class Account:
         self.reader.look(self._forget, self._take)
 
     def _take(self, line: Line) -> None:
-        who = (line.task, line.token)
+        who = (line.task, line.token, line.claimed)
         if who in self._known:
             return
         told = Amount(line.tokens or 0.0, line.cost_usd or 0.0)

@@ -17,8 +17,8 @@ from daemon.queue.account import Account, Amount, Attempt, Entry
 from daemon.queue.lease import Leases
 
 DAY = 86400  # seconds
+LONGEST = 500  # characters of a reason
 CLOSE = 1e-9  # what sums of floats may be off by, of the whole
-NOT_TOLD = Amounts()
 
 
 class Bar(NamedTuple):
@@ -134,7 +134,7 @@ class Budgets:
 
         def is_live(who: Attempt) -> bool:
             lease = leases.get(who[0])
-            return lease is not None and lease.token == who[1]
+            return lease is not None and (lease.token, lease.started_at) == who[1:]
 
         live, lost = self.account.reserved(is_live, self._has_begun)
         return Books(self.account, live, lost, self.clock())
@@ -182,7 +182,7 @@ class Budgets:
         Where nobody knows, what was reserved counts. Raises DiskError where a budget needs the
         line and the disk has no room for it; a ledger that is unusable otherwise costs no result.
         """
-        role, who = self.config.roles[lease.role], (lease.task_id, lease.token)
+        role, who = self.config.roles[lease.role], (lease.task_id, lease.token, lease.started_at)
         limited = self.apply(role)
         told = result.usage
         if told is None and limited and not self._has_begun(who):
@@ -232,7 +232,7 @@ class Budgets:
 
     def parked(self, role: str) -> str:
         """Why the role waits for a person, since an attempt overspent; "" where it does not."""
-        return str(notes.read(self.note(role)).get("why", ""))[: notes.WORDS]
+        return str(notes.read(self.note(role)).get("why", ""))[:LONGEST]
 
     def resume(self, role: str) -> None:
         """A person has looked."""
@@ -243,9 +243,14 @@ class Budgets:
         return notes.path(self.runs, f"overspent-{role}")
 
     def _line(self, what: str, lease: Lease) -> dict[str, object]:
-        at = format_time(self.clock())
-        key = {"task": lease.task_id, "role": lease.role, "token": lease.token}
-        return {"what": what, "at": at, **key}
+        return {
+            "what": what,
+            "at": format_time(self.clock()),
+            "task": lease.task_id,
+            "role": lease.role,
+            "token": lease.token,
+            "claimed": lease.started_at,
+        }
 
 
 def in_words(key: str, value: float) -> str:

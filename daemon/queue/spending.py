@@ -1,7 +1,8 @@
 """What attempts have spent: a file of lines that are only ever added, ``.spending.jsonl``.
 
 A claim adds what it reserves, a settling what was spent; both before the queue is written, under
-its lock. An attempt is known by its task and its token, so that no line counts twice.
+its lock. An attempt is known by its task, its token and the time of its claim (a task that is
+removed and added again has its tokens again), so that no line counts twice.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Line(NamedTuple):
     """One line: what was reserved for an attempt, or what it was charged.
 
     ``tokens`` and ``cost_usd`` are None where nobody told them: then what was reserved counts.
-    ``day`` is the UTC date. ``outcome`` is that of the attempt, of a charge only.
+    ``day`` is the UTC date, ``claimed`` the time of the claim as the lease has it. ``outcome`` is
+    that of the attempt, of a charge only.
     """
 
     what: str
@@ -42,6 +44,7 @@ class Line(NamedTuple):
     day: str
     tokens: float | None
     cost_usd: float | None
+    claimed: str = ""
     outcome: str = ""
 
 
@@ -87,9 +90,9 @@ def parse(data: bytes) -> Line | None:
         if not (at[10:11] == "T" and at.endswith("Z") and at[:10].isascii()):
             at = format_time(parse_time(at))  # type: ignore[arg-type]  # a TypeError is caught
         tokens = _amount(used.get("tokens")) if what == RESERVED else tokens_of(used)
-        outcome = str(value.get("outcome", ""))[:20]
+        told = (str(value.get(key, ""))[:40] for key in ("claimed", "outcome"))
         task, role, day = sys.intern(task), sys.intern(role), sys.intern(at[:10])
-        return Line(what, task, token, role, day, tokens, _amount(used.get("cost_usd")), outcome)
+        return Line(what, task, token, role, day, tokens, _amount(used.get("cost_usd")), *told)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
 

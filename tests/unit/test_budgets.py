@@ -106,6 +106,7 @@ def test_without_a_budget_a_claim_touches_no_ledger(
         "task": "T2",
         "role": "builder",
         "token": 1,
+        "claimed": format_time(backend.clock.wall - 1),
         "outcome": "error",
         "usage": dollars(0.5),
     }

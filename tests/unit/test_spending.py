@@ -233,6 +233,20 @@ def test_a_charge_counts_once(path: Path) -> None:
     assert (account.open, account.estimated.of(None)) == ({}, NOTHING)
 
 
+def test_a_task_that_was_added_again_has_its_tokens_again(path: Path) -> None:
+    """Its attempts are others, claimed at another time: they count.
+
+    Broken once by telling attempts apart by task and token alone.
+    """
+    put(
+        path,
+        charged(5, claimed="monday"),
+        charged(6, claimed="friday"),
+        charged(6, claimed="friday"),
+    )
+    assert summed(path).charged.of("builder") == Amount(11, 0)
+
+
 def test_what_nobody_told_is_what_was_reserved(path: Path) -> None:
     """Marked as an estimate; of tokens and of dollars each by itself."""
     put(path, reserved(9, 0.9), estimated(), reserved(9, 0.9, token=2), charged(4, token=2))
@@ -286,4 +300,4 @@ def test_reading_in_pieces_sums_up_the_same(path: Path) -> None:
         total = sum(({**guess, **known}).values())
         assert pieces.charged.of(None).tokens == total == summed(path).charged.of(None).tokens
         left = {who: amount for who, amount in held.items() if who not in {**guess, **known}}
-        assert {who: entry.amount.tokens for who, entry in pieces.open.items()} == left
+        assert {who[:2]: each.amount.tokens for who, each in pieces.open.items()} == left
