@@ -149,7 +149,7 @@ class Attempt:
                 outcome=Outcome.ERROR, note="no evidence: this attempt changed nothing"
             )
         if result.outcome is Outcome.SUCCESS:
-            result = self.run_gates(result)._replace(usage=result.usage)
+            result = self.run_gates(result)
         return result._replace(changes=self.changes)
 
     def prepare_worktree(self) -> None:
@@ -268,9 +268,12 @@ class Attempt:
         }
         template = (*self.role.command, *self.role.args)
         if self.preset:
+            money = self.role.budget.attempt.cost_usd
             values |= {"run_folder": self.brief.run_dir, "model": self.role.model or ""}
+            values["cost_usd"] = f"{money or 0:.6f}"
             model = self.preset.model if self.role.model else ()
-            template = (*self.preset.argv, *model, *self.role.args)
+            limit = self.preset.cost_limit if money is not None else ()
+            template = (*self.preset.argv, *model, *limit, *self.role.args)
         given = [
             PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), each) for each in template
         ]

@@ -11,6 +11,7 @@ PRESET = Preset(
     argv=("amp", "--execute", "--stream-json", "--dangerously-allow-all"),
     read=streamjson.read,
     provider="amp",
+    tells=("tokens",),
     pass_env=("AMP_API_KEY",),
     write_paths=("~/.amp", "~/.config/amp", "~/.local/share/amp", "~/.cache"),
     version=("amp", "--version"),

@@ -51,6 +51,7 @@ PRESET = Preset(
     ),
     read=read,
     provider="openai",
+    tells=("tokens",),
     model=("--model", "{model}"),
     pass_env=("CODEX_API_KEY", "OPENAI_API_KEY"),
     write_paths=("~/.codex", "~/.cache"),

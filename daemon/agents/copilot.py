@@ -44,6 +44,7 @@ PRESET = Preset(
     ),
     read=read,
     provider="github",
+    tells=(),
     model=("--model", "{model}"),
     prompt_via="argument",
     env={"COPILOT_AUTO_UPDATE": "false"},

@@ -24,6 +24,7 @@ PRESET = Preset(
     argv=("crush", "run", "--quiet"),  # `run` asks for no permission
     read=read,
     provider="crush",
+    tells=(),
     model=("--model", "{model}"),
     env={"CRUSH_DISABLE_METRICS": "1", "CRUSH_DISABLE_PROVIDER_AUTO_UPDATE": "1"},
     prompt_via="argument",

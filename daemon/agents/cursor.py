@@ -11,6 +11,7 @@ PRESET = Preset(
     argv=("cursor-agent", "--print", "--force", "--output-format", "stream-json"),
     read=streamjson.read,  # on failure it has no result event, and says why on stderr
     provider="cursor",
+    tells=(),
     model=("--model", "{model}"),
     prompt_via="argument",
     pass_env=("CURSOR_API_KEY",),

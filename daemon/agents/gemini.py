@@ -54,6 +54,7 @@ PRESET = Preset(
     ),
     read=read,
     provider="google",
+    tells=("tokens",),
     model=("--model", "{model}"),
     env={"GEMINI_TELEMETRY_ENABLED": "false"},
     pass_env=("GEMINI_API_KEY", "GOOGLE_API_KEY"),

@@ -95,7 +95,7 @@ class Preset(NamedTuple):
     that may hold it, ``write_paths`` the CLI's folders of state. ``tried`` is the version that this
     was measured with, "" where it comes from the vendor's documents alone. ``version`` is an argv
     that prints the version, ``install`` and ``login`` are hints for a person.
-    ``tells_cost``: its usage has dollars, so that budgets need no price of the role.
+    ``tells`` is what its record has of tokens and cost_usd: what budgets can go by.
     """
 
     name: str
@@ -113,7 +113,7 @@ class Preset(NamedTuple):
     install: str = ""
     login: str = ""
     cost_limit: tuple[str, ...] = ()
-    tells_cost: bool = True
+    tells: tuple[str, ...] = ("tokens", "cost_usd")
 
 
 def read(preset: Preset, traces: Traces) -> Record:

@@ -25,6 +25,7 @@ PRESET = Preset(
     argv=("qwen", "--output-format", "stream-json", "--yolo"),
     read=read,
     provider="qwen",
+    tells=("tokens",),
     model=("--model", "{model}"),
     pass_env=("DASHSCOPE_API_KEY", "OPENAI_API_KEY", "OPENAI_BASE_URL"),
     write_paths=("~/.qwen", "~/.cache"),

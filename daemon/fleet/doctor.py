@@ -262,13 +262,18 @@ def _agent(config: Config, role: Role, path: str) -> Finding:
 
 
 def budget(config: Config, role: Role, preset: Preset | None) -> Iterator[Finding]:
-    """Whether the role's budgets can be kept: dollars that nobody tells cannot be limited."""
+    """Whether the role's budgets can be kept: what its agent does not tell cannot be counted."""
     limits = (*role.budget, *config.budget)
-    in_dollars = any(limit.cost_usd is not None for limit in limits)
-    if in_dollars and preset and not preset.tells_cost and role.price is None:
-        what = f"{preset.title} tells tokens and no cost: a budget in dollars never ends"
-        hint = f"{INVENTORY_HINT}: give the role a price, or a budget of tokens"
-        yield Finding("budget", WARN, what, hint, role.name)
+    known = ("cost_usd",) if preset and role.price and "tokens" in preset.tells else ()
+    for key, unit in (("tokens", "tokens"), ("cost_usd", "cost")):
+        limited = any(getattr(limit, key) is not None for limit in limits)
+        if preset is None or not limited or key in (*preset.tells, *known):
+            continue
+        what = f"{preset.title} tells no {unit}: each attempt counts as what it has reserved"
+        price = " a price, or" if key == "cost_usd" and "tokens" in preset.tells else ""
+        hint = f"{INVENTORY_HINT}: give the role{price} budget: {{attempt: {{{key}: N}}}}"
+        if getattr(role.budget.attempt, key) is None or price:
+            yield Finding("budget", WARN, what, hint, role.name)
 
 
 def _prompt(config: Config, role: Role) -> Finding:

@@ -11,12 +11,13 @@ from typing import NamedTuple
 
 from daemon.config import Amounts, Budget, Config, Role
 from daemon.errors import RolecallError
-from daemon.model import Lease, Result, format_time
+from daemon.model import Lease, Outcome, Result, format_time
 from daemon.queue import durable, notes, spending
 from daemon.queue.account import Account, Amount, Attempt, Entry
 from daemon.queue.lease import Leases
 
 DAY = 86400  # seconds
+CUT_SHORT = frozenset({Outcome.ERROR, Outcome.RELEASED})
 LONGEST = 500  # characters of a reason
 CLOSE = 1e-9  # what sums of floats may be off by, of the whole
 
@@ -185,6 +186,8 @@ class Budgets:
         role, who = self.config.roles[lease.role], (lease.task_id, lease.token, lease.started_at)
         limited = self.apply(role)
         told = result.usage
+        if told and not any(told.values()) and result.outcome in CUT_SHORT:
+            told = None  # its record was cut off, or has no numbers: it may have worked for an hour
         if told is None and limited and not self._has_begun(who):
             told = {}
         used = spending.usage(told, role.price)

@@ -173,21 +173,26 @@ def test_a_task_tells_that_it_waits_for_a_credential(tmp_path: Path) -> None:
         assert why.endswith(": usage limit")
 
 
-def test_the_doctor_knows_agents_that_tell_no_cost(backend: Limited) -> None:
-    """A budget in dollars needs a price then; one in tokens does not."""
-    silent = agents.find("claude")
-    assert silent
-    silent = silent._replace(tells_cost=False)
+def test_the_doctor_knows_what_agents_tell(backend: Limited) -> None:
+    """A budget in dollars needs a price of one that tells tokens alone.
 
-    def found(**role: Any) -> list[str]:
+    One that tells nothing needs a limit for each attempt, which is then what each counts for.
+    """
+
+    def found(agent: str, **role: Any) -> list[str]:
         builder = backend.config.roles["builder"]._replace(**role)
-        return [each.state for each in doctor.budget(backend.config, builder, silent)]
+        return [each.what for each in doctor.budget(backend.config, builder, agents.find(agent))]
 
-    in_dollars = Budget(day=Amounts(cost_usd=1.0))
-    assert found(budget=in_dollars) == ["warn"]
-    assert found(budget=in_dollars, price=Price(1, 2)) == []
-    assert found(budget=Budget(day=Amounts(tokens=1))) == []
-    backend.common = in_dollars
-    assert found() == ["warn"]
-    telling = silent._replace(tells_cost=True)
-    assert list(doctor.budget(backend.config, backend.config.roles["builder"], telling)) == []
+    dollars, tokens = Budget(day=Amounts(cost_usd=1.0)), Budget(day=Amounts(tokens=1))
+    assert found("claude", budget=dollars) == found("codex", budget=tokens) == []
+    assert found("codex", budget=dollars) == [
+        "Codex tells no cost: each attempt counts as what it has reserved"
+    ]
+    assert found("codex", budget=dollars, price=Price(1, 2)) == []
+    assert len(found("crush", budget=dollars)) == len(found("crush", budget=tokens)) == 1
+    assert len(found("crush", budget=dollars, price=Price(1, 2))) == 1
+    assert found("crush", budget=dollars._replace(attempt=Amounts(cost_usd=0.2))) == []
+    assert found("command", budget=dollars) == []
+    backend.common = dollars
+    assert len(found("codex")) == 1
+    assert found("claude") == []

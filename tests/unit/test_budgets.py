@@ -289,6 +289,16 @@ def test_what_nobody_knows_is_charged_as_reserved(backend: Limited) -> None:
     assert backend.open().pauses("builder") == ()  # an estimate breaks no limit
 
 
+def test_zeros_of_a_run_that_was_cut_short_are_not_believed(backend: Limited) -> None:
+    """A CLI that was killed tells no usage, and some records make a sum of nothing then."""
+    backend.builder = Budget(attempt=Amounts(tokens=100))
+    zeros = {"input_tokens": 0, "output_tokens": 0.0}
+    attempt(backend, zeros, Outcome.THROTTLED)  # refused at once: that is believed
+    assert backend.spent() == Amount()
+    attempt(backend, zeros, Outcome.ERROR)
+    assert backend.spent() == Amount(100, 0)
+
+
 def test_a_lost_attempt_has_spent_all_the_same(backend: Limited) -> None:
     """A person moved its task: nothing is settled, and the money is gone."""
     backend.builder = Budget(total=Amounts(cost_usd=1.0))
