@@ -679,6 +679,27 @@ def test_a_budget_holds_for_real_attempts(ws: Workspace) -> None:
     ws.wait_status("awaiting_test", "T5")
 
 
+def test_a_cli_that_can_limit_itself_is_told_the_attempts_budget(ws: Workspace) -> None:
+    """In its own words, and only where there is one; what it then tells is charged."""
+    programs = ws.path / "bin"
+    programs.mkdir()
+    told = {"type": "result", "subtype": "success", "is_error": False, "total_cost_usd": 0.125}
+    (programs / "claude").write_text(f"#!/bin/sh\necho \"$@\" >> argv\necho '{json.dumps(told)}'\n")
+    (programs / "claude").chmod(0o755)
+    path = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
+    for budget in ({}, {"attempt": {"cost_usd": 0.25}}):
+        role = {"agent": "claude", "worktree": False, "evidence": False, "budget": budget}
+        ws.write_config(tester=role)
+        ws.write_queue({**TASK, "status": "awaiting_test"})
+        ws.run("--role", "tester", "--once", env=path)
+    without, limited = ws.file("argv").splitlines()
+    assert "budget" not in without
+    assert limited.endswith("--max-budget-usd 0.250000")
+    lines = (ws.path / ".agent-runs" / ".spending.jsonl").read_text().splitlines()
+    spent = [line["usage"]["cost_usd"] for line in map(json.loads, lines) if "usage" in line]
+    assert spent == [0.125, 0.125]
+
+
 def test_secrets_appear_nowhere(ws: Workspace) -> None:
     """Not in captured output, of a gate either, not in result files, the queue or the events.
 
