@@ -205,9 +205,8 @@ def words(role: Role, reply: Reply | Broken) -> Iterator[Finding]:
         yield Finding(
             "state", FAIL, what, "chown them to this account, or name them in write_paths"
         )
-    else:
-        folders = ", ".join(preset.write_paths)
-        yield Finding("state", OK, f"{folders or 'none needed'}: can be written")
+    elif preset.write_paths:
+        yield Finding("state", OK, f"{', '.join(preset.write_paths)}: can be written")
     if reply.present:
         yield Finding("credentials", OK, f"set: {', '.join(reply.present)}")
     elif reply.absent:
