@@ -168,7 +168,7 @@ class Attempt:
         from daemon.git import Git  # noqa: PLC0415  # only these roles pay for it
         from daemon.workbench import Workbench  # noqa: PLC0415
 
-        git = Git(self.tick, self.stop, self.deadline)
+        git = Git(self.tick, self.stop, self.deadline, self.config.paths.worktrees)
         self.identity = git.extra
         brief, changes = self.brief, self.changes
         bench = Workbench(
@@ -418,7 +418,8 @@ class Attempt:
         from daemon import reclaim  # noqa: PLC0415  # only where there are worktrees
         from daemon.git import Git  # noqa: PLC0415
 
-        git = Git(stop=self.stop, deadline=time.monotonic() + RECLAIM)
+        until = time.monotonic() + RECLAIM
+        git = Git(stop=self.stop, deadline=until, ceiling=self.config.paths.worktrees)
         try:
             reclaim.reclaim(git, self.config, self.queue.snapshot)
         except Interrupted:

@@ -90,7 +90,9 @@ class Git:
     """Runs git, and watches over its caller's duties meanwhile.
 
     ``tick`` is called as often as it asks for (it returns seconds), ``stop`` and ``deadline`` (of
-    time.monotonic()) end a call. ``extra``: further variables, such as an identity.
+    time.monotonic()) end a call. ``ceiling``: the folder from which no repository is looked for
+    further up, so that a worktree which has lost its ``.git`` is not taken for the workspace around
+    it. ``extra``: further variables, such as an identity.
     """
 
     def __init__(
@@ -98,8 +100,10 @@ class Git:
         tick: Callable[[], float] | None = None,
         stop: Stop | None = None,
         deadline: float = math.inf,
+        ceiling: str = "",
     ) -> None:
         self.tick, self.stop, self.deadline = tick, stop, deadline
+        self.ceiling = {"GIT_CEILING_DIRECTORIES": os.path.realpath(ceiling)} if ceiling else {}
         self.tick_at = time.monotonic()
         self.extra: dict[str, str] = {}
 
@@ -138,7 +142,7 @@ class Git:
         passed = {key: os.environ[key] for key in PASSED if key in os.environ}
         call = _Call(
             ["git", "-C", folder, *SAFE, *arguments],
-            {**passed, **OURS, **self.extra, **(env or {})},
+            {**passed, **OURS, **self.ceiling, **self.extra, **(env or {})},
             stdin.encode(errors="surrogateescape"),
         )
         until = math.inf if unhurried else max(self.deadline, time.monotonic() + LEAST)

@@ -157,6 +157,7 @@ class Worktree:
 
     def unlock(self) -> None:
         """Remove the lock files of a git that died: whoever worked here is dead."""
+        self.check()
         branch = os.path.join(self.common, "refs", "heads", f"{self.branch}.lock")
         for path in (*(os.path.join(self.folder, name) for name in LOCKS), branch):
             try:
@@ -221,7 +222,6 @@ class Worktree:
 
         Raises GitError where it left a merge that is not finished, or another branch.
         """
-        self.check()
         self.unlock()
         present = self.present()
         if present != ("" if self.is_off else self.branch):
@@ -283,7 +283,8 @@ class Worktree:
     @property
     def is_off(self) -> bool:
         """Whether a merge of ours has taken it off its branch."""
-        return os.path.exists(os.path.join(self.folder, MERGING))
+        folder = self.folder
+        return bool(folder) and os.path.exists(os.path.join(folder, MERGING))
 
     def leave(self) -> None:
         """Take it off its branch, where commits bind nobody."""

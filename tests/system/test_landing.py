@@ -406,6 +406,26 @@ def test_gates_leave_nothing_for_the_next_role_to_commit(ws: Workspace) -> None:
     assert repo.show("T1.txt") == "T1"
 
 
+@pytest.mark.parametrize("who", ["agent", "gate"])
+def test_a_worktree_that_lost_its_git_is_not_taken_for_the_workspace(
+    ws: Workspace, who: str
+) -> None:
+    """An agent, or a gate, removes ``.git`` there: nothing of the workspace is reset or removed."""
+    repo = repository(ws)
+    lose = "rm -rf .git"
+    gates = [["sh", "-c", lose]] if who == "gate" else []
+    script = f"{EDIT}; {lose}" if who == "agent" else EDIT
+    ws.write_config(**roles(builder={"script": script, "gates": gates, "max_attempts": 1}))
+    ws.write_queue(task())
+    repo.write("readme.txt", "mine\n")
+    repo.write("untracked.txt", "mine\n")
+    head = repo.head()
+    drain(ws, "builder")
+    assert ws.status() == "needs_manual"
+    assert repo.head() == head
+    assert {line.strip() for line in repo.changed()} == {"M readme.txt", "?? untracked.txt"}
+
+
 def test_what_an_agent_left_unfinished_is_no_success(ws: Workspace) -> None:
     """Conflict markers are not committed, and another branch's work is not taken for the task's."""
     repo = repository(ws)
