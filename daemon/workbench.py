@@ -87,7 +87,8 @@ class Workbench:
         left = self.worktree is not None and self.worktree.has_work(self.task.get("commit"))
         if left and evidence.says_success(self.run_dir):
             return result
-        return result._replace(outcome=Outcome.ERROR, note=NOTHING)
+        note = f"{NOTHING}. {result.note}" if result.note else NOTHING  # a refusal has its words
+        return result._replace(outcome=Outcome.ERROR, note=note)
 
     def look(self) -> State:
         """What the working directory holds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import time
@@ -65,10 +66,18 @@ def stand(request: pytest.FixtureRequest, ws: Workspace, llm: str) -> Stand:
 
 
 def test_an_edit_moves_the_task_on(stand: Stand) -> None:
-    """With the CLI's own tools, in the task's worktree, and without a question to anybody."""
+    """With the CLI's own tools, on the task's branch alone, and without a question to anybody.
+
+    What it spent is in the run's result.json.
+    """
     assert stand.attempt("edit") == "awaiting_test", stand.ws.log()
-    assert (stand.ws.path / ".worktrees" / "T1" / FILE).read_text() == f"{MARK}\n"
+    assert stand.git("show", f"agent/T1:{FILE}") == f"{MARK}\n"
     assert not (stand.ws.path / FILE).exists()
+    verdict = json.loads((stand.ws.path / ".agent-runs/T1/1/result.json").read_text())
+    assert verdict["outcome"] == "success"
+    assert verdict["usage"]["input_tokens"] >= 2000, "two turns of a thousand tokens"
+    assert verdict["usage"]["output_tokens"] >= 100
+    assert verdict["session"]
 
 
 def test_its_tools_are_ended_with_it(stand: Stand) -> None:
