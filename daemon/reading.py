@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from daemon import agents, schema, yamltext
-from daemon.agents.llm import WIRES, wire_of
+from daemon.agents.llm import WIRES, provider_of, wire_of
 from daemon.checking import check, close, raise_all, suggest
 from daemon.config import FILE, Config, Paths, Role, budget_from, role_from
 from daemon.errors import ConfigError, Problem
@@ -208,6 +208,8 @@ class _Builder:
             values[key] = found
         llm = _defaults(schema.LLM.keys, _inside(own, "llm"))
         values["llm"] = _floats(llm, "command_timeout", "request_timeout")
+        if values["credential"] is None and values["agent"] == "llm":
+            values["credential"] = provider_of(values["model"], llm["base_url"])
         values["limits"] = _defaults(schema.LIMITS.keys, _inside(own, "limits"))
         values["budget"] = _budget(schema.ROLE_BUDGET.keys, _inside(own, "budget"))
         if values["price"] is not None:
@@ -286,8 +288,8 @@ def _preset_defaults(values: dict[str, Any]) -> None:
         values["worktree"] = preset is not None
     if values["prompt_via"] is None:
         values["prompt_via"] = preset.prompt_via if preset else "stdin"
-    if values["credential"] is None:
-        values["credential"] = preset.provider if preset else None
+    if values["credential"] is None and preset and values["agent"] != "llm":
+        values["credential"] = preset.provider
     if preset:
         both = (*preset.write_paths, *values["write_paths"])
         values["write_paths"] = list(dict.fromkeys(both))

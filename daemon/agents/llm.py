@@ -44,16 +44,21 @@ def wire_of(model: str | None) -> tuple[str, str] | None:
     return (wire, name) if wire in WIRES and name else None
 
 
+def provider_of(model: str | None, base_url: str | None) -> str:
+    """Whose account the loop spends from: that of the wire's own CLI, or of a server elsewhere."""
+    wire = wire_of(model)
+    return "llm" if base_url or wire is None else wire[0].partition("-")[0]
+
+
 def settings(role: Any) -> dict[str, str]:
     """What the loop is told of its role, as JSON."""
-    limit = getattr(getattr(role, "budget", None), "attempt", None)
-    price = getattr(role, "price", None)
+    limit, price = role.budget.attempt, role.price
     told = {
         "model": role.model,
         "llm": role.llm._asdict(),
         "env": list(role.env),
-        "tokens": getattr(limit, "tokens", None),
-        "cost_usd": getattr(limit, "cost_usd", None),
+        "tokens": limit.tokens,
+        "cost_usd": limit.cost_usd,
         "price": price and (price.input, price.output),
     }
     return {SETTINGS: json.dumps(told)}

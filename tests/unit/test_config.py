@@ -152,6 +152,21 @@ def test_a_credential_is_the_presets_provider(write: Write) -> None:
     assert [role.credential for role in config.roles.values()] == ["anthropic", "work"]
 
 
+def test_the_loop_spends_from_its_wires_account(write: Write) -> None:
+    """As the CLI of that provider does; what a server elsewhere limits is another matter."""
+    elsewhere = "llm: {base_url: 'http://localhost:8000/v1'}"
+    config = load(
+        write(
+            "roles:\n"
+            "  builder: {agent: llm, model: 'anthropic:m'}\n"
+            "  tester: {agent: llm, model: 'openai-responses:m'}\n"
+            f"  refiner: {{agent: llm, model: 'openai:m', {elsewhere}}}\n"
+        )
+    )
+    found = {name: role.credential for name, role in config.roles.items()}
+    assert found == {"builder": "anthropic", "tester": "openai", "refiner": "llm"}
+
+
 def test_an_integrator_with_a_worktree_merges(write: Write) -> None:
     """By default; who wants an agent to merge says merge: false, or gives it no worktree."""
     roles = ", ".join(f"{name}: {{worktree: true}}" for name in DEFAULT_ROLES)
