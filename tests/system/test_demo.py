@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from daemon import evidence
-from daemon.config import Role
 from tests import agentclis, fakellm, standin
 from tests.workspace import ROOT, wait_for
 
@@ -215,13 +213,6 @@ def see_it_through(story: Started, tmp_path: Path) -> None:
     assert processes(folder) == []
 
 
-landed = pytest.mark.skipif(
-    "merge" not in Role._fields or not hasattr(evidence, "keep"),
-    reason="an integrator does not merge by itself yet, or no attempt keeps its result",
-)
-
-
-@landed
 def test_an_agent_of_ones_own_takes_a_story_to_main(
     tell: Callable[..., Started], tmp_path: Path
 ) -> None:
@@ -230,7 +221,6 @@ def test_an_agent_of_ones_own_takes_a_story_to_main(
     see_it_through(tell("claude"), tmp_path)
 
 
-@landed
 def test_the_real_claude_takes_a_story_to_main(
     tell: Callable[..., Started], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
