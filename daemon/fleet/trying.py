@@ -85,7 +85,7 @@ def alike(roles: Sequence[Role]) -> list[list[Role]]:
             key = (
                 *(role.agent, role.command, role.model, role.args, role.prompt_via, role.worktree),
                 *(tuple(sorted(role.env.items())), frozenset(role.pass_env), role.env_file),
-                *(frozenset(role.write_paths), role.limits, role.kill_grace),
+                *(frozenset(role.write_paths), role.limits, role.kill_grace, repr(role.llm)),
             )
             groups.setdefault(key, []).append(role)
     return list(groups.values())
