@@ -13,7 +13,7 @@ import re
 import signal
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from daemon import (
     agents,
@@ -27,11 +27,11 @@ from daemon import (
     verdict,
 )
 from daemon.agents import preset as presets
-from daemon.config import Config, Role, from_json
+from daemon.brief import Brief, Stop, read_brief
 from daemon.errors import ConfigError, Interrupted, LeaseLost, QueueUnreadable, RolecallError
 from daemon.launch import DEFERRED, marker
 from daemon.log import Log
-from daemon.model import Lease, Move, Outcome, Result
+from daemon.model import Move, Outcome, Result
 from daemon.queue.file import FileQueue
 from daemon.wake import Signals, wait
 
@@ -40,57 +40,6 @@ KILLED = (-signal.SIGKILL, -signal.SIGTERM)
 RECLAIM = 60.0  # seconds that an attempt which has settled may spend on old worktrees
 MARGIN = 0.2  # of the ttl: an attempt that could not renew ends its tree this early
 PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
-
-
-class Brief(NamedTuple):
-    """What the worker hands over."""
-
-    config: Config
-    lease: Lease
-    task: dict[str, Any]
-    run_dir: str
-    env: dict[str, str]
-    unit: str
-    unit_log: str
-
-    @property
-    def role(self) -> Role:
-        """The role that the attempt is made in."""
-        return self.config.roles[self.lease.role]
-
-
-def read_brief(text: str) -> Brief:
-    """The brief, out of the JSON that launch wrote."""
-    facts = json.loads(text)
-    lease = facts.pop("lease")
-    return Brief(
-        config=from_json(facts.pop("config")),
-        lease=Lease(**{**lease, "sessions": tuple(lease["sessions"])}),
-        **facts,
-    )
-
-
-class Stop:
-    """The wish of the worker, the supervisor or a person that the attempt should end.
-
-    The first two send a signal; a person writes it into the lease. ``why``: whose wish it was.
-    """
-
-    def __init__(self, signals: Signals) -> None:
-        self.fd = signals.fd
-        self.why = "stopped"
-        self._signals = signals
-        self._asked = False
-
-    def asked(self) -> bool:
-        """Whether somebody asked; stays true."""
-        self._asked = self._asked or bool(self._signals.taken())
-        return self._asked
-
-    def heed(self, lease: Lease) -> None:
-        """Ask, where the lease says that a person did."""
-        if lease.wish_in_words:
-            self.why, self._asked = lease.wish_in_words, True
 
 
 class Attempt:

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 from daemon import evidence, executor, worktree
 from daemon.agents.preset import Traces
-from daemon.attempt import Attempt, Brief, Stop
+from daemon.attempt import Attempt
+from daemon.brief import Brief, Stop
 from daemon.config import Config, Role, from_json
 from daemon.errors import RolecallError
 from daemon.launch import DEFERRED

@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 
 from daemon import process
-from daemon.attempt import Attempt, Brief
+from daemon.attempt import Attempt
+from daemon.brief import Brief
 from daemon.errors import LeaseLost
 from daemon.log import Log
 from daemon.model import Lease

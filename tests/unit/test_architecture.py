@@ -24,7 +24,7 @@ LAYERS = (
     {"checking", "hostsfolder", "inventory", "kinds", "reading", "reference", "schema", "yamltext"},
     {"queue"},
     {"environment", "evidence", "log", "prompt", "service", "verdict", "wake"},
-    {"history", "transient", "tree", "worktree"},
+    {"brief", "history", "transient", "tree", "worktree"},
     {"background", "fingerprint", "landing", "reclaim"},
     {"values", "workbench"},
     {"executor"},

@@ -8,7 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from daemon.attempt import Attempt, Brief, Stop
+from daemon.attempt import Attempt
+from daemon.brief import Brief, Stop
 from daemon.errors import LeaseLost
 from daemon.log import Log
 from daemon.model import Lease, Move, Outcome, Result
