@@ -53,7 +53,10 @@ def test_the_shipped_inventory_is_ready_to_use(
     assert list(config.roles) == ["planner", "builder", "tester", "refiner", "integrator"]
     assert config.run == tuple(config.roles)
     assert [role.wip_limit for role in config.roles.values()] == [1, 3, 2, 1, 1]
-    assert {role.command[0] for role in config.roles.values()} == {"claude"}
+    assert {role.command[:1] for role in config.roles.values()} == {("claude",), ()}
+    assert [role.name for role in config.roles.values() if role.merge and not role.agent] == [
+        "integrator"
+    ]
     assert {role.prompt_via for role in config.roles.values()} == {"stdin"}
     assert load(workspace=CHECKOUT) == load_apart(workspace=CHECKOUT) == config
 
