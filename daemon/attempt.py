@@ -12,7 +12,6 @@ import os
 import re
 import signal
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from daemon import (
@@ -56,7 +55,7 @@ class Attempt:
         self.secrets: tuple[str, ...] = ()
         self.preset = agents.find(brief.role.agent)
         self.kept: tuple[Result | None] | None = None
-        self.used: Mapping[str, float] | None = None  # by the agent, whatever comes after it
+        self.ran = Result(Outcome.ERROR)  # what the agent came to, whatever comes after it
         self.identity: dict[str, str] = {}  # git's, where the user has none
 
     def run(self) -> Outcome:
@@ -76,8 +75,9 @@ class Attempt:
             except (RolecallError, OSError, ValueError, RecursionError) as error:
                 result = Result(Outcome.ERROR, str(error).removeprefix("error: "))
             changes = {**self.changes, **(result.changes or {})}
-            usage = self.used if result.usage is None else result.usage
-            outcome = self.settle(result._replace(changes=changes, usage=usage))
+            usage = self.ran.usage if result.usage is None else result.usage
+            session = result.session or self.ran.session
+            outcome = self.settle(result._replace(changes=changes, usage=usage, session=session))
             self.reclaim()
             return outcome
         except LeaseLost as lost:
@@ -133,9 +133,8 @@ class Attempt:
             return Result(Outcome.SUCCESS, usage={})
         prompt_text = self.write_prompt()
         gc.enable()  # launch switched it off for the start
-        result = self.run_agent(prompt_text)
-        self.used = result.usage
-        return result
+        self.ran = self.run_agent(prompt_text)
+        return self.ran
 
     def write_task(self) -> str:
         """Put the task into the run's folder; returns it as JSON."""

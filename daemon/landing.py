@@ -99,7 +99,7 @@ class Landing:
         unmerged = names(self.git(self.path, "diff", "--name-only", "-z", "--diff-filter=U"))
         if not unmerged:
             raise GitError(f"git merge: {said.last}", where=self.path)
-        text = said.out + "\n" + self.git(self.path, "diff", "--no-ext-diff", "--no-color")
+        text = said.out + "\n" + self.git(self.path, "diff", *PLAIN)
         data = text.encode(errors="surrogateescape")[:CONFLICT_BYTES]
         evidence.write_new(self.run_dir, CONFLICT, data.decode(errors="replace"))
         self.git(self.path, "merge", "--abort")
