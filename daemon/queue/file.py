@@ -165,7 +165,7 @@ class FileQueue:
         lease = lease._replace(
             heartbeat_at=format_time(self.clock()), heartbeat_boottime=self.boottime()
         )
-        self.leases.write(lease, sync=False)
+        self.leases.rewrite(lease)
         return lease
 
     # --- settling --------------------------------------------------------------------------------

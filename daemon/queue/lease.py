@@ -226,6 +226,18 @@ class Leases:
         aside = durable.write_aside(path, encode(lease), like=None, sync=sync)
         durable.put(aside.path, path)
 
+    def rewrite(self, lease: Lease) -> None:
+        """Put a newer form of the lease in the place of its file; it need not last.
+
+        Raises LeaseLost where a person has removed that since it was read: it must not come back.
+        """
+        path = self.path(lease.task_id)
+        aside = durable.write_aside(path, encode(lease), like=None, sync=False)
+        if not os.path.lexists(path):
+            durable.drop(aside.path)
+            raise LeaseLost(f"the lease of {lease.task_id} is gone")
+        durable.put(aside.path, path)
+
     def own(self, lease: Lease) -> Lease:
         """The lease as its file has it. Raises LeaseLost when it is another's or gone."""
         now = self.read(lease.task_id)
@@ -240,9 +252,9 @@ class Leases:
         with self.lock(lease.task_id):
             try:
                 lease = self.own(lease)._replace(wish=wish, wished_by=who)
+                self.rewrite(lease)
             except LeaseLost:
                 return lease._replace(wish=wish, wished_by=who)
-            self.write(lease, sync=False)
         return lease
 
     def remove(self, lease: Lease) -> None:

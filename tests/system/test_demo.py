@@ -140,7 +140,8 @@ def test_make_knows_which_demo_is_meant() -> None:
     """An AGENT that is typed is; one that happens to be in the environment is not."""
 
     def meant(*words: str) -> str:
-        command = ["make", "--dry-run", "demo", *words]
+        # These tests may run under make themselves: it would tell of the folder, too.
+        command = ["make", "--no-print-directory", "--dry-run", "demo", *words]
         environ = {**os.environ, "AGENT": "1", "MODEL": "m"}
         done = subprocess.run(
             command, cwd=ROOT, env=environ, capture_output=True, text=True, check=True

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from daemon import process
-from daemon.errors import LockTimeout, QueueUnreadable, RolecallError
+from daemon.errors import LeaseLost, LockTimeout, QueueUnreadable, RolecallError
 from daemon.model import Outcome, Result
 from daemon.queue import durable, lock
 from daemon.queue.file import FileQueue
@@ -87,6 +87,26 @@ def test_the_token_of_a_claim_that_was_never_written_down_is_not_used_again(
     claim = queue.claim("builder", "me")
     assert claim is not None
     assert (claim.lease.task_id, claim.lease.token) == (task_id, 2)
+
+
+def test_a_lease_removed_in_the_middle_of_a_renewal_stays_removed(
+    backend: FileBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rm .leases/ID.json between its reading and its rewriting ends the attempt all the same."""
+    queue = backend.open()
+    claim = queue.claim("builder", "me")
+    assert claim is not None
+    path = backend.folder / "leases" / f"{claim.lease.task_id}.json"
+    write = durable.write_aside
+
+    def remove(*arguments: Any, **keys: Any) -> durable.Aside:
+        path.unlink()
+        return write(*arguments, **keys)
+
+    monkeypatch.setattr(durable, "write_aside", remove)
+    with pytest.raises(LeaseLost, match="gone"):
+        queue.renew(claim.lease)
+    assert list(path.parent.iterdir()) == []
 
 
 def test_a_symlinked_queue_stays_one(backend: FileBackend) -> None:
