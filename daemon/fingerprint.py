@@ -7,9 +7,11 @@ that a person or another role types: a hook, a filter, a merge driver.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import stat
+from typing import NamedTuple
 
 from daemon.git import Git
 from daemon.repository import listed, names
@@ -50,8 +52,50 @@ def take(git: Git, common: str, *folders: str) -> Fingerprint:
 
 def changed(before: Fingerprint, after: Fingerprint) -> str:
     """What differs, in words; "" for nothing."""
-    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    return listed(sorted(keys))
+    return listed(sorted(_differing(before, after)))
+
+
+def _differing(before: Fingerprint, after: Fingerprint) -> list[str]:
+    return [key for key in {**before, **after} if before.get(key) != after.get(key)]
+
+
+class Noted(NamedTuple):
+    """What attempts have changed of it, for all tasks of the workspace: its git runs it for all.
+
+    ``now``: the digest by name, None for what was removed; ``by``: the tasks whose attempts it was;
+    ``seen``: those whose merge was refused for it, so that a person has sent them who come again.
+    """
+
+    now: dict[str, str | None]
+    by: tuple[str, ...] = ()
+    seen: tuple[str, ...] = ()
+
+    def still(self, found: Fingerprint) -> list[str]:
+        """What of it is there as an attempt left it."""
+        return sorted(key for key, digest in self.now.items() if found.get(key) == digest)
+
+    def more(self, task_id: str, before: Fingerprint, after: Fingerprint) -> Noted:
+        """With what another attempt has changed; nobody has seen that."""
+        now = {key: after.get(key) for key in _differing(before, after)}
+        return Noted({**self.now, **now}, tuple(dict.fromkeys((*self.by, task_id))))
+
+
+def noted(path: str) -> Noted:
+    """What is noted in that file; nothing where it is not there."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+        return Noted(dict(found["now"]), tuple(found["by"]), tuple(found["seen"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return Noted({})
+
+
+def note(path: str, what: Noted) -> None:
+    """Write it there, whole or not at all. Raises OSError."""
+    aside = f"{path}.new"
+    with open(aside, "w", encoding="utf-8") as file:
+        json.dump(what._asdict(), file)
+    os.replace(aside, path)
 
 
 def _settings(git: Git, path: str, found: Fingerprint) -> None:

@@ -70,6 +70,12 @@ class Said(NamedTuple):
     err: str
 
     @property
+    def first(self) -> str:
+        """The first line of what it complained about, which names the file that it is about."""
+        lines = self.err.strip().splitlines()
+        return lines[0].removeprefix("fatal: ") if lines else f"exit status {self.status}"
+
+    @property
     def last(self) -> str:
         """The last line of what it complained about."""
         lines = self.err.strip().splitlines()

@@ -12,24 +12,27 @@ import shlex
 import time
 from typing import Any
 
-from daemon import evidence, tree
+from daemon import evidence, hindrance, tree
 from daemon.git import GitError, Said
 from daemon.model import Outcome, Result
 from daemon.queue import durable
 from daemon.queue.lock import NAME
-from daemon.repository import PLAIN, listed, names, title_of
-from daemon.state import dirty
+from daemon.repository import PLAIN, check_top, listed, names, title_of
+from daemon.state import dirty, linked, links
 from daemon.worktree import Worktree, alone
 
 CONFLICT = "conflict.txt"  # in the run's folder: what did not merge
 CONFLICT_BYTES = 64 * 1024
 JOURNAL_BYTES = 8192
+LOCKING = 10.0  # seconds after its start in which a git takes the lock of the index
 ORPHAN = 10.0  # seconds that the git of a killed attempt may take to be gone
 NAP = 0.05  # seconds between looks for it
 LITERAL = {"GIT_LITERAL_PATHSPECS": "1"}
-# What git says where it has changed nothing yet.
-IN_THE_WAY = "would be overwritten by merge"
-UNTOUCHED = (IN_THE_WAY, "index.lock': File exists", "not concluded", "unmerged files")
+# Of the merge that moves main. A config's branch.*.mergeOptions come before it, and are undone.
+FORWARD = (
+    *("merge", "--ff-only", "--quiet", "--no-stat", "--commit", "--no-squash", "--no-autostash"),
+    *("--no-verify-signatures", "--no-overwrite-ignore"),
+)
 
 
 class Landing:
@@ -51,14 +54,23 @@ class Landing:
         if refused is not None:
             return refused
         if self.is_merged(self.head):
-            note = f"{self.worktree.branch} holds nothing that {self.main} lacks"
-            return Result(Outcome.SUCCESS, note)
+            return self.empty()
         base = self.git.run(self.path, "merge-base", self.commit, self.head).out.strip()
         if not base:
             raise GitError(f"{self.worktree.branch} and {self.main} have no commit in common")
         self.worktree.leave()
         self.worktree.put_back(base)
         return self.merge()
+
+    def empty(self) -> Result:
+        """What a branch comes to that main has: a success only where it has work of the task's."""
+        note = f"{self.worktree.branch} holds nothing that {self.main} lacks"
+        known = self.task.get("commit")
+        # A lost branch, made again after its work was merged, stands elsewhere.
+        had = known != self.head or self.worktree.has_history()
+        if isinstance(known, str) and self.is_merged(known) and had:
+            return Result(Outcome.SUCCESS, note)
+        return Result(Outcome.REJECTED, f"{note}: no work was ever committed there")
 
     def fence(self) -> Result | None:
         """Refuse what no settled attempt stands for; a person who looked at it lets it pass."""
@@ -112,7 +124,11 @@ class Landing:
 
     def is_merged(self, commit: str) -> bool:
         """Whether main has that commit."""
-        words = ("merge-base", "--is-ancestor", commit, self.commit)
+        return self.has(self.commit, commit)
+
+    def has(self, commit: str, earlier: str) -> bool:
+        """Whether a commit has the other one among those that it was made from, or is it."""
+        words = ("merge-base", "--is-ancestor", earlier, commit)
         return self.git.run(self.workspace, *words).status == 0
 
     def are_merged(self, *commits: str) -> bool:
@@ -137,11 +153,13 @@ class Landing:
 
     # --- landing -------------------------------------------------------------------------------
 
-    def land(self) -> str:
-        """Put on main what the worktree holds; the merge commit, or "" where main has moved on.
+    def land(self, pinned: str) -> str:
+        """Put on main what that commit holds; the merge commit, or "" where main has moved on.
 
         Raises GitError where something is in the way; main is untouched then.
         """
+        self.check(pinned)
+        hindrance.await_quiet(self.git, self.workspace)
         with alone(self.git, self.worktree.config, "landing") as journal:
             self.mend(journal)
             present = self.branch_of_workspace()
@@ -153,34 +171,49 @@ class Landing:
                 return ""
             title = title_of(self.task)
             message = f"Merge {self.worktree.task_id}" + f": {title}" * bool(title) + "\n"
-            content = self.git(self.path, "rev-parse", "--verify", "HEAD^{tree}").strip()
+            content = self.git(self.path, "rev-parse", "--verify", f"{pinned}^{{tree}}").strip()
             parents = ("-p", self.commit, "-p", self.head)
             merged = self.git(self.path, "commit-tree", content, *parents, stdin=message).strip()
             self.git.pulse()
             self.git.renew()  # a lease that is lost must not land
             self.write(journal, merged)
-            words = ("merge", "--ff-only", "--quiet", "--no-stat")
-            said = self.git.run(self.workspace, *words, merged, unhurried=True)
-            if said.status:
+            said = self.git.run(self.workspace, *FORWARD, merged, unhurried=True)
+            if said.status or not self.has(self.main_now(), merged):
                 self.failed(journal, said)
             os.ftruncate(journal, NAME)
         self.worktree.bring(merged)
         return merged
 
+    def check(self, pinned: str) -> None:
+        """Raise GitError where what is to land is not the merge of the branch and of main.
+
+        Its tree becomes main's: without one of them in it, that one's work would be undone.
+        """
+        check_top(self.git, self.workspace)
+        for commit, name in ((self.commit, self.main), (self.head, self.worktree.branch)):
+            if not self.has(pinned, commit):
+                raise GitError(
+                    f"the agent took the merge back: {pinned:.10} lacks {name} ({commit:.10})",
+                    where=self.path,
+                )
+        found = links(self.git, self.path, self.commit, pinned)
+        if found:
+            raise GitError(linked(found), where=self.path)
+
     def failed(self, journal: int, said: Said) -> None:
         """Raise what git said, with all as it was before."""
-        if any(each in said.err for each in UNTOUCHED):
+        if any(each in said.err for each in hindrance.UNTOUCHED):
             os.ftruncate(journal, NAME)
         else:
             self.mend(journal)
-        if IN_THE_WAY not in said.err:
-            raise GitError(f"{self.main} cannot be moved: {said.last}", where=self.workspace)
-        files = [line.strip() for line in said.err.splitlines() if line.startswith("\t")]
-        raise GitError(
-            f"your own uncommitted changes are in the way of the merge: {listed(files)}"
-            f" ({self.main} is untouched; commit or stash them)",
-            where=self.workspace,
-        )
+        found = hindrance.in_the_way(said.err, self.workspace)
+        if found:
+            raise GitError(
+                f"your own uncommitted changes are in the way of the merge: {found};"
+                f" {self.main} is untouched",
+                where=self.workspace,
+            )
+        raise GitError(f"{self.main} cannot be moved: {said.first}", where=self.workspace)
 
     def write(self, journal: int, merged: str) -> None:
         """Note what is about to be done, for whoever comes after us if we are killed over it."""
@@ -212,15 +245,19 @@ class Landing:
             time.sleep(NAP)
         if main == self.branch_of_workspace() and self.main_now() == old:
             self.unlock(at)
+            hindrance.await_quiet(self.git, self.workspace)
             self.undo(old, new)
         os.ftruncate(journal, NAME)
 
     def unlock(self, since: float) -> None:
-        """Remove the lock of the index that the killed git has left: nobody else could take it."""
+        """Remove the lock of the index that the killed git has left.
+
+        It is known by its time: git takes it at once. Any other one is a person's, and waited for.
+        """
         told = self.git(self.workspace, "rev-parse", "--git-path", "index.lock").rstrip("\n")
         path = os.path.join(self.workspace, told)
         try:
-            if os.stat(path).st_mtime >= int(since):
+            if int(since) <= os.stat(path).st_mtime <= since + LOCKING:
                 os.unlink(path)
         except FileNotFoundError:
             pass

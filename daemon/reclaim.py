@@ -16,7 +16,7 @@ from daemon.lifecycle import ENDED
 from daemon.model import is_task_id
 from daemon.queue import Snapshot
 from daemon.repository import common_folder, is_worktree, listed, own_folder
-from daemon.state import dirty
+from daemon.state import dirty, hidden, nested
 from daemon.worktree import MERGING, alone, branch_of, path_of
 
 GONE = ".gone-"  # what the folder of a worktree is called while it is being removed
@@ -64,8 +64,11 @@ class Reclaim:
         head = self.git.run(path, "symbolic-ref", "--quiet", "HEAD").out.strip()
         if head != HEADS + branch_of(task_id) or os.path.exists(os.path.join(folder, MERGING)):
             return f"it is not on {branch_of(task_id)}"
-        found = dirty(self.git, path, self.ours)
-        return f"it holds what nobody committed: {listed(found)}" if found else ""
+        found = [*dirty(self.git, path, self.ours), *hidden(self.git, path)]
+        if found:
+            return f"it holds what nobody committed: {listed(found)}"
+        found = nested(self.git, path)
+        return f"it holds a repository of its own: {listed(found)}" if found else ""
 
     def remove(self, task_id: str) -> None:
         """Remove a worktree; killed at any instant, this leaves nothing that looks like work."""

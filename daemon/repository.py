@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 
+from daemon.errors import ConfigError
 from daemon.git import Git
 
 git = Git()  # of those who may wait for as long as it takes: doctor, init
@@ -34,6 +36,22 @@ def is_worktree(path: str, common: str) -> bool:
     folder = own_folder(path)
     return os.path.isdir(folder) and os.path.dirname(os.path.realpath(folder)) == os.path.join(
         common, "worktrees"
+    )
+
+
+def check_top(git: Git, workspace: str) -> None:
+    """Raise ConfigError where the workspace is not the top of its repository's files."""
+    top = git(workspace, "rev-parse", "--show-toplevel").rstrip("\n")
+    if os.path.realpath(top) == os.path.realpath(workspace):
+        return
+    if git.run(workspace, "config", "core.worktree").status == 0:
+        raise ConfigError(
+            f"core.worktree of {workspace} leads git to {top}: look at who set it, and unset it"
+            f" (git -C {shlex.quote(workspace)} config --unset core.worktree)"
+        )
+    raise ConfigError(
+        f"{workspace} is a folder inside the repository {top}, and worktrees are of a whole one:"
+        " make that the workspace, or set worktree: false for the role"
     )
 
 

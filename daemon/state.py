@@ -8,8 +8,9 @@ import stat
 from typing import NamedTuple
 
 from daemon.git import Git
-from daemon.repository import PLAIN, names, scope
+from daemon.repository import PLAIN, listed, names, scope
 
+GITLINK = "160000"  # the mode of a submodule's entry
 CHUNK = 1 << 20  # bytes of a file that are read at once
 
 
@@ -44,9 +45,60 @@ def differs(git: Git, folder: str, ours: tuple[str, ...], before: State, after: 
 
 
 def untracked(git: Git, folder: str, ours: tuple[str, ...]) -> list[str]:
-    """The files there that git neither knows nor ignores, relative to the repository's top."""
+    """The files there that git neither knows nor ignores, relative to the repository's top.
+
+    A repository of its own is none: no commit holds what is in it.
+    """
+    return [name for name in strangers(git, folder, ours) if not name.endswith("/")]
+
+
+def strangers(git: Git, folder: str, ours: tuple[str, ...]) -> list[str]:
+    """Those files, and the folders (they end with a slash) that are repositories of their own."""
     words = ("ls-files", "-z", "--others", "--exclude-standard", "--full-name")
     return names(git(folder, *words, *scope(ours)))
+
+
+def links(git: Git, folder: str, base: str, commit: str = "") -> list[str]:
+    """The folders that are links to other repositories' commits, and were none in the base.
+
+    ``commit``: where to look; the index else.
+    """
+    words = ("diff", "--raw", "-z", "--no-abbrev", "--ignore-submodules=none", *PLAIN)
+    told = names(git(folder, *words, *((base, commit) if commit else ("--cached", base))))
+    return [
+        name
+        for facts, name in zip(told[::2], told[1::2], strict=True)
+        if facts.split()[1] == GITLINK != facts.split()[0].lstrip(":")
+    ]
+
+
+def linked(found: list[str]) -> str:
+    """What is to be said of those."""
+    return (
+        f"{listed(found)}: a repository of its own, of which a commit would only hold a link, not"
+        " the files (remove its .git, or do not add it)"
+    )
+
+
+def nested(git: Git, top: str) -> list[str]:
+    """The folders below, ignored ones too, that are repositories of their own, relative to it."""
+    found: list[str] = []
+    for folder, folders, files in os.walk(top):
+        git.pulse()
+        if folder != top and ".git" in (*folders, *files):
+            found.append(os.path.relpath(folder, top))
+            folders.clear()
+    return found
+
+
+def hidden(git: Git, folder: str) -> list[str]:
+    """The files there that git was told not to look at (skip-worktree, assume-unchanged)."""
+    told = names(git(folder, "ls-files", "-v", "-z", "--full-name"))
+    return [
+        each[2:]
+        for each in told
+        if (each[0] == "S" or each[0].islower()) and os.path.lexists(os.path.join(folder, each[2:]))
+    ]
 
 
 def dirty(git: Git, folder: str, ours: tuple[str, ...]) -> list[str]:

@@ -7,17 +7,19 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from daemon import evidence, fingerprint
+from daemon import conflicts, evidence, fingerprint
 from daemon.config import Config
 from daemon.errors import Interrupted, LeaseLost, RolecallError
 from daemon.git import Git
 from daemon.landing import Landing
 from daemon.model import Lease, Outcome, Result
-from daemon.repository import title_of
-from daemon.state import State, differs, state
-from daemon.worktree import Worktree
+from daemon.repository import listed, title_of
+from daemon.state import State, differs, state, strangers
+from daemon.worktree import Worktree, alone
 
 NOTHING = "no evidence: this attempt changed nothing"
+NO_MORE = "no evidence: the branch holds nothing that main lacks"
+NOTED = "git-changed"  # a file of the locks' folder, and its lock
 SEEN = "git.json"  # in the run's folder while the attempt runs: what stood in the git folder before
 
 
@@ -37,7 +39,9 @@ class Workbench:
         mark: str,
         changes: dict[str, Any],
     ) -> None:
-        self.git, self.task, self.run_dir, self.changes = git, task, run_dir, changes
+        self.git, self.config, self.task, self.run_dir = git, config, task, run_dir
+        self.changes = changes
+        self.noted = os.path.join(config.paths.locks, f"{NOTED}.json")
         self.role, self.task_id = config.roles[lease.role], lease.task_id
         self.ours = evidence.own_paths(config)
         self.worktree = Worktree(git, config, lease.task_id) if self.role.worktree else None
@@ -81,14 +85,28 @@ class Workbench:
         result = agent()
         if result.outcome is not Outcome.SUCCESS or before is None:
             return result
-        if differs(self.git, self.cwd, self.ours, before, self.look()):
+        why = self.lacking(before)
+        if not why:
             return result
-        # What an attempt before it has left may be all there is to do; that must be said, then.
-        left = self.worktree is not None and self.worktree.has_work(self.task.get("commit"))
-        if left and evidence.says_success(self.run_dir):
-            return result
-        note = f"{NOTHING}. {result.note}" if result.note else NOTHING  # a refusal has its words
+        note = f"{why}. {result.note}" if result.note else why  # a refusal has its words
         return result._replace(outcome=Outcome.ERROR, note=note)
+
+    def lacking(self, before: State) -> str:
+        """Why what an agent has made is no evidence, in words; "" where it is."""
+        changed = differs(self.git, self.cwd, self.ours, before, self.look())
+        if self.worktree is None:
+            return "" if changed else NOTHING
+        if changed:
+            # Main's own work, or a dead attempt's litter that is cleaned away, is not the task's.
+            why = "" if self.worktree.has_work() else NO_MORE
+        else:
+            # What an attempt before it has left may be all there is to do; that must be said, then.
+            left = self.worktree.has_work(self.task.get("commit"))
+            why = "" if left and evidence.says_success(self.run_dir) else NOTHING
+        if not why:
+            return ""
+        others = [each for each in strangers(self.git, self.cwd, self.ours) if each.endswith("/")]
+        return f"{why} ({listed(others)}: a repository of its own is none)" if others else why
 
     def look(self) -> State:
         """What the working directory holds."""
@@ -101,7 +119,8 @@ class Workbench:
         if result.outcome is not Outcome.SUCCESS:
             return result
         worktree.commit(self.message)
-        return self.gated(worktree, gates(result))
+        result = self.unmarked(result, worktree.forked())
+        return self.gated(worktree, gates, result)
 
     def merged(
         self,
@@ -112,7 +131,7 @@ class Workbench:
     ) -> Result:
         """Merge main and the branch, have agent and gates look at that, and move main."""
         landing = Landing(worktree, self.task, self.run_dir, self.mark)
-        refused = landing.begin()
+        refused = self.unseen(worktree) or landing.begin()
         if refused:  # no agent has run: nothing was spent, and that is known
             result = refused._replace(usage={})
         else:
@@ -134,18 +153,20 @@ class Workbench:
             worktree.commit(self.message)
         while result.outcome is Outcome.SUCCESS:
             worktree.put_back(landing.commit)
-            result = self.gated(worktree, gates(result))
+            pin = worktree.pin()
+            result = self.gated(worktree, gates, self.unmarked(result, landing.commit))
             if result.outcome is not Outcome.SUCCESS:
                 note = f"merged with {landing.main} ({landing.commit:.10}): {result.note}"
                 return result._replace(note=note)
-            told = self.told(worktree, before)
+            told = fingerprint.changed(before, self.now(worktree))
             if told:
                 note = (
                     f"this attempt changed what git runs ({told}): look at it in {worktree.common},"
                     f" and mend it; then: invoke queue.retry {self.task_id}"
                 )
+                self.note(before, self.now(worktree), seen=True)
                 return result._replace(outcome=Outcome.BLOCKED, note=note)
-            landed = landing.land()
+            landed = landing.land(pin.commit)
             if landed:
                 note = f"merged into {landing.main}: {landed:.10}"
                 return result._replace(note=f"{result.note}; {note}" if result.note else note)
@@ -166,11 +187,29 @@ class Workbench:
         else:
             worktree.come_back()
 
-    def gated(self, worktree: Worktree, result: Result) -> Result:
-        """The same result, and nothing left of what the gates have made."""
-        if self.role.gates:
-            worktree.tidy()
+    def gated(
+        self, worktree: Worktree, gates: Callable[[Result], Result], result: Result
+    ) -> Result:
+        """What the gates say, and nothing left of what they have made: what they saw counts."""
+        if not self.role.gates or result.outcome is not Outcome.SUCCESS:
+            return result
+        pin = worktree.pin()
+        result = gates(result)
+        worktree.check()
+        worktree.hold(pin)
         return result
+
+    def unmarked(self, result: Result, base: str) -> Result:
+        """The same, or no success where a conflict's markers are left that the base lacks.
+
+        A role whose work is changes tries again; any other one's verdict is a rejection.
+        """
+        found = conflicts.committed(self.git, self.cwd, base, "HEAD") if base else []
+        if not found:
+            return result
+        note = f"the markers of a conflict are left in {listed(found)}: keep what both sides meant"
+        outcome = Outcome.ERROR if self.role.evidence else Outcome.REJECTED
+        return result._replace(outcome=outcome, note=note)
 
     @property
     def message(self) -> str:
@@ -182,7 +221,7 @@ class Workbench:
 
     def remembered(self, worktree: Worktree) -> fingerprint.Fingerprint:
         """What git runs, as it was before this attempt, or before one that died untold."""
-        now = fingerprint.take(self.git, worktree.common, worktree.folder)
+        now = self.now(worktree)
         then = now
         folder, own = os.path.split(self.run_dir)
         for token in sorted(int(each) for each in os.listdir(folder) if each.isdecimal()):
@@ -202,12 +241,42 @@ class Workbench:
 
     def tell(self, worktree: Worktree, before: fingerprint.Fingerprint) -> None:
         """Have the task say what this attempt changed of it: no merge before a person looked."""
-        told = self.told(worktree, before)
+        now = self.now(worktree)
+        told = fingerprint.changed(before, now)
         if told:
             self.changes["git_changed"] = told
+            self.note(before, now)
         evidence.drop(self.run_dir, SEEN)
 
-    def told(self, worktree: Worktree, before: fingerprint.Fingerprint) -> str:
-        """What of it is another one now, in words; "" for nothing."""
-        now = fingerprint.take(self.git, worktree.common, worktree.folder)
-        return fingerprint.changed(before, now)
+    def now(self, worktree: Worktree) -> fingerprint.Fingerprint:
+        """What git runs."""
+        return fingerprint.take(self.git, worktree.common, worktree.folder)
+
+    def note(
+        self, before: fingerprint.Fingerprint, now: fingerprint.Fingerprint, *, seen: bool = False
+    ) -> None:
+        """Have no other task merge with what this attempt changed of it, before a person looked."""
+        with alone(self.git, self.config, NOTED):
+            found = fingerprint.noted(self.noted).more(self.task_id, before, now)
+            by = (self.task_id,) if seen else ()
+            fingerprint.note(self.noted, found._replace(seen=by))
+
+    def unseen(self, worktree: Worktree) -> Result | None:
+        """Refuse to merge with what an attempt of any task has changed of it; once, for a person.
+
+        Whoever comes again was sent by one: it passes, and so do all others then.
+        """
+        if not os.path.exists(self.noted):
+            return None
+        with alone(self.git, self.config, NOTED):
+            found = fingerprint.noted(self.noted)
+            still = found.still(self.now(worktree))
+            if not still or self.task_id in found.seen:
+                evidence.drop(*os.path.split(self.noted))
+                return None
+            fingerprint.note(self.noted, found._replace(seen=(*found.seen, self.task_id)))
+        note = (
+            f"an attempt changed what git runs ({listed(still)}; of {listed([*found.by])}): look at"
+            f" it in {worktree.common}, and mend it; then: invoke queue.retry {self.task_id}"
+        )
+        return Result(Outcome.BLOCKED, note, changes={"git_changed": None})

@@ -7,6 +7,7 @@ import re
 import shlex
 import stat
 from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 from daemon import conflicts
 from daemon.config import Config
@@ -16,6 +17,7 @@ from daemon.git import Git, GitError
 from daemon.queue import lock
 from daemon.repository import (
     PLAIN,
+    check_top,
     common_folder,
     git,
     has_submodules,
@@ -28,13 +30,21 @@ from daemon.repository import (
     registered,
     scope,
 )
-from daemon.state import untracked
+from daemon.state import linked, links, strangers, untracked
 
 __all__ = ["Git", "GitError", "git"]
 
 OID = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 MERGING = "rolecall-merging"  # in the worktree's own git folder while it is off its branch
+MADE = ("commit", "cherry-pick", "revert", "am:")  # how a reflog begins to tell of a new commit
 LOCKS = ("index.lock", "HEAD.lock")  # git's own, in that folder
+
+
+class Pin(NamedTuple):
+    """The commit that a worktree holds, and its branch's: the same but during a merge."""
+
+    commit: str
+    branch: str
 
 
 def branch_of(task_id: str) -> str:
@@ -98,6 +108,7 @@ class Worktree:
             )
         if head.status:
             raise GitError(f"git rev-parse: {head.last}", where=self.workspace)
+        check_top(self.git, self.workspace)
         if has_submodules(self.git, self.workspace):
             raise ConfigError(
                 f"{self.workspace} has submodules, which worktrees do not get:"
@@ -144,6 +155,12 @@ class Worktree:
                 where=self.path,
                 hint=f"git -C {shlex.quote(elsewhere[1])} switch -",
             )
+        bar = self.branch.partition("/")[0]
+        if f"'refs/heads/{bar}' exists" in said.err:
+            raise ConfigError(
+                f"a branch called {bar} bars {self.branch}: rename it"
+                f" (git -C {shlex.quote(self.workspace)} branch -m {bar} OTHER)"
+            )
         raise GitError(f"git worktree add: {said.last}", where=self.path)
 
     def _start(self, commit: object) -> str:
@@ -170,7 +187,7 @@ class Worktree:
         if self.is_off:
             self.come_back()
             return
-        if any(os.path.isdir(os.path.join(self.folder, f"rebase-{n}")) for n in ("merge", "apply")):
+        if self._is_rebasing():
             self.git.run(self.path, "rebase", "--abort")
         present = self.present()
         if present == self.branch:
@@ -182,6 +199,10 @@ class Worktree:
         ):
             raise self.strayed(present)
 
+    def _is_rebasing(self) -> bool:
+        folders = (os.path.join(self.folder, f"rebase-{how}") for how in ("merge", "apply"))
+        return any(map(os.path.isdir, folders))
+
     def present(self) -> str:
         """The branch that it is on now; "" for none."""
         return self.git.run(self.path, "symbolic-ref", "--quiet", "--short", "HEAD").out.rstrip(
@@ -190,6 +211,12 @@ class Worktree:
 
     def strayed(self, present: str) -> GitError:
         """What is to be said of one that is not on its branch."""
+        if self.is_off:  # for a merge, and it comes back of itself
+            return GitError(
+                f"the worktree was switched to {present}, away from the merge that is to be seen"
+                " and landed",
+                where=self.path,
+            )
         return GitError(
             f"the worktree is on {present or 'no branch'}, not on {self.branch}",
             where=self.path,
@@ -204,12 +231,22 @@ class Worktree:
             self.path, "rev-parse", "--verify", f"refs/heads/{self.branch}^{{commit}}"
         ).strip()
 
-    def has_work(self, commit: object) -> bool:
-        """Whether it holds work that no attempt has settled: beyond that commit, or main."""
+    def forked(self) -> str:
+        """The commit that it has in common with main; "" for none."""
+        main = self.git(self.workspace, "rev-parse", "--verify", "HEAD").strip()
+        return self.git.run(self.path, "merge-base", "HEAD", main).out.strip()
+
+    def has_history(self) -> bool:
+        """Whether anything was ever committed on the branch itself, beside merges."""
+        words = ("log", "--walk-reflogs", "--format=%gs", f"refs/heads/{self.branch}")
+        told = self.git.run(self.path, *words).out.splitlines()
+        return any(line.startswith(MADE) for line in told)
+
+    def has_work(self, commit: object = None) -> bool:
+        """Whether it holds work beyond that commit, of the task's last settling; or beyond main."""
         base = commit if isinstance(commit, str) and OID.fullmatch(commit) else ""
         if not base or self.git.run(self.path, "cat-file", "-e", f"{base}^{{commit}}").status:
-            main = self.git(self.workspace, "rev-parse", "--verify", "HEAD").strip()
-            base = self.git.run(self.path, "merge-base", "HEAD", main).out.strip()
+            base = self.forked()
         if not base:
             return False
         inside = scope(self.ours)
@@ -220,7 +257,8 @@ class Worktree:
     def commit(self, message: str) -> None:
         """Commit what the agent has left, less our own paths; nothing, where there is nothing.
 
-        Raises GitError where it left a merge that is not finished, or another branch.
+        Raises GitError where it left a merge that is not finished, another branch, or a commit of
+        what no commit holds.
         """
         self.unlock()
         present = self.present()
@@ -231,12 +269,15 @@ class Worktree:
             raise GitError(
                 f"a merge was left with conflicts in {listed(unmerged)}", where=self.path
             )
-        strange = [n for n in untracked(self.git, self.path, self.ours) if n.endswith("/")]
+        strange = [n for n in strangers(self.git, self.path, self.ours) if n.endswith("/")]
         outside = (f":(top,exclude,literal){each}" for each in strange)  # repositories of their own
         # Ours are taken out again: git refuses to leave out what it ignores anyway.
         self.git(self.path, "add", "--all", "--", ":/", *outside)
         if self.ours:
             self.git(self.path, "reset", "--quiet", "HEAD", *own(self.ours))
+        found = links(self.git, self.path, self.forked() or "HEAD")
+        if found:
+            raise GitError(linked(found), where=self.path)
         merging = os.path.exists(os.path.join(self.folder, "MERGE_HEAD"))
         if merging or not self.git.says(self.path, "diff", "--cached", "--quiet", *PLAIN, "HEAD"):
             self.record(message)
@@ -271,6 +312,23 @@ class Worktree:
             stdin="".join(f":(top,literal){name}\0" for name in names(told)),
         )
         self.record(f"{self.task_id}: what is not the task's own")
+
+    def pin(self) -> Pin:
+        """Where it and its branch stand."""
+        return Pin(self.git(self.path, "rev-parse", "--verify", "HEAD").strip(), self.head())
+
+    def hold(self, pin: Pin) -> None:
+        """Make it what it was when that was taken: gates leave neither files nor moves."""
+        self.unlock()
+        if self._is_rebasing():
+            self.git.run(self.path, "rebase", "--quit")
+        reference = f"refs/heads/{self.branch}"
+        if self.is_off:
+            self.git(self.path, "update-ref", "--no-deref", "HEAD", pin.commit)
+        else:
+            self.git(self.path, "symbolic-ref", "HEAD", reference)
+        self.git(self.path, "update-ref", reference, pin.branch)
+        self.tidy()
 
     def tidy(self) -> None:
         """Make it what its commit says: gates leave nothing (but what git ignores)."""

@@ -19,7 +19,7 @@ LAYERS = (
     {"errors", "spawn"},
     {"model", "process", "capture", "git"},
     {"index", "repository"},
-    {"conflicts", "lifecycle", "state"},
+    {"conflicts", "hindrance", "lifecycle", "state"},
     {"agents", "byhand", "config", "mounts"},
     {"checking", "hostsfolder", "inventory", "kinds", "reading", "reference", "schema", "yamltext"},
     {"queue"},
