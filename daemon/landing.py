@@ -159,9 +159,9 @@ class Landing:
         Raises GitError where something is in the way; main is untouched then.
         """
         self.check(pinned)
-        hindrance.await_quiet(self.git, self.workspace)
         with alone(self.git, self.worktree.config, "landing") as journal:
             self.mend(journal)
+            hindrance.await_quiet(self.git, self.workspace)
             present = self.branch_of_workspace()
             if present != self.main:
                 raise GitError(
