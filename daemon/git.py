@@ -310,7 +310,9 @@ class _Call:
 def failure(arguments: tuple[str, ...], said: Said, folder: str) -> GitError:
     """The one error of a call that failed."""
     name = next((each for each in arguments if not each.startswith("-")), "")
-    return GitError(f"git {name}: {said.last}", where=folder)
+    # What follows a first line that is fatal is advice, as of a lock that somebody holds.
+    words = said.first if said.err.startswith("fatal: ") else said.last
+    return GitError(f"git {name}: {words}", where=folder)
 
 
 def _text(data: bytearray) -> str:

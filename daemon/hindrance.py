@@ -48,7 +48,7 @@ def in_the_way(said: str, workspace: str) -> str:
     for line in said.splitlines():
         if line.startswith("\t"):
             if held is not None:
-                found[held].append(line.strip())
+                found[held].append(line[1:])
         else:
             start = line.removeprefix("error: ")
             held = next((LISTS[each] for each in LISTS if start.startswith(each)), None)

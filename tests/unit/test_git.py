@@ -32,6 +32,13 @@ def repo(tmp_path: Path) -> Repository:
     return repository(Workspace(tmp_path))
 
 
+def test_a_lock_that_somebody_holds_is_named(repo: Repository) -> None:
+    """Git's advice comes after it, and is none."""
+    (repo.path / ".git" / "index.lock").write_text("")
+    with pytest.raises(GitError, match=r"git add: Unable to create '.*/index\.lock': File exists"):
+        Git()(str(repo.path), "add", "--all")
+
+
 def slow(repo: Repository, what: str = "exec sleep 600") -> tuple[str, ...]:
     """A call that hangs in a child of git's, which writes its pid."""
     repo.git("config", "alias.hang", f"!sh -c 'echo $$ > {repo.path}/pid; {what}'")

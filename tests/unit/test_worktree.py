@@ -229,6 +229,41 @@ def test_a_removal_that_was_cut_short_is_finished(backend: FileBackend, at: str)
     assert reclaim(Git(), config, snapshot) == []
 
 
+@pytest.mark.parametrize("kept", ["ignored repository", "link", "skip-worktree", "assumed", ""])
+def test_what_git_does_not_tell_of_is_not_removed(backend: FileBackend, kept: str) -> None:
+    """Repositories in ignored folders or behind links, and files that git must not look at."""
+    tree = prepared(backend.config)
+    repo = inside(tree)
+    nested = {"ignored repository": "worktrees/lib", "link": "lib"}.get(kept)
+    if nested:
+        (repo.path / nested).mkdir(parents=True)
+        repo.git("init", "--quiet", nested)
+        Repository(repo.path / nested).commit("theirs", x="x")
+    if kept == "link":
+        repo.git("add", "lib")
+        repo.commit("link")
+        Repository(Path(backend.config.workspace)).git("merge", "--quiet", "agent/T1")
+    if kept in {"skip-worktree", "assumed"}:
+        how = {"assumed": "--assume-unchanged"}.get(kept, "--skip-worktree")
+        repo.git("update-index", how, "readme.txt")
+        repo.write("readme.txt", "mine\n")
+    tree.release()
+    backend.fill({"id": "T1", "status": "done"})
+    done = reclaim(Git(), backend.config, backend.open().snapshot)
+    assert done == ([] if kept else ["T1"])
+    assert Path(tree.path, "readme.txt").exists() is bool(kept)
+
+
+def test_one_that_an_agent_took_off_a_merge_says_so(config: Config) -> None:
+    """It is no use to switch it by hand: it comes back of itself."""
+    tree = prepared(config)
+    tree.leave()
+    inside(tree).git("switch", "--quiet", "--create", "mine")
+    with pytest.raises(GitError, match="switched to mine, away from the merge") as found:
+        tree.commit("T1")
+    assert found.value.problems[0].hint == ""
+
+
 def test_one_that_an_attempt_works_in_is_not_removed(backend: FileBackend) -> None:
     """Its task was moved to done by hand: the attempt is ended first."""
     tree = prepared(backend.config)
