@@ -211,7 +211,9 @@ def test_what_an_attempt_changed_of_git_bars_the_merges_of_all(ws: Workspace) ->
     change = "git config filter.evil.smudge 'touch ../evil; cat'"
     script = f"[ $ROLECALL_TASK_ID != T1 ] || {{ {change}; exit 3; }}; {EDIT}"
     ws.write_config(**roles(builder={"script": script, "max_attempts": 1}))
-    ws.write_queue(task("T1"), task("T2"), task("T3"))
+    ws.write_queue(task("T1"))
+    drain(ws, "builder")  # alone: an attempt beside it would be told of it as well
+    ws.write_queue(ws.task("T1"), task("T2"), task("T3"))
     drain(ws)
     assert {ws.status(f"T{n}") for n in (1, 2, 3)} == {"needs_manual"}
     told = "an attempt changed what git runs (filter.evil.smudge in config; of T1)"
