@@ -14,7 +14,7 @@ from daemon import agents, environment, mounts, worktree
 from daemon.agents.preset import Preset
 from daemon.config import Config, Role
 from daemon.errors import Problem, RolecallError
-from daemon.fleet import linger, mergedriver, worktrees
+from daemon.fleet import effective, linger, mergedriver, worktrees
 from daemon.fleet.connection import Local
 from daemon.fleet.finding import FAIL, OK, WARN, Finding, failed, report, together
 from daemon.fleet.here import one_of
@@ -58,7 +58,7 @@ def examine(config: Config, place: Place | None = None, role: str | None = None)
         units = units if manager.problem else manager.environ
     else:
         findings += _pidfile()
-    findings += [*_git(config), *_queue(config, place), _inotify()]
+    findings += [*_installed(connection, config), *_git(config), *_queue(config, place), _inotify()]
     roles = (
         [config.roles[one_of("role", role, config.roles)]]
         if role
@@ -86,6 +86,13 @@ def _unquoted(value: str) -> str:
         if value.startswith("$'"):
             return shlex.split(value[1:])[0]
     return value
+
+
+def _installed(connection: Local, config: Config) -> Iterator[Finding]:
+    if foreign := effective.foreign(connection, config):
+        yield Finding("config", WARN, foreign.problems[0].what, foreign.problems[0].hint)
+    elif effective.is_older(connection, config):
+        yield Finding("config", WARN, effective.OLDER, effective.RENEW)
 
 
 def _python(connection: Local) -> Finding:

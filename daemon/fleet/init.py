@@ -113,7 +113,7 @@ def set_workspace(path: str, workspace: str) -> Step:
         else json.dumps(workspace, ensure_ascii=False)
     )
     line = f"workspace: {scalar}\n"
-    text, note = "", ""
+    text = ""
     with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as file:
         text = file.read()
     try:
@@ -135,10 +135,11 @@ def set_workspace(path: str, workspace: str) -> Step:
         old = str(found.value)
         if os.path.expanduser(old) == workspace:
             return Step("kept", path, f"workspace: {old}")
+        if old:
+            raise _other_workspace(path, old, workspace)
         start, end = found.start_mark.index, found.end_mark.index
         gap = "" if text[start - 1 : start].isspace() else " "
         text = text[:start] + gap + scalar + text[end:]
-        note = f", it was {old}"
     elif node is None:
         text = text + "\n" * bool(text and not text.endswith("\n")) + line
     else:
@@ -150,7 +151,24 @@ def set_workspace(path: str, workspace: str) -> Step:
         )
     did = "changed" if os.path.exists(path) else "made"
     _replace(path, text)
-    return Step(did, path, f"workspace: {workspace}{note}")
+    return Step(did, path, f"workspace: {workspace}")
+
+
+def _other_workspace(path: str, old: str, new: str) -> RolecallError:
+    """Two repositories are two inventories: what is installed for the first one would stay."""
+    inventory = os.path.dirname(os.path.dirname(path))
+    name = "".join(each if each.isalnum() else "-" for each in os.path.basename(new).lower())
+    copy, entry = f"{inventory}-{name}", os.path.join("host_vars", os.path.basename(path))
+    return RolecallError(
+        f"this inventory is of another workspace: {old}",
+        where=path,
+        hint="a second repository has an inventory and a unit_prefix of its own:\n"
+        f"  cp -r {_shell(inventory)} {_shell(copy)}\n"
+        f"  echo 'unit_prefix: {name}' > {_shell(os.path.join(copy, entry))}\n"
+        f"  invoke init --inventory {_shell(copy)} --workspace {_shell(new)}\n"
+        f"  export ROLECALL_INVENTORY={_shell(copy)}    # for the commands that follow\n"
+        "To move this inventory to the other one: invoke uninstall, then edit that line.",
+    )
 
 
 def _replace(path: str, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -90,20 +91,44 @@ def test_what_stands_there_is_kept(shop: Path, inventory: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ("workspace: /old  # here\nrun: [builder]\n", "workspace: /new  # here\nrun: [builder]\n"),
-        ('run: [builder]\nworkspace: "/old"\n', "run: [builder]\nworkspace: /new\n"),
+        ("workspace: # here\nrun: [builder]\n", "workspace: /new # here\nrun: [builder]\n"),
+        ('run: [builder]\nworkspace: ""\n', "run: [builder]\nworkspace: /new\n"),
         ("workspace:\n", "workspace: /new\n"),
         ("# mine\n", "# mine\nworkspace: /new\n"),
         ("---\nrun: [builder]", "---\nworkspace: /new\nrun: [builder]"),
         ("", "workspace: /new\n"),
     ],
 )
-def test_another_workspace_changes_that_value_only(tmp_path: Path, before: str, after: str) -> None:
+def test_a_workspace_that_is_unset_changes_that_value_only(tmp_path: Path, before: str, after: str) -> None:
     """Comments, order and quotes of all else stay as they were."""
     path = tmp_path / "localhost.yml"
     path.write_text(before)
     assert set_workspace(str(path), "/new").did == "changed"
     assert path.read_text() == after
+
+
+def test_another_workspace_is_refused_with_what_to_type(tmp_path: Path, inventory: Path) -> None:
+    """Nothing is changed; typed as it says, the other one has an inventory and a prefix of its own.
+
+    Broken once by replacing the workspace: the first one's workers were started on.
+    """
+    first, second = git_init(tmp_path / "one"), git_init(tmp_path / "Two Shops")
+    init(str(first), str(inventory))
+    entry = inventory / "host_vars" / "localhost.yml"
+    before = entry.read_text()
+    with pytest.raises(RolecallError, match="another workspace") as refused:
+        init(str(second), str(inventory))
+    assert entry.read_text() == before
+    assert not (second / ".oodatcaa").exists()
+    copy, unit_prefix, told, export = refused.value.problems[0].hint.splitlines()[1:5]
+    subprocess.run(["sh", "-ec", f"{copy}\n{unit_prefix}"], check=True)
+    words = shlex.split(told)
+    assert words[:3] == ["invoke", "init", "--inventory"]
+    init(words[5], words[3])
+    found = here.fleet(words[3]).config()
+    assert (found.workspace, found.unit_prefix) == (str(second), "two-shops")
+    assert here.fleet(str(inventory)).config().workspace == str(first)
+    assert f"ROLECALL_INVENTORY={words[3]}" in export
 
 
 def test_a_path_of_any_characters_is_written_as_yaml(tmp_path: Path) -> None:
