@@ -78,10 +78,16 @@ class Board:
         self.standing: Standing = standing(self.view)
         #: What is wrong with the queue, its tasks and its leases, for a person.
         self.problems = list(dict.fromkeys((*self.standing.problems, *queue.problems())))
+        self.taken = self.missing and runs.are_left(config.paths.runs)
+        if self.taken:
+            self.problems.insert(0, f"{config.queue_file}: {runs.TAKEN}; {runs.LOOK_FOR_IT}")
 
     def hint(self) -> None:
         """Say on stderr that there is no queue, where there is none."""
-        if self.missing:
+        if self.taken:
+            where = escape(self.config.queue_file)
+            sys.stderr.write(f"problem: {where}: {runs.TAKEN}\nhint:  {runs.LOOK_FOR_IT}\n")
+        elif self.missing:
             where = self.config.queue_file
             hint = f"hint:  invoke init --workspace {shlex.quote(self.config.workspace)}"
             sys.stderr.write(f"{escape(where)}: no queue here yet\n{hint}\n")

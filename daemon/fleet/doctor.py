@@ -14,7 +14,7 @@ from daemon import agents, environment, mounts, worktree
 from daemon.agents.preset import Preset
 from daemon.config import Config, Role
 from daemon.errors import Problem, RolecallError
-from daemon.fleet import effective, linger, mergedriver, worktrees
+from daemon.fleet import effective, linger, mergedriver, runs, worktrees
 from daemon.fleet.connection import Local
 from daemon.fleet.finding import FAIL, OK, WARN, Finding, failed, report, together
 from daemon.fleet.here import one_of
@@ -180,7 +180,9 @@ def _git(config: Config) -> Iterator[Finding]:
 
 def _queue(config: Config, place: Place) -> Iterator[Finding]:
     path = config.queue_file
-    if not os.path.exists(path):
+    if not os.path.exists(path) and runs.are_left(config.paths.runs):
+        yield Finding("queue", FAIL, f"{path}: {runs.TAKEN}", runs.LOOK_FOR_IT)
+    elif not os.path.exists(path):
         init = f"invoke init --workspace {shlex.quote(config.workspace)}"
         yield Finding("queue", WARN, f"there is no {path}", init)
     else:

@@ -26,7 +26,7 @@ PLAIN_SCALAR = re.compile(r"[A-Za-z0-9/_~.][A-Za-z0-9/_~.+@-]*")
 class Step(NamedTuple):
     """One thing that init looked at: what it did, and to which file."""
 
-    did: str  # made, changed, kept
+    did: str  # made, changed, kept, none; commit: what is left to a person
     path: str
     note: str = ""
 
@@ -68,6 +68,7 @@ def init(
     steps += make_prompts(config)
     steps.append(exclude(config))
     steps += set_merge_driver(config) if merge_driver else offer_merge_driver(config)
+    steps += offer_commit(config)
     return steps
 
 
@@ -316,3 +317,14 @@ def offer_merge_driver(config: Config) -> list[Step]:
         return []
     note = "git merges the queue line by line; task by task: invoke init --merge-driver"
     return [Step("none", "merge driver", note)]
+
+
+def offer_commit(config: Config) -> list[Step]:
+    """Say what to commit: git takes an untracked queue away from under its workers."""
+    path = os.path.relpath(config.queue_file, config.workspace)
+    top = path.split(os.sep)[0]
+    untracked = ("ls-files", "--others", "--exclude-standard", "--", path)
+    if top == os.pardir or not worktree.git(config.workspace, *untracked):
+        return []
+    note = "what is untracked, git stash -u and git clean take away"
+    return [Step("commit", os.path.join(config.workspace, top), note)]

@@ -63,8 +63,18 @@ def test_the_second_time_changes_nothing(shop: Path, inventory: Path) -> None:
     before = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for r in roots for p in r.rglob("*")}
     steps = init(str(shop), str(inventory), merge_driver=True)
     after = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for r in roots for p in r.rglob("*")}
-    assert {step.did for step in steps} == {"kept"}
+    assert {step.did for step in steps} == {"kept", "commit"}
     assert before == after
+
+
+def test_an_untracked_queue_is_told_of_at_the_end(shop: Path, inventory: Path) -> None:
+    """git stash -u takes it away from under its workers; committed, or ignored, it stays."""
+    told = init(str(shop), str(inventory))[-1]
+    assert str(told) == (
+        f"commit   {shop}/.oodatcaa (what is untracked, git stash -u and git clean take away)"
+    )
+    subprocess.run(["git", "-C", str(shop), "add", ".oodatcaa"], check=True)
+    assert init(str(shop), str(inventory))[-1].did != "commit"
 
 
 def test_what_stands_there_is_kept(shop: Path, inventory: Path) -> None:
@@ -191,8 +201,7 @@ def test_a_merge_driver_is_offered_and_set_up_only_when_asked_for(
     attributes, config = shop / ".git" / "info" / "attributes", shop / ".git" / "config"
     attributes.write_text("*.png binary")
     before = config.read_text()
-    offered = init(str(shop), str(inventory))[-1]
-    assert offered.did == "none"
+    offered = next(step for step in init(str(shop), str(inventory)) if step.did == "none")
     assert offered.note.endswith("invoke init --merge-driver")
     assert (attributes.read_text(), config.read_text()) == ("*.png binary", before)
     subprocess.run(

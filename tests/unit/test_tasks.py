@@ -112,6 +112,19 @@ def test_a_missing_queue_is_an_empty_one_with_a_hint(operator: Operator) -> None
     assert f"hint:  invoke init --workspace {operator.workspace}" in done.stderr
 
 
+def test_a_queue_that_was_taken_away_is_a_problem(operator: Operator) -> None:
+    """Its tasks have run folders: nobody is told to make a new one."""
+    (operator.workspace / ".agent-runs" / "T1" / "1").mkdir(parents=True)
+    hint = "a git stash or clean may have taken it: git stash list"
+    listed, checked = operator.invoke("queue.list"), operator.invoke("queue.check")
+    assert f"there is no queue, but its tasks have run folders\nhint:  {hint}" in listed.stderr
+    assert checked.returncode == 1
+    assert "problem: " in checked.stdout
+    doctor = operator.invoke("doctor")
+    assert (doctor.returncode, hint in doctor.stdout) == (1, True)
+    assert "invoke init" not in listed.stderr + checked.stdout + checked.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
