@@ -109,7 +109,9 @@ def test_what_stands_there_is_kept(shop: Path, inventory: Path) -> None:
         ("", "workspace: /new\n"),
     ],
 )
-def test_a_workspace_that_is_unset_changes_that_value_only(tmp_path: Path, before: str, after: str) -> None:
+def test_a_workspace_that_is_unset_changes_that_value_only(
+    tmp_path: Path, before: str, after: str
+) -> None:
     """Comments, order and quotes of all else stay as they were."""
     path = tmp_path / "localhost.yml"
     path.write_text(before)

@@ -281,6 +281,24 @@ def test_a_task_s_way_by_hand(operator: Operator) -> None:
     assert "T2: testing -> awaiting_test" in (logs / "tester.log").read_text()
 
 
+def test_several_tasks_are_tried_again(operator: Operator) -> None:
+    """By their ids, or all that stand so; a line for each, and 1 where one cannot be."""
+    parked = {"status": "needs_manual", "parked_from": "ready"}
+    operator.write_queue(
+        *({"id": f"T{i}", **parked} for i in range(1, 6)), {"id": "D", "status": "done"}
+    )
+    done = operator.invoke("queue.retry", "T1,D,T2")
+    assert done.returncode == 1
+    told = [line.partition(":")[0] for line in done.stdout.splitlines()]
+    assert told == ["T1", "T2"]
+    assert done.stderr.startswith("error: D: its status is done")
+    assert operator.invoke("queue.retry", "T3", "--standing", "parked").returncode == 2
+    done = operator.invoke("queue.retry", "all", "--standing", "parked")
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 3)
+    assert operator.invoke("queue.retry", "all").returncode == 2
+    assert operator.invoke("queue.retry", "all", "--standing", "parked").stdout == ""
+
+
 def test_a_queue_out_and_in(operator: Operator, tmp_path: Path) -> None:
     """Export to a file and to a pipe, every byte; import tells what it did, and never half."""
     operator.write_queue({"id": "T1", "status": "ready"}, mine={"a": 1.0})
