@@ -228,8 +228,12 @@ def start(role: str | None = None, limit: str | None = None, inventory: str | No
 def stop(role: str | None = None, limit: str | None = None, inventory: str | None = None) -> int:
     """Stop the workers: attempts may end within the stop budget."""
     from daemon.fleet import agents, here, report
+    from daemon.fleet.output import escape
 
-    return report.print_done(agents.stop(*here.fleet(inventory, limit), role))
+    def tell(line: str) -> None:
+        print(escape(line), file=sys.stderr, flush=True)
+
+    return report.print_done(agents.stop(*here.fleet(inventory, limit), role, tell=tell))
 
 
 @command()

@@ -88,9 +88,26 @@ def start(inventory: Inventory, hosts: list[Host], role: str | None = None) -> l
     return _told(inventory, hosts, role, lambda at: at.supervisor.start(at.roles))
 
 
-def stop(inventory: Inventory, hosts: list[Host], role: str | None = None) -> list[Done]:
-    """Stop the workers, each after at most its stop budget; end attempts without a worker."""
-    return _told(inventory, hosts, role, lambda at: stop_here(*at))
+def stop(
+    inventory: Inventory,
+    hosts: list[Host],
+    role: str | None = None,
+    *,
+    tell: Callable[[str], None] = lambda _: None,
+) -> list[Done]:
+    """Stop the workers, each after at most its stop budget; end attempts without a worker.
+
+    ``tell`` gets a line for what has to be waited for, before that.
+    """
+
+    def stop(at: Place) -> dict[str, Told]:
+        for name, attempts in _working(at.config, at.roles)[0].items():
+            tasks = ", ".join(each.task_id for each in attempts)
+            seconds = at.config.roles[name].stop_budget
+            tell(f"{at.connection.name}: {name}: waits up to {seconds:g} s for {tasks}")
+        return stop_here(*at)
+
+    return _told(inventory, hosts, role, stop)
 
 
 def restart(inventory: Inventory, hosts: list[Host], role: str | None = None) -> list[Done]:
@@ -310,7 +327,7 @@ def _working(
         trouble = f"{error.problems[0].where}: {error.problems[0].what}"
     pauses: dict[str, Pause] = {}
     for role in roles:
-        for pause in queue.pauses(role):
-            if not pause.passing:
-                pauses.setdefault(role, pause)
+        found = [pause for pause in queue.pauses(role) if not pause.passing]
+        if found:
+            pauses[role] = max(found, key=lambda each: each.lasts)
     return working, pauses, trouble

@@ -199,8 +199,9 @@ class Budgets:
     def charge(self, lease: Lease, result: Result) -> str:
         """Write down what the attempt has spent, once. The queue's lock is held.
 
-        Returns what to tell of one that spent more than it may; "" else. Where nobody knows, what was reserved counts. Raises DiskError where a budget needs the
-        line and the disk has no room for it; a ledger that is unusable otherwise costs no result.
+        Returns what to tell of one that spent more than it may; "" else. Where nobody knows, what
+        was reserved counts. Raises DiskError where a budget needs the line and the disk has no
+        room for it; a ledger that is unusable otherwise costs no result.
         """
         role, who = self.config.roles[lease.role], (lease.task_id, lease.token, lease.started_at)
         limited = self.apply(role)

@@ -154,7 +154,9 @@ def test_stopping_releases_what_does_not_end_in_time(fleet: Fleet) -> None:
     fleet.do("agents.start")
     agent = fleet.agent()
     assert fleet.rows()["builder"]["working_on"][0]["task_id"] == "T1"
-    assert fleet.do("agents.stop") == "localhost: builder: stopped\n"
+    stopped = fleet.invoke("agents.stop")
+    assert stopped.stdout == "localhost: builder: stopped\n"
+    assert stopped.stderr == "localhost: builder: waits up to 0.5 s for T1\n"
     assert not fleet.alive(agent)
     assert fleet.task()["status"] == "ready"
     assert fleet.lease() is None

@@ -222,6 +222,14 @@ def test_the_budget_of_all_roles_holds_for_each(backend: Limited) -> None:
     assert "all roles" in why(backend, "integrator")
 
 
+def test_what_several_roles_wait_for_is_one_topic(backend: Limited) -> None:
+    """A process that serves them all tells it once. Broken once by a topic for each role."""
+    backend.common = Budget(day=Amounts(cost_usd=2.0))
+    attempt(backend, dollars(2.0))
+    queue = backend.open()
+    assert len({queue.pauses(role)[0].topic for role in ("builder", "tester")}) == 1
+
+
 def test_the_ledger_outlives_whoever_wrote_it(backend: Limited) -> None:
     """Another worker, another day, a hand-edited end: what was spent stays spent."""
     backend.builder = Budget(total=Amounts(cost_usd=3.0))

@@ -68,7 +68,7 @@ def test_the_second_time_changes_nothing(shop: Path, inventory: Path) -> None:
 
 
 def test_an_untracked_queue_is_told_of_at_the_end(shop: Path, inventory: Path) -> None:
-    """git stash -u takes it away from under its workers; committed, or ignored, it stays."""
+    """A git stash -u takes it away from under its workers; committed, or ignored, it stays."""
     told = init(str(shop), str(inventory))[-1]
     assert str(told) == (
         f"commit   {shop}/.oodatcaa (what is untracked, git stash -u and git clean take away)"
