@@ -27,6 +27,7 @@ from daemon.transient import ROOT
 OLDEST_PYTHON = (3, 11)
 NOT_FOUND = "is not on the PATH that workers have ("
 INSTALL = "install it, name it by its full path, or set PATH where workers get theirs"
+OWN_PROGRAM = "name your project's program by its full path, or: [uv, run, ...], [sh, -c, ...]"
 INVENTORY_HINT = "edit inventory/group_vars/all.yml"
 
 __all__ = ["Finding", "Place", "examine", "failed", "report"]
@@ -241,8 +242,12 @@ def _role(config: Config, role: Role, units: Mapping[str, str]) -> Iterator[Find
     path = {"PATH": os.defpath, **units, **role.env}["PATH"]  # of the gates, too
     yield _agent(config, role, {"PATH": path, **secrets, **role.env}["PATH"])
     for gate in role.gates:
-        if _find(config, gate[0], path) is None:
+        found = _find(config, gate[0], path)
+        if found is None:
             yield Finding("gate", FAIL, f"{gate[0]} {NOT_FOUND}{path})", INSTALL, role.name)
+        elif _is_ours(found, config):
+            what = f"{gate[0]} is {found}, Rolecall's own: it knows nothing of your project"
+            yield Finding("gate", WARN, what, OWN_PROGRAM, role.name)
     if role.agent or not role.merge:
         yield _prompt(config, role)
     yield from budget(config, role, agents.find(role.agent))
@@ -312,6 +317,13 @@ def _prompt(config: Config, role: Role) -> Finding:
         )
         return Finding("prompt", OK if own else WARN, what, "" if own else init, role.name)
     return Finding("prompt", FAIL, f"{path} is missing, or cannot be read", init, role.name)
+
+
+def _is_ours(program: str, config: Config) -> bool:
+    """Whether it is of the virtual environment that Rolecall itself runs in."""
+    folder = os.path.realpath(os.path.dirname(program))
+    venv = os.path.realpath(os.path.join(ROOT, ".venv", "bin"))
+    return folder == venv and os.path.realpath(config.workspace) != os.path.realpath(ROOT)
 
 
 def _find(config: Config, program: str, path: str) -> str | None:
