@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,7 @@ def test_a_task_tells_that_it_waits_for_a_credential(tmp_path: Path) -> None:
 def test_of_several_waits_the_longest_is_told(tmp_path: Path) -> None:
     """A credential's ten minutes end before a total budget does; so does a task's own backoff."""
     backend = Limited(tmp_path, credential="anthropic")
+    backend.clock.wall = time.time()  # the board's own
     backend.builder = Budget(total=Amounts(cost_usd=1.0))
     queue = backend.open()
     claim = queue.claim("builder", "me")
