@@ -134,7 +134,9 @@ def set_workspace(path: str, workspace: str) -> Step:
         )
     if found is not None:
         old = str(found.value)
-        if os.path.expanduser(old) == workspace:
+        inventory = os.path.dirname(os.path.dirname(path))  # a relative one counts from beside it
+        there = os.path.join(os.path.dirname(inventory), os.path.expanduser(old))
+        if old and os.path.realpath(there) == os.path.realpath(workspace):
             return Step("kept", path, f"workspace: {old}")
         if old:
             raise _other_workspace(path, old, workspace)

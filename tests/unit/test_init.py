@@ -143,6 +143,15 @@ def test_another_workspace_is_refused_with_what_to_type(tmp_path: Path, inventor
     assert f"ROLECALL_INVENTORY={words[3]}" in export
 
 
+@pytest.mark.parametrize("old", ["{shop}", "{shop}/", "shop", "./shop/../shop"])
+def test_the_same_workspace_in_other_words_is_kept(shop: Path, inventory: Path, old: str) -> None:
+    """With a slash behind it, or relative to what the inventory stands in."""
+    entry = inventory / "host_vars" / "localhost.yml"
+    entry.write_text(f"workspace: {old.format(shop=shop)}\n")
+    assert init(str(shop), str(inventory))[0].did == "kept"
+    assert here.fleet(str(inventory)).config().workspace.rstrip("/") == str(shop)
+
+
 def test_a_path_of_any_characters_is_written_as_yaml(tmp_path: Path) -> None:
     """Colons, quotes, hashes and letters of any alphabet come back as they were."""
     for name in ("a: b", 'it\'s "x"', "x #y", "Größe", "- z", "{a}", "back\\slash"):
