@@ -228,8 +228,12 @@ def start(role: str | None = None, limit: str | None = None, inventory: str | No
 def stop(role: str | None = None, limit: str | None = None, inventory: str | None = None) -> int:
     """Stop the workers: attempts may end within the stop budget."""
     from daemon.fleet import agents, here, report
+    from daemon.fleet.output import escape
 
-    return report.print_done(agents.stop(*here.fleet(inventory, limit), role))
+    def tell(line: str) -> None:
+        print(escape(line), file=sys.stderr, flush=True)
+
+    return report.print_done(agents.stop(*here.fleet(inventory, limit), role, tell=tell))
 
 
 @command()
@@ -364,19 +368,24 @@ def add(
         print(line)
 
 
-@command(task_id="the task's id", status="where it shall go (default: where it came from)")
+@command(
+    task_ids="the tasks' ids, with commas between; all: those of --standing",
+    status="where they shall go (default: where they came from)",
+    standing="with all: those that stand so (parked, backoff, credential, ...)",
+)
 def retry(
-    task_id: str,
+    task_ids: str,
     status: str | None = None,
+    standing: str | None = None,
     workspace: str | None = None,
     limit: str | None = None,
     inventory: str | None = None,
 ) -> None:
-    """Have a task tried again at once: a parked one, or one that waits after an error."""
+    """Have tasks tried again at once: parked ones, or those that wait after an error."""
     from daemon.fleet import asking, here
 
     config = here.fleet(inventory, limit).config(workspace)
-    for line in asking.retry(config, task_id, status):
+    for line in asking.retry(config, task_ids, status, standing):
         print(line)
 
 

@@ -112,8 +112,8 @@ ROLE_BUDGET = mapping(
         "attempt",
         AMOUNTS,
         {},
-        "By one attempt: what a claim reserves. Once one has spent more the role claims nothing "
-        "until a person starts its worker again.",
+        "By one attempt: what a claim reserves. Once one has spent more than twice that, or three "
+        "in a row have spent more, the role claims nothing until a person acts.",
     ),
     TASK,
     DAY,

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from daemon.config import Config
-from daemon.errors import RolecallError
-from daemon.fleet import worktrees
+from daemon.errors import EXIT_ERROR, RolecallError
+from daemon.fleet import effective, worktrees
 from daemon.fleet.connection import UNREACHABLE, Local, connect
 from daemon.fleet.here import one_of
 from daemon.fleet.output import Style, escape
 from daemon.fleet.output import table as draw
-from daemon.fleet.supervisor import Supervisor, Told, supervisor
+from daemon.fleet.supervisor import State, Supervisor, Told, supervisor
 from daemon.model import format_time, parse_time
 
 if TYPE_CHECKING:
@@ -30,13 +30,17 @@ MINUTE, HOUR, DAY = 60, 3600, 86400
 
 
 class Done(NamedTuple):
-    """What came of a command for one worker. ``note``: why not, in several lines."""
+    """What came of a command for one worker. ``note``: why not, in several lines.
+
+    ``exit_code`` is the exit status that it deserves where it is not ``ok``.
+    """
 
     host: str
     role: str
     did: str
     ok: bool = True
     note: str = ""
+    exit_code: int = EXIT_ERROR
 
 
 class Attempt(NamedTuple):
@@ -53,7 +57,7 @@ class Row(NamedTuple):
 
     ``paused_until``: until when the role claims nothing; null also where a person is waited for.
     ``worktrees``: those of the host's workspace (number, bytes, and whether that is all), None
-    without any.
+    without any. ``config_is_older``: install would change what the host's workers read.
     """
 
     host: str
@@ -67,6 +71,7 @@ class Row(NamedTuple):
     text: str = ""
     paused_until: str | None = None
     worktrees: dict[str, Any] | None = None
+    config_is_older: bool = False
 
 
 class Place(NamedTuple):
@@ -83,9 +88,26 @@ def start(inventory: Inventory, hosts: list[Host], role: str | None = None) -> l
     return _told(inventory, hosts, role, lambda at: at.supervisor.start(at.roles))
 
 
-def stop(inventory: Inventory, hosts: list[Host], role: str | None = None) -> list[Done]:
-    """Stop the workers, each after at most its stop budget; end attempts without a worker."""
-    return _told(inventory, hosts, role, lambda at: stop_here(*at))
+def stop(
+    inventory: Inventory,
+    hosts: list[Host],
+    role: str | None = None,
+    *,
+    tell: Callable[[str], None] = lambda _: None,
+) -> list[Done]:
+    """Stop the workers, each after at most its stop budget; end attempts without a worker.
+
+    ``tell`` gets a line for what has to be waited for, before that.
+    """
+
+    def stop(at: Place) -> dict[str, Told]:
+        for name, attempts in _working(at.config, at.roles)[0].items():
+            tasks = ", ".join(each.task_id for each in attempts)
+            seconds = at.config.roles[name].stop_budget
+            tell(f"{at.connection.name}: {name}: waits up to {seconds:g} s for {tasks}")
+        return stop_here(*at)
+
+    return _told(inventory, hosts, role, stop)
 
 
 def restart(inventory: Inventory, hosts: list[Host], role: str | None = None) -> list[Done]:
@@ -178,6 +200,8 @@ def table(rows: Sequence[Row], style: Style) -> str:
     drawn = draw(header, cells, style, colours=colours, shrink=7)
     used = {row.host: row.worktrees for row in rows if row.worktrees}
     lines = [f"{escape(host)}: {worktrees.Usage(**facts)}" for host, facts in used.items()]
+    older = dict.fromkeys(row.host for row in rows if row.config_is_older)
+    lines += [f"{escape(host)}: {effective.OLDER}: {effective.RENEW}" for host in older]
     return "\n".join([drawn, *([""] if lines else []), *lines])
 
 
@@ -233,17 +257,27 @@ def _told(
         try:
             if not isinstance(at, Place):
                 raise at
+            if foreign := effective.foreign(at.connection, at.config):
+                raise foreign
             done += [Done(host.name, each, *said) for each, said in tell(at).items()]
         except RolecallError as error:
-            done.append(Done(host.name, role or "all roles", "failed", ok=False, note=str(error)))
+            who = role or "all roles"
+            failed = Done(host.name, who, "failed", ok=False, note=str(error))
+            done.append(failed._replace(exit_code=error.exit_code))
     return done
 
 
 def _rows(host: Host, at: Place) -> list[Row]:
     working, pauses, trouble = _working(at.config, at.roles)
     used = worktrees.usage(at.config)
+    foreign = effective.foreign(at.connection, at.config)
+    if foreign:  # what runs under this prefix is not ours
+        states = dict.fromkeys(at.roles, State("not installed", text=_short(foreign)))
+    else:
+        states = at.supervisor.states(at.roles)
+    older = not foreign and effective.is_older(at.connection, at.config)
     rows = []
-    for role, state in at.supervisor.states(at.roles).items():
+    for role, state in states.items():
         pause = pauses.get(role)
         rows.append(
             Row(
@@ -255,16 +289,21 @@ def _rows(host: Host, at: Place) -> list[Row]:
                 None if state.since is None else format_time(state.since),
                 tuple(working.get(role, ())),
                 state.restarts,
-                pause.why if pause else trouble or state.text,
+                state.text if foreign else pause.why if pause else trouble or state.text,
                 format_time(pause.until) if pause and pause.until is not None else None,
                 used._asdict() if used else None,
+                older,
             )
         )
     return rows
 
 
 def _unreachable(host: Host, error: RolecallError) -> Row:
-    return Row(host.name, "", "", "unreachable", text="; ".join(p.what for p in error.problems))
+    return Row(host.name, "", "", "unreachable", text=_short(error))
+
+
+def _short(error: RolecallError) -> str:
+    return "; ".join(each.what for each in error.problems)
 
 
 def _working(
@@ -288,7 +327,7 @@ def _working(
         trouble = f"{error.problems[0].where}: {error.problems[0].what}"
     pauses: dict[str, Pause] = {}
     for role in roles:
-        for pause in queue.pauses(role):
-            if not pause.passing:
-                pauses.setdefault(role, pause)
+        found = [pause for pause in queue.pauses(role) if not pause.passing]
+        if found:
+            pauses[role] = max(found, key=lambda each: each.lasts)
     return working, pauses, trouble

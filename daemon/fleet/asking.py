@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from daemon import executor, launch, process, tree
 from daemon.byhand import holder
 from daemon.config import Config
-from daemon.errors import RolecallError
-from daemon.fleet.here import one_of
+from daemon.errors import Problem, RolecallError
+from daemon.fleet.board import Board
+from daemon.fleet.here import UsageError, one_of
 from daemon.fleet.orphans import MARGIN, POLL, kill
 from daemon.fleet.telling import Events
 from daemon.index import status_of
@@ -19,6 +20,7 @@ from daemon.queue import asking
 from daemon.queue.file import FileQueue
 from daemon.queue.lease import is_here
 
+ALL = "all"
 Ask = Callable[[FileQueue, str, str], Lease | None]
 
 
@@ -32,16 +34,46 @@ def release(config: Config, task_id: str) -> list[str]:
     return _ask(config, task_id, asking.release, "released")
 
 
-def retry(config: Config, task_id: str, status: str | None = None) -> list[str]:
-    """Make a task claimable at once. Returns lines for a person."""
-    events = Events(config)
-    queue = FileQueue(config, teller=events)
-    one_of("task", task_id, queue.snapshot().tasks.by_id)
+def retry(
+    config: Config, task_ids: str, status: str | None = None, kind: str | None = None
+) -> Iterator[str]:
+    """Make tasks claimable at once: these ids, with commas between, or ALL that stand so.
+
+    Yields lines for a person. Those that could not be tried again are one RolecallError at the end.
+    """
+    ids = [each.strip() for each in task_ids.split(",") if each.strip()] or [task_ids]
+    if kind is not None:
+        if task_ids != ALL:
+            raise UsageError(
+                "--standing is for all tasks that stand so",
+                hint=f"invoke queue.retry {ALL} --standing {kind}",
+            )
+        ids = [str(wait.entry.task["id"]) for wait in Board(config).pick(kind=kind)]
+    known = FileQueue(config).snapshot().tasks.by_id
+    for task_id in ids:
+        one_of("task", task_id, known)
     if status is not None:
         one_of("status", status, sorted(config.machine.claimed))
-    credential = asking.retry(queue, task_id, events.owner, status)
-    told = f"credential {credential}: its wait is over, each of its roles claims again"
-    return [*events.lines, *([told] if credential else [])]
+    problems: list[Problem] = []
+    for task_id in ids:
+        try:
+            yield from _retry(config, task_id, status)
+        except RolecallError as error:
+            problems += error.problems
+    if problems:
+        failed = RolecallError(problems[0].what)
+        failed.problems = tuple(problems)
+        raise failed
+
+
+def _retry(config: Config, task_id: str, status: str | None) -> list[str]:
+    events = Events(config)
+    ended = asking.retry(FileQueue(config, teller=events), task_id, events.owner, status)
+    lines = [*events.lines]
+    if ended.credential:
+        told = f"credential {ended.credential}: its wait is over, each of its roles claims again"
+        lines.append(told)
+    return lines + [f"{role}: it claims again, after an overspent attempt" for role in ended.roles]
 
 
 def _ask(config: Config, task_id: str, ask: Ask, did: str) -> list[str]:

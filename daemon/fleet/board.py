@@ -13,12 +13,13 @@ from typing import Any
 
 from daemon.config import Config, Role
 from daemon.fleet import runs
+from daemon.fleet.agents import span
 from daemon.fleet.here import UsageError, one_of
 from daemon.fleet.output import Style, as_json, escape, table, value_text
 from daemon.fleet.waiting import KINDS, PROBLEMS, Standing, View, Wait, standing
 from daemon.index import Tasks
 from daemon.lifecycle import ENDED, PARKED, attempts_of
-from daemon.model import Lease
+from daemon.model import Lease, format_time
 from daemon.queue import Pause
 from daemon.queue.file import FileQueue
 
@@ -34,9 +35,9 @@ QUIET = frozenset({"claimable", "ended", "held"})  # nothing to wait for
 
 
 def pauses(queue: FileQueue, roles: Collection[str]) -> dict[str, Pause]:
-    """The roles that claim nothing on this host now, and the first reason why."""
+    """The roles that claim nothing on this host now, and the reason that lasts longest."""
     found = ((role, queue.pauses(role)) for role in roles)
-    return {role: reasons[0] for role, reasons in found if reasons}
+    return {role: max(reasons, key=lambda each: each.lasts) for role, reasons in found if reasons}
 
 
 def spent(queue: FileQueue, tasks: Tasks, roles: Iterable[Role]) -> dict[str, str]:
@@ -78,10 +79,16 @@ class Board:
         self.standing: Standing = standing(self.view)
         #: What is wrong with the queue, its tasks and its leases, for a person.
         self.problems = list(dict.fromkeys((*self.standing.problems, *queue.problems())))
+        self.taken = self.missing and runs.are_left(config.paths.runs)
+        if self.taken:
+            self.problems.insert(0, f"{config.queue_file}: {runs.TAKEN}; {runs.LOOK_FOR_IT}")
 
     def hint(self) -> None:
         """Say on stderr that there is no queue, where there is none."""
-        if self.missing:
+        if self.taken:
+            where = escape(self.config.queue_file)
+            sys.stderr.write(f"problem: {where}: {runs.TAKEN}\nhint:  {runs.LOOK_FOR_IT}\n")
+        elif self.missing:
             where = self.config.queue_file
             hint = f"hint:  invoke init --workspace {shlex.quote(self.config.workspace)}"
             sys.stderr.write(f"{escape(where)}: no queue here yet\n{hint}\n")
@@ -138,16 +145,24 @@ def facts(wait: Wait) -> dict[str, Any]:
         "parent": wait.entry.parent or task.get("parent") or task.get("parent_task"),
         "standing": wait.kind,
         "why": wait.why,
+        "until": None if wait.until is None else format_time(wait.until),
+        "hint": wait.hint,
     }
+
+
+def why(board: Board, wait: Wait, *, hint: bool = False) -> str:
+    """What it waits for, how long, and what to type where that is asked for."""
+    until = "" if wait.until is None else f" (in {span(wait.until - board.view.now)})"
+    return f"{wait.why}{until}" + f" -> {wait.hint}" * bool(hint and wait.hint)
 
 
 def _text(value: Any) -> str:
     return "" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
-def _row(wait: Wait) -> list[str]:
+def _row(board: Board, wait: Wait) -> list[str]:
     task = wait.entry.task
-    told = wait.why.removeprefix("waits for ")
+    told = why(board, wait).removeprefix("waits for ")
     return [
         _text(task.get("id")),
         _text(task.get("status")),
@@ -164,13 +179,13 @@ def _paint(wait: Wait) -> dict[int, str]:
     return {1: colour} if colour else {}
 
 
-def listing(waits: list[Wait], style: Style) -> str:
+def listing(board: Board, waits: list[Wait], style: Style) -> str:
     """The tasks as a table."""
     if not waits:
         return "no tasks"
     header = ["id", "status", "role", "prio", "tries", "title", "waits for"]
     colours = [_paint(wait) for wait in waits]
-    return table(header, [_row(wait) for wait in waits], style, colours=colours, shrink=5)
+    return table(header, [_row(board, wait) for wait in waits], style, colours=colours, shrink=5)
 
 
 def columns(board: Board, waits: list[Wait], style: Style) -> str:
@@ -188,7 +203,7 @@ def columns(board: Board, waits: list[Wait], style: Style) -> str:
         head = style.paint(f"{escape(status)} ({len(group)})", "bold")
         if status in wips:
             head += f"  {wips[status].role}: WIP {wips[status].held} of {wips[status].limit}"
-        rows = [["", *(_row(wait)[i] for i in (0, 5, 6))] for wait in group]
+        rows = [["", *(_row(board, wait)[i] for i in (0, 5, 6))] for wait in group]
         body = table(["", "id", "title", "waits for"], rows, style, shrink=2)
         lines = [line.strip("\n") for line in body.splitlines()[1:]]
         parts.append("\n".join([head, *("  " + line for line in lines)]))
@@ -214,7 +229,7 @@ def show(board: Board, wait: Wait, style: Style) -> str:
     parts = [style.paint(f"{task_id}  {value_text(task.get('title') or '')}".rstrip(), "bold")]
     pairs = [("status", value_text(task.get("status") or ""))]
     pairs += [("role", wait.role)] * bool(wait.role)
-    pairs += [("why", escape(wait.why))] * bool(wait.why)
+    pairs += [("why", escape(why(board, wait, hint=wait.kind != "parked")))] * bool(wait.why)
     if wait.entry.parent:
         pairs.append(("subtask of", wait.entry.parent))
     lease = board.view.leases.get(task_id)
@@ -257,17 +272,25 @@ def check(board: Board, style: Style) -> str:
     parts = [table(["role", "WIP", "claimable"], rows, style)]
     open_tasks = [wait for wait in board.standing.waits if wait.kind != "ended"]
     if open_tasks:
-        cells = [[_text(w.entry.task.get("id")), _row(w)[1], w.why] for w in open_tasks]
+        cells = [
+            [_text(w.entry.task.get("id")), _row(board, w)[1], why(board, w, hint=True)]
+            for w in open_tasks
+        ]
         colours = [_paint(wait) for wait in open_tasks]
         parts.append(table(["id", "status", "why"], cells, style, colours=colours))
     problems = board.problems
     if problems:
         told = [each.removeprefix("error: ").replace("\n", "; ") for each in problems]
-        lines = [style.paint("problem: ", "red") + escape(each) for each in told]
-        parts.append("\n".join(lines))
+        parts.append("\n".join(style.paint("problem: ", "red") + escape(each) for each in told))
     else:
         ended = len(board.standing.waits) - len(open_tasks)
-        parts.append(f"no problems; open tasks: {len(open_tasks)}, ended: {ended}")
+        parts.append(f"no problems in the queue; open tasks: {len(open_tasks)}, ended: {ended}")
+    parked = [wait for wait in open_tasks if wait.kind == "parked"]
+    if parked:
+        names = ", ".join(sorted({str(wait.entry.task["status"]) for wait in parked}))
+        count = "1 task waits" if len(parked) == 1 else f"{len(parked)} tasks wait"
+        typed = "invoke queue.show ID, then invoke queue.retry ID"
+        parts.append(f"{count} for a person ({names}): {typed}")
     return "\n\n".join(parts)
 
 
@@ -276,4 +299,4 @@ def print_list(board: Board, waits: list[Wait], *, json_: bool, by_status: bool)
     if json_:
         return as_json([facts(wait) for wait in waits])
     style = Style.of(sys.stdout)
-    return columns(board, waits, style) if by_status else listing(waits, style)
+    return columns(board, waits, style) if by_status else listing(board, waits, style)

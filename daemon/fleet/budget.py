@@ -6,7 +6,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from daemon import agents
 from daemon.config import Amounts, Config
+from daemon.fleet import doctor
+from daemon.fleet.finding import Finding, together
 from daemon.fleet.here import one_of
 from daemon.fleet.output import Style, escape, table
 from daemon.model import format_time
@@ -55,6 +58,7 @@ class Report(NamedTuple):
     reserved: dict[str, Amount]
     pauses: dict[str, Pause]
     skipped: int
+    gaps: tuple[Finding, ...] = ()  # limits that do not hold: the agent does not tell
 
 
 def look(
@@ -73,9 +77,9 @@ def look(
     roles = [name for name in config.roles if role in (None, name)]
     pauses: dict[str, Pause] = {}
     for name in roles:
-        for pause in queue.pauses(name):
-            if not pause.passing:
-                pauses.setdefault(name, pause)
+        found = [pause for pause in queue.pauses(name) if not pause.passing]
+        if found:
+            pauses[name] = max(found, key=lambda each: each.lasts)
     spent, guessed = budgets.account.charged, budgets.account.estimated
     for entry in books.lost:
         spent.add(entry, entry.amount)
@@ -97,7 +101,13 @@ def look(
         reserved,
         pauses,
         budgets.account.reader.skipped,
+        tuple(together(_gaps(config, roles))),
     )
+
+
+def _gaps(config: Config, roles: Iterable[str]) -> Iterator[Finding]:
+    for role in (config.roles[name] for name in roles):
+        yield from doctor.budget(config, role, agents.find(role.agent))
 
 
 def _of(
@@ -153,6 +163,7 @@ def facts(report: Report) -> dict[str, Any]:
             for role, pause in report.pauses.items()
         ],
         "skipped_lines": report.skipped,
+        "uncounted": [{"role": gap.role, "why": gap.what} for gap in report.gaps],
     }
 
 
@@ -197,6 +208,10 @@ def text(report: Report, style: Style) -> str:
         parts.append("nothing spent")
     parts += [
         f"{style.paint(role, 'red')}: {escape(pause.why)}" for role, pause in report.pauses.items()
+    ]
+    parts += [
+        f"{style.paint(gap.role, 'yellow')}: {escape(f'{gap.what} -> {gap.hint}')}"
+        for gap in report.gaps
     ]
     if report.skipped:
         parts.append(f"{report.skipped} lines of {escape(report.ledger)} say nothing: passed over")

@@ -14,7 +14,7 @@ from daemon import agents, environment, mounts, worktree
 from daemon.agents.preset import Preset
 from daemon.config import Config, Role
 from daemon.errors import Problem, RolecallError
-from daemon.fleet import linger, mergedriver, worktrees
+from daemon.fleet import effective, linger, mergedriver, runs, worktrees
 from daemon.fleet.connection import Local
 from daemon.fleet.finding import FAIL, OK, WARN, Finding, failed, report, together
 from daemon.fleet.here import one_of
@@ -27,6 +27,7 @@ from daemon.transient import ROOT
 OLDEST_PYTHON = (3, 11)
 NOT_FOUND = "is not on the PATH that workers have ("
 INSTALL = "install it, name it by its full path, or set PATH where workers get theirs"
+OWN_PROGRAM = "name your project's program by its full path, or: [uv, run, ...], [sh, -c, ...]"
 INVENTORY_HINT = "edit inventory/group_vars/all.yml"
 
 __all__ = ["Finding", "Place", "examine", "failed", "report"]
@@ -58,7 +59,7 @@ def examine(config: Config, place: Place | None = None, role: str | None = None)
         units = units if manager.problem else manager.environ
     else:
         findings += _pidfile()
-    findings += [*_git(config), *_queue(config, place), _inotify()]
+    findings += [*_installed(connection, config), *_git(config), *_queue(config, place), _inotify()]
     roles = (
         [config.roles[one_of("role", role, config.roles)]]
         if role
@@ -86,6 +87,13 @@ def _unquoted(value: str) -> str:
         if value.startswith("$'"):
             return shlex.split(value[1:])[0]
     return value
+
+
+def _installed(connection: Local, config: Config) -> Iterator[Finding]:
+    if foreign := effective.foreign(connection, config):
+        yield Finding("config", WARN, foreign.problems[0].what, foreign.problems[0].hint)
+    elif effective.is_older(connection, config):
+        yield Finding("config", WARN, effective.OLDER, effective.RENEW)
 
 
 def _python(connection: Local) -> Finding:
@@ -173,7 +181,9 @@ def _git(config: Config) -> Iterator[Finding]:
 
 def _queue(config: Config, place: Place) -> Iterator[Finding]:
     path = config.queue_file
-    if not os.path.exists(path):
+    if not os.path.exists(path) and runs.are_left(config.paths.runs):
+        yield Finding("queue", FAIL, f"{path}: {runs.TAKEN}", runs.LOOK_FOR_IT)
+    elif not os.path.exists(path):
         init = f"invoke init --workspace {shlex.quote(config.workspace)}"
         yield Finding("queue", WARN, f"there is no {path}", init)
     else:
@@ -232,8 +242,12 @@ def _role(config: Config, role: Role, units: Mapping[str, str]) -> Iterator[Find
     path = {"PATH": os.defpath, **units, **role.env}["PATH"]  # of the gates, too
     yield _agent(config, role, {"PATH": path, **secrets, **role.env}["PATH"])
     for gate in role.gates:
-        if _find(config, gate[0], path) is None:
+        found = _find(config, gate[0], path)
+        if found is None:
             yield Finding("gate", FAIL, f"{gate[0]} {NOT_FOUND}{path})", INSTALL, role.name)
+        elif _is_ours(found, config):
+            what = f"{gate[0]} is {found}, Rolecall's own: it knows nothing of your project"
+            yield Finding("gate", WARN, what, OWN_PROGRAM, role.name)
     if role.agent or not role.merge:
         yield _prompt(config, role)
     yield from budget(config, role, agents.find(role.agent))
@@ -303,6 +317,13 @@ def _prompt(config: Config, role: Role) -> Finding:
         )
         return Finding("prompt", OK if own else WARN, what, "" if own else init, role.name)
     return Finding("prompt", FAIL, f"{path} is missing, or cannot be read", init, role.name)
+
+
+def _is_ours(program: str, config: Config) -> bool:
+    """Whether it is of the virtual environment that Rolecall itself runs in."""
+    folder = os.path.realpath(os.path.dirname(program))
+    venv = os.path.realpath(os.path.join(ROOT, ".venv", "bin"))
+    return folder == venv and os.path.realpath(config.workspace) != os.path.realpath(ROOT)
 
 
 def _find(config: Config, program: str, path: str) -> str | None:

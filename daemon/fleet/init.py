@@ -26,7 +26,7 @@ PLAIN_SCALAR = re.compile(r"[A-Za-z0-9/_~.][A-Za-z0-9/_~.+@-]*")
 class Step(NamedTuple):
     """One thing that init looked at: what it did, and to which file."""
 
-    did: str  # made, changed, kept
+    did: str  # made, changed, kept, none; commit: what is left to a person
     path: str
     note: str = ""
 
@@ -68,6 +68,7 @@ def init(
     steps += make_prompts(config)
     steps.append(exclude(config))
     steps += set_merge_driver(config) if merge_driver else offer_merge_driver(config)
+    steps += offer_commit(config)
     return steps
 
 
@@ -113,7 +114,7 @@ def set_workspace(path: str, workspace: str) -> Step:
         else json.dumps(workspace, ensure_ascii=False)
     )
     line = f"workspace: {scalar}\n"
-    text, note = "", ""
+    text = ""
     with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as file:
         text = file.read()
     try:
@@ -133,12 +134,15 @@ def set_workspace(path: str, workspace: str) -> Step:
         )
     if found is not None:
         old = str(found.value)
-        if os.path.expanduser(old) == workspace:
+        inventory = os.path.dirname(os.path.dirname(path))  # a relative one counts from beside it
+        there = os.path.join(os.path.dirname(inventory), os.path.expanduser(old))
+        if old and os.path.realpath(there) == os.path.realpath(workspace):
             return Step("kept", path, f"workspace: {old}")
+        if old:
+            raise _other_workspace(path, old, workspace)
         start, end = found.start_mark.index, found.end_mark.index
         gap = "" if text[start - 1 : start].isspace() else " "
         text = text[:start] + gap + scalar + text[end:]
-        note = f", it was {old}"
     elif node is None:
         text = text + "\n" * bool(text and not text.endswith("\n")) + line
     else:
@@ -150,7 +154,24 @@ def set_workspace(path: str, workspace: str) -> Step:
         )
     did = "changed" if os.path.exists(path) else "made"
     _replace(path, text)
-    return Step(did, path, f"workspace: {workspace}{note}")
+    return Step(did, path, f"workspace: {workspace}")
+
+
+def _other_workspace(path: str, old: str, new: str) -> RolecallError:
+    """Two repositories are two inventories: what is installed for the first one would stay."""
+    inventory = os.path.dirname(os.path.dirname(path))
+    name = "".join(each if each.isalnum() else "-" for each in os.path.basename(new).lower())
+    copy, entry = f"{inventory}-{name}", os.path.join("host_vars", os.path.basename(path))
+    return RolecallError(
+        f"this inventory is of another workspace: {old}",
+        where=path,
+        hint="a second repository has an inventory and a unit_prefix of its own:\n"
+        f"  cp -r {_shell(inventory)} {_shell(copy)}\n"
+        f"  echo 'unit_prefix: {name}' > {_shell(os.path.join(copy, entry))}\n"
+        f"  invoke init --inventory {_shell(copy)} --workspace {_shell(new)}\n"
+        f"  export ROLECALL_INVENTORY={_shell(copy)}    # for the commands that follow\n"
+        "To move this inventory to the other one: invoke uninstall, then edit that line.",
+    )
 
 
 def _replace(path: str, text: str) -> None:
@@ -298,3 +319,14 @@ def offer_merge_driver(config: Config) -> list[Step]:
         return []
     note = "git merges the queue line by line; task by task: invoke init --merge-driver"
     return [Step("none", "merge driver", note)]
+
+
+def offer_commit(config: Config) -> list[Step]:
+    """Say what to commit: git takes an untracked queue away from under its workers."""
+    path = os.path.relpath(config.queue_file, config.workspace)
+    top = path.split(os.sep)[0]
+    untracked = ("ls-files", "--others", "--exclude-standard", "--", path)
+    if top == os.pardir or not worktree.git(config.workspace, *untracked):
+        return []
+    note = "what is untracked, git stash -u and git clean take away"
+    return [Step("commit", os.path.join(config.workspace, top), note)]

@@ -9,9 +9,9 @@ import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from daemon.config import Config, to_json
+from daemon.config import Config
 from daemon.errors import RolecallError
-from daemon.fleet import agents, linger, units
+from daemon.fleet import agents, effective, linger, units
 from daemon.fleet.connection import Local, connect
 from daemon.fleet.supervisor import SYSTEMD, Supervisor, supervisor
 from daemon.fleet.systemd import bus_problem
@@ -78,8 +78,8 @@ def _on(inventory: Inventory, host: Host, do: Doing) -> Installed:
 
 def compare(connection: Local, config: Config, found: Supervisor) -> Difference:
     """What differs. Raises RolecallError where the prefix is another workspace's."""
-    path = units.config_file(connection.home, config.unit_prefix)
-    wanted = {path: _config_text(config), **found.files()}
+    path = effective.path(connection, config)
+    wanted = {path: effective.text(config), **found.files()}
     present = _present(connection, found, path)
     _refuse_foreign(config, {each: present[each] for each in wanted if each in present})
     write = {each: text for each, text in wanted.items() if present.get(each) != text}
@@ -92,7 +92,7 @@ def compare(connection: Local, config: Config, found: Supervisor) -> Difference:
 
 
 def _install(connection: Local, config: Config, found: Supervisor, *, check: bool) -> Installed:
-    path = units.config_file(connection.home, config.unit_prefix)
+    path = effective.path(connection, config)
     if not check:
         # Neither invoke nor a unit, which may not write the checkout, would ever keep compiled
         # modules; without them every attempt starts tens of milliseconds later.
@@ -146,7 +146,7 @@ def _missing_agents(config: Config) -> list[str]:
 
 def _uninstall(connection: Local, config: Config, found: Supervisor, *, check: bool) -> Installed:
     name = connection.name
-    path = units.config_file(connection.home, config.unit_prefix)
+    path = effective.path(connection, config)
     present = _present(connection, found, path)
     _refuse_foreign(config, present)
     others = [
@@ -185,30 +185,9 @@ def _present(connection: Local, found: Supervisor, path: str) -> dict[str, str]:
     return present if text is None else {**present, path: text}
 
 
-def _config_text(config: Config) -> str:
-    return (
-        f"{units.header(config, 'invoke install').partition(chr(10))[0]}\n"
-        "# and written anew by the next one. Edit the inventory instead.\n"
-        f"{to_json(config, indent=2)}\n"
-    )
-
-
 def _refuse_foreign(config: Config, present: dict[str, str]) -> None:
-    for path, text in present.items():
-        workspace = units.workspace_of(text)
-        if workspace == config.workspace:
-            continue
-        if workspace is None:
-            raise RolecallError(
-                "there is a file of that name that invoke install has not made",
-                where=path,
-                hint="move it away, or set another unit_prefix",
-            )
-        raise RolecallError(
-            f'unit_prefix "{config.unit_prefix}" is used by another workspace: {workspace}',
-            where=path,
-            hint="set another unit_prefix for this one, or uninstall the other one first",
-        )
+    if problem := effective.problem(config, present):
+        raise problem
 
 
 def _record(connection: Local) -> str:

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from daemon.errors import EXIT_ERROR
 from daemon.fleet.output import Style, as_json, error_text, escape
 
 if TYPE_CHECKING:
@@ -82,8 +81,8 @@ def done(results: Sequence[Done], style: Style) -> str:
 
 
 def exit_status(results: Sequence[Done]) -> int:
-    """0 where everything was done, else 1."""
-    return 0 if all(each.ok for each in results) else EXIT_ERROR
+    """0 where everything was done, else what the worst deserves."""
+    return max((each.exit_code for each in results if not each.ok), default=0)
 
 
 def print_installed(results: Sequence[Installed], *, check: bool, diff: bool, json: bool) -> int:

@@ -13,6 +13,8 @@ from daemon.fleet.output import Style, table
 from daemon.history import Past, verdicts
 from daemon.model import format_time
 
+TAKEN = "there is no queue, but its tasks have run folders"
+LOOK_FOR_IT = "a git stash or clean may have taken it: git stash list"
 HEADER = ("run", "role", "started", "seconds", "outcome", "usage", "note", "folder")
 
 
@@ -30,6 +32,13 @@ class Run(NamedTuple):
     usage: dict[str, float]
     claimed: dict[str, str]
     files: tuple[str, ...]
+
+
+def are_left(runs: str) -> bool:
+    """Whether any task has a run folder: then there was a queue."""
+    with contextlib.suppress(OSError), os.scandir(runs) as found:
+        return any(each.is_dir(follow_symlinks=False) and each.name[0] != "." for each in found)
+    return False
 
 
 def of(runs: str, task_id: str) -> list[Run]:

@@ -54,17 +54,20 @@ class View(NamedTuple):
 class Wait(NamedTuple):
     """One task's standing. ``role`` holds it, or claims its status; ``why`` is for a person.
 
-    ``kind`` is one of KINDS.
+    ``kind`` is one of KINDS. ``until``: when that ends by itself, in seconds since the epoch;
+    ``hint``: what to type.
     """
 
     entry: Entry
     role: str
     kind: str
     why: str
+    until: float | None = None
+    hint: str = ""
 
 
 class Wip(NamedTuple):
-    """One role's work in progress."""
+    """One role's work in progress; ``claimable`` is none while the role is paused."""
 
     role: str
     held: int
@@ -106,7 +109,10 @@ def standing(view: View) -> Standing:
     problems = list(view.tasks.problems)
     problems += [f"{w.entry.task['id']}: {w.why}" for w in waits if w.kind in PROBLEMS]
     problems += _limit_problems(view, judge.wips)
-    return Standing(waits, list(judge.wips.values()), problems)
+    wips = [
+        wip._replace(claimable=0) if wip.role in view.pauses else wip for wip in judge.wips.values()
+    ]
+    return Standing(waits, wips, problems)
 
 
 def _announce(wait: Wait, before: Entry, move: Transition | None) -> Wait:
@@ -184,14 +190,28 @@ class _Judge:
         if (needs := self._needs(entry)) is not None and (rules or status == "blocked"):
             return Wait(entry, name, *needs)
         if rules:
-            return Wait(entry, name, *self._claim(entry, rules))
+            return self._help(Wait(entry, name, *self._claim(entry, rules)))
         if status == PLANNED:
             way = self.cycles.get(entry.task["id"])
             kind, why = ("cycle", _circle(way)) if way else ("children", self._children(entry))
             return Wait(entry, "", kind, why)
         if status in PARKED:
-            return Wait(entry, "", "parked", self._parked(task, status))
+            return self._help(Wait(entry, "", "parked", self._parked(task, status)))
         return Wait(entry, "", "unclaimed", f"no role claims status {status}")
+
+    def _help(self, wait: Wait) -> Wait:
+        """With what to type, and when it ends by itself."""
+        name, pause = wait.entry.task["id"], self.view.pauses.get(wait.role)
+        until = pause.until if pause and pause.kind == wait.kind and pause.why in wait.why else None
+        hint = {
+            "parked": f"invoke queue.show {name}, then invoke queue.retry {name}",
+            "credential": f"at once: invoke queue.retry {name}",
+            "backoff": f"at once: invoke queue.retry {name}",
+            "paused": f"at once: invoke agents.restart --role {wait.role}",
+        }.get(wait.kind, "")
+        if wait.kind == "budget" and "until it is raised" in wait.why:
+            hint = "raise it in the inventory, then invoke install, then invoke agents.restart"
+        return wait._replace(until=until, hint=hint)
 
     def _usable(self, entry: Entry, kind: str) -> str:
         usable = self.view.tasks.by_id.get(str(entry.task.get("id"))) is entry
@@ -234,10 +254,12 @@ class _Judge:
         pause = view.pauses.get(rules.name)
         if why:
             if why.startswith("not before"):
+                later = parse_time(entry.task.get("not_before")) or view.now
                 if pause and pause.kind == "credential":  # it is of the task's own attempt
                     return pause.kind, pause.why
-                until = (parse_time(entry.task.get("not_before")) or view.now) - view.now
-                return "backoff", f"{why} (in {until:.0f} s)"
+                if pause is None or pause.lasts <= later:
+                    return "backoff", f"{why} (in {later - view.now:.0f} s)"
+                return pause.kind, f"{rules.name} is paused: {pause.why}"
             lease = view.leases.get(entry.task["id"])
             live = f"a live lease of {lease.owner} is on it" if lease else why
             return "lease", view.barred.get(entry.task["id"], live)

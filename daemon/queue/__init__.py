@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -37,6 +38,13 @@ class Pause(NamedTuple):
     why: str
     until: float | None
     passing: bool = False
+
+    @property
+    def lasts(self) -> float:
+        """Orders pauses by how long they last; of several the longest is the one to tell."""
+        if self.passing:
+            return 0.0
+        return math.inf if self.until is None else self.until
 
 
 class Snapshot(NamedTuple):

@@ -83,6 +83,7 @@ class Account:
         self.open: dict[Attempt, Entry] = {}
         self.estimates: dict[Attempt, Entry] = {}
         self.latest: dict[str, deque[Amount]] = {}
+        self.tried: set[str] = set()  # roles that spent, or whose agent does not tell
         self._known: set[Attempt] = set()
 
     def look(self) -> None:
@@ -113,9 +114,11 @@ class Account:
         self.estimated.add(entry, guess)
         if unknown:
             self.estimates[who] = entry
+            self.tried.add(line.role)
             return
         self._known.add(who)
         if told != NOTHING:
+            self.tried.add(line.role)
             self.latest.setdefault(line.role, deque(maxlen=LATEST)).append(told)
 
     def costliest(self, role: str) -> Amount:

@@ -7,7 +7,7 @@ ends its tree and settles accordingly. ``daemon.fleet.asking`` sees to it that i
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from daemon import byhand, index, lifecycle
 from daemon.errors import RolecallError
@@ -33,10 +33,18 @@ def release(queue: FileQueue, task_id: str, who: str) -> Lease | None:
     return _asked(queue, task_id, who, "release", change)
 
 
-def retry(queue: FileQueue, task_id: str, who: str, status: str | None = None) -> str:
-    """Make the task claimable at once; the credential whose wait this has ended, or "".
+class Ended(NamedTuple):
+    """Whose waits a retry has ended: of which credential, of roles whose attempt overspent."""
 
-    The wait of a credential ends where the task was only waiting: a person wants it tried.
+    credential: str = ""
+    roles: tuple[str, ...] = ()
+
+
+def retry(queue: FileQueue, task_id: str, who: str, status: str | None = None) -> Ended:
+    """Make the task claimable at once; returns what waits this has ended.
+
+    Those of a credential, and of a role whose attempt overspent, end where the task was only
+    waiting: a person wants it tried.
     """
     waited: list[str] = []
 
@@ -58,12 +66,16 @@ def retry(queue: FileQueue, task_id: str, who: str, status: str | None = None) -
         _move(update, entry, changes, f"tried again by {who}")
 
     queue.update(change)
+    budgets = queue.ledger.budgets
+    parked = tuple(role for role in waited if budgets.parked(role))
+    for role in parked:
+        budgets.resume(role)
     for role in waited:
         credential = queue.config.roles[role].credential
         if credential and any(pause.kind == "credential" for pause in queue.pauses(role)):
             queue.end_wait(credential)
-            return credential
-    return ""
+            return Ended(credential, parked)
+    return Ended("", parked)
 
 
 def _asked(

@@ -5,6 +5,7 @@ Nothing is read or written here for a claim of a role that no budget limits.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
@@ -19,6 +20,8 @@ from daemon.queue.lease import Leases
 DAY = 86400  # seconds
 CUT_SHORT = frozenset({Outcome.ERROR, Outcome.RELEASED})
 LONGEST = 500  # characters of a reason
+FAR = 2  # times its limit: an attempt that spent more has run away, and parks its role at once
+IN_A_ROW = 3  # attempts beyond their limit that park it, however little each overran
 CLOSE = 1e-9  # what sums of floats may be off by, of the whole
 
 
@@ -37,6 +40,7 @@ class Scope(NamedTuple):
     """One limit, and what counts against it. ``until`` is when it begins anew; None: never.
 
     ``kind`` is one of task, day and total; ``role`` None stands for all roles together.
+    ``untried`` is what live attempts of roles without a history have reserved, each by itself.
     """
 
     kind: str
@@ -45,6 +49,7 @@ class Scope(NamedTuple):
     spent: Amount
     reserved: Amount
     until: float | None = None
+    untried: tuple[Amount, ...] = ()
 
     @property
     def words(self) -> str:
@@ -60,10 +65,11 @@ class Scope(NamedTuple):
             return f"claims wait until {format_time(self.until)}"
         return "claims wait until it is raised"
 
-    def bar(self, needed: Amount) -> Bar | None:
+    def bar(self, needed: Amount, *, untried: bool = False) -> Bar | None:
         """Why there is no room for an attempt that needs so much; None where there is.
 
-        What nothing is spent of has room for any one attempt: else some could never be made.
+        What nothing is spent of has room for any one attempt: else some could never be made. Of
+        those whose need nobody knows (``untried``) there is one at a time.
         """
         found = None
         for key in _limited(self.limit):
@@ -74,6 +80,9 @@ class Scope(NamedTuple):
             if spent and spent + more > limit * (1 + CLOSE):
                 why = f"what is left of {self.words} is not enough for another attempt"
                 return Bar(f"{why}: {self.ends}", self.until)
+            if untried and not more and any(not getattr(each, key) for each in self.untried):
+                why = f"what one more attempt takes of {self.words} is not known yet"
+                found = Bar(f"{why}: the first one is to end before", self.until, passing=True)
             if used and (used + more > limit * (1 + CLOSE) or used >= limit * (1 - CLOSE)):
                 found = Bar(
                     f"{self.words} is reserved by attempts that run", self.until, passing=True
@@ -88,6 +97,7 @@ class Books(NamedTuple):
     live: list[Entry]
     lost: list[Entry]
     now: float
+    untried: frozenset[str] = frozenset()  # roles of whose agent nobody knows yet what it takes
 
     def scopes(self, role: Role, common: Budget, task: str = "") -> list[Scope]:
         """The limits of a role as a whole; those of one task where it is named."""
@@ -109,10 +119,12 @@ class Books(NamedTuple):
         for entry in self.lost:
             if role in (None, entry.role) and task in ("", entry.task) and day in ("", entry.day):
                 spent = spent.plus(entry.amount)
+        untried: tuple[Amount, ...] = ()
         for entry in self.live:  # of whatever day: it will be charged on this one
             if role in (None, entry.role) and task in ("", entry.task):
                 reserved = reserved.plus(entry.amount)
-        return Scope(kind, role, limit, spent, reserved)
+                untried += (entry.amount,) * (entry.role in self.untried)
+        return Scope(kind, role, limit, spent, reserved, untried=untried)
 
 
 class Budgets:
@@ -138,7 +150,12 @@ class Budgets:
             return lease is not None and (lease.token, lease.started_at) == who[1:]
 
         live, lost = self.account.reserved(is_live, self._has_begun)
-        return Books(self.account, live, lost, self.clock())
+        untried = frozenset(
+            role.name
+            for role in self.config.roles.values()
+            if role.name not in self.account.tried and (role.agent or not role.merge)
+        )
+        return Books(self.account, live, lost, self.clock(), untried)
 
     def _has_begun(self, who: Attempt) -> bool:
         """Whether the attempt's agent has been started, as its run folder tells."""
@@ -158,14 +175,16 @@ class Budgets:
         """Why the role may claim nothing: of several reasons the one that lasts longest."""
         if _limited(role.budget.attempt) and (why := self.parked(role.name)):
             return Bar(why)
-        needed = self.needed(role)
-        bars = (scope.bar(needed) for scope in books.scopes(role, self.config.budget))
-        return min(filter(None, bars), key=lasts, default=None)
+        return self._longest(role, books)
 
     def bar_task(self, role: Role, task_id: str, books: Books) -> Bar | None:
         """Why the role may not claim this task, whatever else it may."""
-        needed = self.needed(role)
-        bars = (scope.bar(needed) for scope in books.scopes(role, self.config.budget, task_id))
+        return self._longest(role, books, task_id)
+
+    def _longest(self, role: Role, books: Books, task_id: str = "") -> Bar | None:
+        needed, untried = self.needed(role), role.name in books.untried
+        scopes = books.scopes(role, self.config.budget, task_id)
+        bars = (scope.bar(needed, untried=untried) for scope in scopes)
         return min(filter(None, bars), key=lasts, default=None)
 
     def reserve(self, lease: Lease) -> None:
@@ -177,11 +196,12 @@ class Budgets:
 
     # --- settling --------------------------------------------------------------------------------
 
-    def charge(self, lease: Lease, result: Result) -> None:
+    def charge(self, lease: Lease, result: Result) -> str:
         """Write down what the attempt has spent, once. The queue's lock is held.
 
-        Where nobody knows, what was reserved counts. Raises DiskError where a budget needs the
-        line and the disk has no room for it; a ledger that is unusable otherwise costs no result.
+        Returns what to tell of one that spent more than it may; "" else. Where nobody knows, what
+        was reserved counts. Raises DiskError where a budget needs the line and the disk has no
+        room for it; a ledger that is unusable otherwise costs no result.
         """
         role, who = self.config.roles[lease.role], (lease.task_id, lease.token, lease.started_at)
         limited = self.apply(role)
@@ -192,7 +212,7 @@ class Budgets:
             told = {}
         used = spending.usage(told, role.price)
         if not (limited or (used and any(used.values()))) or who in self._charged:
-            return
+            return ""
         line = {**self._line(spending.CHARGED, lease), "outcome": result.outcome.value}
         line |= {"usage": used} if used else {"usage": {}, "estimated": True}
         try:
@@ -200,25 +220,43 @@ class Budgets:
         except durable.DiskError:
             if limited:
                 raise
-            return
+            return ""
         except RolecallError:
-            return
+            return ""
         self._charged.add(who)
-        if used:
-            self._judge(role, lease, used)
+        return self._judge(role, lease, used) if used else ""
 
-    def _judge(self, role: Role, lease: Lease, used: Mapping[str, float]) -> None:
-        """Park the role where an attempt has spent more than it may."""
+    def _judge(self, role: Role, lease: Lease, used: Mapping[str, float]) -> str:
+        """Count an attempt that has spent more than it may; one far beyond parks the role.
+
+        A CLI that keeps to a limit itself looks after each turn: it overruns by one.
+        """
         spent = {"tokens": spending.tokens_of(used), "cost_usd": used.get("cost_usd")}
+        over, most = "", 1 + CLOSE
         for key in _limited(role.budget.attempt):
             limit, amount = getattr(role.budget.attempt, key), spent[key]
-            if amount is not None and amount > limit * (1 + CLOSE):
-                figures = f"{in_words(key, amount)}, its budget is {in_words(key, limit)}"
-                why = (
-                    f"an attempt on {lease.task_id} (token {lease.token}) spent {figures}: "
-                    "claims wait until the worker is started again"
-                )
-                notes.write(self.note(role.name), {"why": why, "at": format_time(self.clock())})
+            if amount is not None and amount > limit * most:
+                over = f"spent {in_words(key, amount)}, its budget is {in_words(key, limit)}"
+                most = amount / limit if limit else math.inf
+        path = self.note(role.name)
+        known = notes.read(path)
+        if known.get("why"):
+            return over
+        if not over:
+            if known and _limited(role.budget.attempt):
+                notes.write(path, None)
+            return ""
+        times = int(known["times"]) + 1 if isinstance(known.get("times"), int) else 1
+        note: dict[str, object] = {"times": times, "at": format_time(self.clock())}
+        if most > FAR + CLOSE or times >= IN_A_ROW:
+            row = f", as {times} in a row did" if times > 1 else ""
+            note["why"] = (
+                f"an attempt on {lease.task_id} (token {lease.token}) {over}{row}: claims wait "
+                "until the worker is started again, or invoke queue.retry ID of a task that "
+                f"waits for {role.name}"
+            )
+        notes.write(path, note)
+        return over
 
     def spent(self, role: Role, task_ids: Collection[str], leases: Leases) -> dict[str, str]:
         """Those of the tasks that their own budget lets the role not claim, and why."""

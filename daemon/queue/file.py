@@ -174,7 +174,8 @@ class FileQueue:
         """Write what the attempt came to and end the lease. Raises LeaseLost."""
         self.ledger.rules(lease.role)
         with self.lock():
-            self.ledger.budgets.charge(lease, result)
+            if over := self.ledger.budgets.charge(lease, result):
+                result = result._replace(note="; ".join(filter(None, [result.note, over])))
             if self._latest(lease.task_id) > lease.token:
                 self.leases.remove(lease)
                 raise LeaseLost(f"{lease.task_id} had a later attempt than that of {lease.token}")

@@ -165,7 +165,7 @@ class Ledger:
             except RolecallError as error:
                 bar = Bar("; ".join(each.what for each in error.problems))
             if bar:
-                found.append(Pause("budget", f"budget {name}", *bar))
+                found.append(Pause("budget", f"budget: {bar.why}", *bar))
         return tuple(found)
 
     def spent(self, role: str, task_ids: Collection[str]) -> dict[str, str]:

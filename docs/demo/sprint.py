@@ -212,7 +212,8 @@ def main() -> None:
     print(f"  rm -r {demo.folder}")
     print("Then put it on a repository of yours:")
     print("  unset ROLECALL_INVENTORY")
-    print("  invoke init --workspace ~/src/yours && invoke install && invoke agents.start")
+    print("  invoke init --workspace ~/src/yours")
+    print(f'and then as {CHECKOUT}/README.md says under "On your own repository".')
 
 
 def run(steps: Callable[[], None]) -> None:

@@ -189,6 +189,7 @@ def main() -> None:
     print("  invoke queue.show SHOP-1")
     print(f"  ls {story.shop}/.agent-runs/*/*")
     print(f"  rm -r {story.folder}")
+    print(f'For a repository of yours: {CHECKOUT}/README.md, "On your own repository"')
 
 
 if __name__ == "__main__":

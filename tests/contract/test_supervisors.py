@@ -81,6 +81,20 @@ def test_a_changed_role_is_one_changed_file_and_its_diff(fleet: Fleet) -> None:
     assert sum(" changed " in line for line in said) == 1
 
 
+def test_a_config_that_is_older_than_the_inventory_is_told(fleet: Fleet) -> None:
+    """With what to type, for a person and a program; not before, and not after."""
+    fleet.configure(TWO)
+    fleet.do("install")
+    told = "localhost: its config is older than the inventory: invoke install, then"
+    assert told not in fleet.invoke("agents.status").stdout
+    fleet.configure({**TWO, "builder": {**TWO["builder"], "timeout": 77}})
+    assert told in fleet.invoke("agents.status").stdout
+    assert {row["config_is_older"] for row in fleet.rows().values()} == {True}
+    assert "older than the inventory" in fleet.invoke("doctor").stdout
+    fleet.do("install")
+    assert told not in fleet.invoke("agents.status").stdout
+
+
 def test_uninstalling_leaves_nothing(fleet: Fleet) -> None:
     """The home holds what it held before, though the workers ran."""
     fleet.configure(TWO)
@@ -140,7 +154,9 @@ def test_stopping_releases_what_does_not_end_in_time(fleet: Fleet) -> None:
     fleet.do("agents.start")
     agent = fleet.agent()
     assert fleet.rows()["builder"]["working_on"][0]["task_id"] == "T1"
-    assert fleet.do("agents.stop") == "localhost: builder: stopped\n"
+    stopped = fleet.invoke("agents.stop")
+    assert stopped.stdout == "localhost: builder: stopped\n"
+    assert stopped.stderr == "localhost: builder: waits up to 0.5 s for T1\n"
     assert not fleet.alive(agent)
     assert fleet.task()["status"] == "ready"
     assert fleet.lease() is None
@@ -276,9 +292,19 @@ def test_a_prefix_of_another_workspace_is_refused(fleet: Fleet, shell: Shell) ->
     other.configure(TWO)
     before = fleet.files()
     done = other.invoke("install")
-    assert done.returncode == 1
+    assert done.returncode == 78
     assert 'unit_prefix "agent" is used by another workspace' in done.stderr
-    assert other.invoke("uninstall").returncode == 1
+    assert other.invoke("uninstall").returncode == 78
+    for command in ("agents.start", "agents.restart", "agents.stop"):
+        done = other.invoke(command)
+        assert done.returncode == 78
+        assert 'unit_prefix "agent" is used by another workspace' in done.stdout
+    fleet.do("agents.start")
+    rows = other.rows().values()
+    assert {row["state"] for row in rows} == {"not installed"}
+    assert all("is used by another workspace" in row["text"] for row in rows)
+    assert {row["state"] for row in fleet.rows().values()} == {"running"}
+    fleet.do("agents.stop")
     assert [line for line in fleet.files().splitlines() if "other" not in line] == [
         line for line in before.splitlines() if "other" not in line
     ]

@@ -670,10 +670,10 @@ def test_a_budget_holds_for_real_attempts(ws: Workspace) -> None:
     assert statuses == [*["awaiting_test"] * 2, "needs_manual", *["ready"] * 2]
     again = ws.run("--role", "builder", "--drain")
     assert "what is left of the total budget of builder (0.35 USD) is not enough" in again.stderr
-    budget = {"attempt": {"tokens": 99}}
+    budget = {"attempt": {"tokens": 49}}
     build(ws, script, *tasks[3:], budget=budget, max_attempts=1, slots=1)
     worker = ws.start("--role", "builder")
-    wait_for(lambda: "spent 100 tokens, its budget is 99 tokens: claims wait" in ws.log())
+    wait_for(lambda: "spent 100 tokens, its budget is 49 tokens: claims wait" in ws.log())
     assert (ws.status("T4"), ws.status("T5")) == ("awaiting_test", "ready")
     worker.send_signal(signal.SIGHUP)
     ws.wait_status("awaiting_test", "T5")

@@ -170,6 +170,19 @@ def test_a_parked_task_says_what_a_person_is_to_look_at(
     assert look(backend).problems == []
 
 
+def test_a_check_says_who_waits_for_a_person_and_what_to_type(backend: FileBackend) -> None:
+    """The queue is in order all the same, and says so."""
+    backend.fill(
+        *(task(f"T{i}", "needs_manual", last_error="it broke") for i in (1, 2)), task("T3")
+    )
+    told = board.check(look(backend), PLAIN)
+    assert "it broke -> invoke queue.show T1, then invoke queue.retry T1" in told
+    assert told.endswith(
+        "no problems in the queue; open tasks: 3, ended: 0\n\n2 tasks wait for a person "
+        "(needs_manual): invoke queue.show ID, then invoke queue.retry ID"
+    )
+
+
 def test_a_move_that_happens_by_itself_is_announced(backend: FileBackend) -> None:
     """A blocked task whose dependencies are satisfied does not wait for a person."""
     backend.fill(task("T1", "blocked", dependencies=["T2"]), task("T2", "done"))
@@ -238,7 +251,7 @@ def test_the_list_escapes_what_would_drive_a_terminal(backend: FileBackend) -> N
     )
     found = look(backend)
     texts = [
-        board.listing(found.standing.waits, PLAIN),
+        board.listing(found, found.standing.waits, PLAIN),
         board.columns(found, found.standing.waits, PLAIN),
         board.check(found, PLAIN),
         board.show(found, found.find("T1"), PLAIN),
@@ -383,7 +396,7 @@ def test_real_queues_are_shown_whole(backend: FileBackend, path: Path) -> None:
         return
     found = look(backend)
     tasks = json.loads(path.read_text())["tasks"]
-    assert len(board.listing(found.standing.waits, PLAIN).splitlines()) > len(tasks)
+    assert len(board.listing(found, found.standing.waits, PLAIN).splitlines()) > len(tasks)
     for wait in found.standing.waits:
         assert wait.kind == "ended" or wait.why
         assert board.show(found, wait, PLAIN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,9 @@ def test_a_task_tells_that_it_waits_for_a_budget(backend: Limited) -> None:
             "claims wait until it is raised"
         ),
     )
-    assert "T1" in board.listing(Board(backend.config).pick(kind="budget"), PLAIN)
+    assert "T1" in board.listing(
+        Board(backend.config), Board(backend.config).pick(kind="budget"), PLAIN
+    )
 
 
 def test_a_task_tells_that_it_waits_for_a_credential(tmp_path: Path) -> None:
@@ -171,6 +174,39 @@ def test_a_task_tells_that_it_waits_for_a_credential(tmp_path: Path) -> None:
         assert kind == "credential"
         assert why.startswith("waits for credential anthropic until 2")
         assert why.endswith(": usage limit")
+    now = Board(backend.config, now=backend.clock.wall)
+    told = board.check(now, PLAIN)
+    assert "usage limit (in 10m 0s) -> at once: invoke queue.retry T1" in told
+    assert {wip.role: wip.claimable for wip in now.standing.wips}["builder"] == 0
+    assert "usage limit (in 10m 0s)\n" in board.listing(now, now.standing.waits, PLAIN) + "\n"
+
+
+def test_of_several_waits_the_longest_is_told(tmp_path: Path) -> None:
+    """A credential's ten minutes end before a total budget does; so does a task's own backoff."""
+    backend = Limited(tmp_path, credential="anthropic")
+    backend.clock.wall = time.time()  # the board's own
+    backend.builder = Budget(total=Amounts(cost_usd=1.0))
+    queue = backend.open()
+    claim = queue.claim("builder", "me")
+    assert claim is not None
+    limited = Result(Outcome.THROTTLED, "usage limit", retry_after=600, usage=dollars(2.0))
+    queue.settle(claim.lease, limited)
+    for task_id in ("T0", "T1"):
+        kind, why = standing(backend, task_id)
+        assert (kind, why.startswith("builder is paused: the total budget")) == ("budget", True)
+    assert "raise it in the inventory" in board.check(Board(backend.config), PLAIN)
+
+
+def test_the_budget_says_where_a_limit_does_not_hold(backend: Limited) -> None:
+    """An agent that tells no cost, and has no price: a limit in dollars counts nothing of it."""
+    backend.builder = Budget(day=Amounts(cost_usd=5.0))
+    config = backend.config
+    builder = config.roles["builder"]._replace(agent="codex")
+    config = config._replace(roles={**config.roles, "builder": builder})
+    report = budget.look(config, clock=lambda: backend.clock.wall)
+    assert "builder: Codex tells no cost: each attempt counts" in budget.text(report, PLAIN)
+    assert [each["role"] for each in budget.facts(report)["uncounted"]] == ["builder"]
+    assert told(backend)[0]["uncounted"] == []
 
 
 def test_the_doctor_knows_what_agents_tell(backend: Limited) -> None:

@@ -13,7 +13,7 @@ from pytest_mock import MockerFixture
 from daemon.config import Amounts, Budget, Config, Price
 from daemon.errors import RolecallError
 from daemon.model import Lease, Outcome, Result, format_time
-from daemon.queue import durable, spending
+from daemon.queue import asking, durable, spending
 from daemon.queue.account import Account, Amount
 from daemon.queue.file import FileQueue
 from tests.queues import FileBackend
@@ -222,6 +222,14 @@ def test_the_budget_of_all_roles_holds_for_each(backend: Limited) -> None:
     assert "all roles" in why(backend, "integrator")
 
 
+def test_what_several_roles_wait_for_is_one_topic(backend: Limited) -> None:
+    """A process that serves them all tells it once. Broken once by a topic for each role."""
+    backend.common = Budget(day=Amounts(cost_usd=2.0))
+    attempt(backend, dollars(2.0))
+    queue = backend.open()
+    assert len({queue.pauses(role)[0].topic for role in ("builder", "tester")}) == 1
+
+
 def test_the_ledger_outlives_whoever_wrote_it(backend: Limited) -> None:
     """Another worker, another day, a hand-edited end: what was spent stays spent."""
     backend.builder = Budget(total=Amounts(cost_usd=3.0))
@@ -382,19 +390,77 @@ def test_a_charge_waits_for_the_disk_where_a_budget_needs_it(
     assert backend.spent() == Amount(15, 1.0)
 
 
-def test_an_attempt_that_overspends_parks_its_role(backend: Limited) -> None:
+def test_an_attempt_that_spends_more_than_twice_its_limit_parks_its_role(backend: Limited) -> None:
     """Its work stands. The role waits until a person starts its worker again, and says so."""
-    backend.builder = Budget(attempt=Amounts(tokens=14, cost_usd=5.0))
+    backend.builder = Budget(attempt=Amounts(tokens=7, cost_usd=5.0))
     assert attempt(backend, dollars(1.0)) == "T0"
     assert backend.task("T0")["status"] == "awaiting_test"
     assert attempt(backend, None) is None
     backend.clock.step(9 * DAY)
     assert attempt(backend, None) is None
     told = why(backend)
-    assert "on T0 (token 1) spent 15 tokens, its budget is 14 tokens: claims wait until" in told
+    assert "on T0 (token 1) spent 15 tokens, its budget is 7 tokens: claims wait until" in told
     assert backend.open().next_time("builder", backend.clock.wall) is None
     backend.open().resume("builder")
     assert attempt(backend, dollars(0.1)) == "T1"
+
+
+def test_an_overrun_is_told_and_the_third_in_a_row_parks_the_role(backend: Limited) -> None:
+    """A CLI that is told the limit overshoots it by a turn; one that kept to it begins anew.
+
+    Broken once by parking at the first one: a hard task ended the night.
+    """
+    backend.builder = Budget(attempt=Amounts(cost_usd=1.0))
+    attempt(backend, dollars(1.9))
+    assert backend.told.moves[-1].why == "note; spent 1.9 USD, its budget is 1 USD"
+    attempt(backend, dollars(1.9))
+    attempt(backend, dollars(0.9))
+    assert backend.told.moves[-1].why == "note"
+    assert [attempt(backend, dollars(2.0)) for _ in range(4)] == ["T3", "T4", "T5", None]
+    assert "(token 1) spent 2 USD, its budget is 1 USD, as 3 in a row did: claims" in why(backend)
+    assert attempt(backend, None, role="tester") is not None
+
+
+def test_a_retry_frees_a_role_that_an_attempt_parked(backend: Limited) -> None:
+    """Of a task that waits for that role; the wait says so. No worker need be there."""
+    backend.builder = Budget(attempt=Amounts(cost_usd=1.0))
+    attempt(backend, dollars(9.0))
+    assert "or invoke queue.retry ID of a task that waits for builder" in why(backend)
+    assert asking.retry(backend.open(), "T0", "ann").roles == ()
+    assert attempt(backend, None) is None
+    assert asking.retry(backend.open(), "T1", "ann").roles == ("builder",)
+    assert attempt(backend, None) == "T1"
+
+
+def test_first_attempts_of_unknown_cost_run_one_at_a_time(backend: Limited) -> None:
+    """They cannot overrun a budget together: the second waits for what the first one tells.
+
+    Broken once by reserving nothing for each of them: all were claimed.
+    """
+    backend.builder = Budget(day=Amounts(cost_usd=5.0))
+    queue = backend.open()
+    first = queue.claim("builder", "me")
+    assert first is not None
+    assert queue.claim("builder", "me") is None
+    (pause,) = queue.pauses("builder")
+    assert (pause.passing, "is not known yet" in pause.why) == (True, True)
+    queue.settle(first.lease, Result(Outcome.SUCCESS, usage=dollars(2.0)))
+    assert queue.claim("builder", "me") is not None
+    assert queue.claim("builder", "me") is None  # 2 spent, 2 reserved
+
+
+def test_an_agent_that_tells_nothing_waits_for_its_first_attempt_only(
+    backend: Limited, tmp_path: Path
+) -> None:
+    """Then it is known that nothing can be known; a merge without an agent waits for nobody."""
+    backend.common = Budget(day=Amounts(cost_usd=5.0))
+    attempt(backend, None)
+    queue = backend.open()
+    assert queue.ledger.budgets.books({}).untried >= {"tester"}
+    merging = Limited(tmp_path / "merging", merge=True)
+    assert merging.open().ledger.budgets.books({}).untried == frozenset()
+    claims = [queue.claim("builder", "me") for _ in range(3)]
+    assert all(claims)
 
 
 # --- a task's own budget -------------------------------------------------------------------------

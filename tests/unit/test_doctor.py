@@ -125,6 +125,15 @@ def test_a_missing_gate_fails(machine: Machine) -> None:
     assert (found.state, found.role) == ("fail", "builder")
 
 
+def test_a_gate_of_rolecalls_own_venv_is_warned_about(machine: Machine) -> None:
+    """With the venv active where the doctor is typed, or a worker started, that is what runs."""
+    machine.environ["PATH"] += f":{ROOT}/.venv/bin"
+    (found,) = of(machine.look(machine.builder(gates=(("pytest", "-q"),))), "gate")
+    assert (found.state, "Rolecall's own" in found.what) == ("warn", True)
+    machine.program(machine.bin / "pytest")
+    assert of(machine.look(machine.builder(gates=(("pytest", "-q"),))), "gate") == []
+
+
 def test_a_secret_that_others_may_read_fails(machine: Machine) -> None:
     """The hint closes it; then its variables count as set."""
     secrets = machine.path / "builder.env"

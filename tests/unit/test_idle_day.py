@@ -143,7 +143,7 @@ def test_a_role_that_waits_for_a_day_starts_no_agent_and_says_so_once(
             "throttled": Budget(),
             "day": Budget(day=Amounts(cost_usd=1.0)),
             "total": Budget(total=Amounts(tokens=15)),
-            "overspent": Budget(attempt=Amounts(cost_usd=0.5)),
+            "overspent": Budget(attempt=Amounts(cost_usd=0.4)),
         }[why],
     )
     backend.clock.wall = MORNING

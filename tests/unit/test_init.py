@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -62,8 +63,18 @@ def test_the_second_time_changes_nothing(shop: Path, inventory: Path) -> None:
     before = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for r in roots for p in r.rglob("*")}
     steps = init(str(shop), str(inventory), merge_driver=True)
     after = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for r in roots for p in r.rglob("*")}
-    assert {step.did for step in steps} == {"kept"}
+    assert {step.did for step in steps} == {"kept", "commit"}
     assert before == after
+
+
+def test_an_untracked_queue_is_told_of_at_the_end(shop: Path, inventory: Path) -> None:
+    """A git stash -u takes it away from under its workers; committed, or ignored, it stays."""
+    told = init(str(shop), str(inventory))[-1]
+    assert str(told) == (
+        f"commit   {shop}/.oodatcaa (what is untracked, git stash -u and git clean take away)"
+    )
+    subprocess.run(["git", "-C", str(shop), "add", ".oodatcaa"], check=True)
+    assert init(str(shop), str(inventory))[-1].did != "commit"
 
 
 def test_what_stands_there_is_kept(shop: Path, inventory: Path) -> None:
@@ -90,20 +101,55 @@ def test_what_stands_there_is_kept(shop: Path, inventory: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ("workspace: /old  # here\nrun: [builder]\n", "workspace: /new  # here\nrun: [builder]\n"),
-        ('run: [builder]\nworkspace: "/old"\n', "run: [builder]\nworkspace: /new\n"),
+        ("workspace: # here\nrun: [builder]\n", "workspace: /new # here\nrun: [builder]\n"),
+        ('run: [builder]\nworkspace: ""\n', "run: [builder]\nworkspace: /new\n"),
         ("workspace:\n", "workspace: /new\n"),
         ("# mine\n", "# mine\nworkspace: /new\n"),
         ("---\nrun: [builder]", "---\nworkspace: /new\nrun: [builder]"),
         ("", "workspace: /new\n"),
     ],
 )
-def test_another_workspace_changes_that_value_only(tmp_path: Path, before: str, after: str) -> None:
+def test_a_workspace_that_is_unset_changes_that_value_only(
+    tmp_path: Path, before: str, after: str
+) -> None:
     """Comments, order and quotes of all else stay as they were."""
     path = tmp_path / "localhost.yml"
     path.write_text(before)
     assert set_workspace(str(path), "/new").did == "changed"
     assert path.read_text() == after
+
+
+def test_another_workspace_is_refused_with_what_to_type(tmp_path: Path, inventory: Path) -> None:
+    """Nothing is changed; typed as it says, the other one has an inventory and a prefix of its own.
+
+    Broken once by replacing the workspace: the first one's workers were started on.
+    """
+    first, second = git_init(tmp_path / "one"), git_init(tmp_path / "Two Shops")
+    init(str(first), str(inventory))
+    entry = inventory / "host_vars" / "localhost.yml"
+    before = entry.read_text()
+    with pytest.raises(RolecallError, match="another workspace") as refused:
+        init(str(second), str(inventory))
+    assert entry.read_text() == before
+    assert not (second / ".oodatcaa").exists()
+    copy, unit_prefix, told, export = refused.value.problems[0].hint.splitlines()[1:5]
+    subprocess.run(["sh", "-ec", f"{copy}\n{unit_prefix}"], check=True)
+    words = shlex.split(told)
+    assert words[:3] == ["invoke", "init", "--inventory"]
+    init(words[5], words[3])
+    found = here.fleet(words[3]).config()
+    assert (found.workspace, found.unit_prefix) == (str(second), "two-shops")
+    assert here.fleet(str(inventory)).config().workspace == str(first)
+    assert f"ROLECALL_INVENTORY={words[3]}" in export
+
+
+@pytest.mark.parametrize("old", ["{shop}", "{shop}/", "shop", "./shop/../shop"])
+def test_the_same_workspace_in_other_words_is_kept(shop: Path, inventory: Path, old: str) -> None:
+    """With a slash behind it, or relative to what the inventory stands in."""
+    entry = inventory / "host_vars" / "localhost.yml"
+    entry.write_text(f"workspace: {old.format(shop=shop)}\n")
+    assert init(str(shop), str(inventory))[0].did == "kept"
+    assert here.fleet(str(inventory)).config().workspace.rstrip("/") == str(shop)
 
 
 def test_a_path_of_any_characters_is_written_as_yaml(tmp_path: Path) -> None:
@@ -166,15 +212,14 @@ def test_a_merge_driver_is_offered_and_set_up_only_when_asked_for(
     attributes, config = shop / ".git" / "info" / "attributes", shop / ".git" / "config"
     attributes.write_text("*.png binary")
     before = config.read_text()
-    offered = init(str(shop), str(inventory))[-1]
-    assert offered.did == "none"
+    offered = next(step for step in init(str(shop), str(inventory)) if step.did == "none")
     assert offered.note.endswith("invoke init --merge-driver")
     assert (attributes.read_text(), config.read_text()) == ("*.png binary", before)
     subprocess.run(
         ["git", "-C", str(shop), "config", "merge.rolecall.driver", "test -x /none"], check=True
     )
     steps = init(None, str(inventory), merge_driver=True)
-    assert [(step.did, step.path) for step in steps[-2:]] == [
+    assert [(step.did, step.path) for step in steps if step.did == "changed"] == [
         ("changed", str(config)),
         ("changed", str(attributes)),
     ]

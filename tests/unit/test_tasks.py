@@ -112,6 +112,19 @@ def test_a_missing_queue_is_an_empty_one_with_a_hint(operator: Operator) -> None
     assert f"hint:  invoke init --workspace {operator.workspace}" in done.stderr
 
 
+def test_a_queue_that_was_taken_away_is_a_problem(operator: Operator) -> None:
+    """Its tasks have run folders: nobody is told to make a new one."""
+    (operator.workspace / ".agent-runs" / "T1" / "1").mkdir(parents=True)
+    hint = "a git stash or clean may have taken it: git stash list"
+    listed, checked = operator.invoke("queue.list"), operator.invoke("queue.check")
+    assert f"there is no queue, but its tasks have run folders\nhint:  {hint}" in listed.stderr
+    assert checked.returncode == 1
+    assert "problem: " in checked.stdout
+    doctor = operator.invoke("doctor")
+    assert (doctor.returncode, hint in doctor.stdout) == (1, True)
+    assert "invoke init" not in listed.stderr + checked.stdout + checked.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
@@ -266,6 +279,24 @@ def test_a_task_s_way_by_hand(operator: Operator) -> None:
     ]
     assert all("@" in each["owner"] and each["owner"] in each["why"] for each in events)
     assert "T2: testing -> awaiting_test" in (logs / "tester.log").read_text()
+
+
+def test_several_tasks_are_tried_again(operator: Operator) -> None:
+    """By their ids, or all that stand so; a line for each, and 1 where one cannot be."""
+    parked = {"status": "needs_manual", "parked_from": "ready"}
+    operator.write_queue(
+        *({"id": f"T{i}", **parked} for i in range(1, 6)), {"id": "D", "status": "done"}
+    )
+    done = operator.invoke("queue.retry", "T1,D,T2")
+    assert done.returncode == 1
+    told = [line.partition(":")[0] for line in done.stdout.splitlines()]
+    assert told == ["T1", "T2"]
+    assert done.stderr.startswith("error: D: its status is done")
+    assert operator.invoke("queue.retry", "T3", "--standing", "parked").returncode == 2
+    done = operator.invoke("queue.retry", "all", "--standing", "parked")
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 3)
+    assert operator.invoke("queue.retry", "all").returncode == 2
+    assert operator.invoke("queue.retry", "all", "--standing", "parked").stdout == ""
 
 
 def test_a_queue_out_and_in(operator: Operator, tmp_path: Path) -> None:

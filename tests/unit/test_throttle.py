@@ -214,11 +214,11 @@ def test_a_retry_of_the_waiting_task_ends_the_wait(backend: Shared) -> None:
     throttle_one(backend)
     queue = backend.open()
     queue.resume("builder")
-    assert asking.retry(queue, "M", "ann") == ""
+    assert asking.retry(queue, "M", "ann").credential == ""
     assert claims(backend, "builder", "tester") == ["", ""]
-    assert asking.retry(queue, "B0", "ann") == "anthropic"
+    assert asking.retry(queue, "B0", "ann").credential == "anthropic"
     assert claims(backend, "builder", "tester") == ["B0", "T0"]
-    assert asking.retry(queue, "B0", "ann") == ""
+    assert asking.retry(queue, "B0", "ann").credential == ""
 
 
 def test_a_wait_that_cannot_be_written_costs_no_result(backend: Shared) -> None:

@@ -1,0 +1,62 @@
+"""The config that install has put on a host: whose it is, and whether it is the inventory's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from daemon.config import Config, to_json
+from daemon.errors import ConfigError
+from daemon.fleet import units
+from daemon.fleet.connection import Local
+
+OLDER = "its config is older than the inventory"
+RENEW = "invoke install, then invoke agents.restart"
+
+
+def path(connection: Local, config: Config) -> str:
+    """Where it is."""
+    return units.config_file(connection.home, config.unit_prefix)
+
+
+def text(config: Config) -> str:
+    """What install writes there."""
+    return (
+        f"{units.header(config, 'invoke install').partition(chr(10))[0]}\n"
+        "# and written anew by the next one. Edit the inventory instead.\n"
+        f"{to_json(config, indent=2)}\n"
+    )
+
+
+def is_older(connection: Local, config: Config) -> bool:
+    """Whether there is one, and install would change it."""
+    present = connection.read(path(connection, config))
+    return present is not None and present != text(config)
+
+
+def foreign(connection: Local, config: Config) -> ConfigError | None:
+    """Why the workers of this prefix are not this workspace's; None where they are."""
+    where = path(connection, config)
+    present = connection.read(where)
+    return None if present is None else problem(config, {where: present})
+
+
+def problem(config: Config, present: Mapping[str, str]) -> ConfigError | None:
+    """The same of any files that install writes: path to text."""
+    for where, found in present.items():
+        workspace = units.workspace_of(found)
+        if workspace == config.workspace:
+            continue
+        if workspace is None:
+            return ConfigError(
+                "there is a file of that name that invoke install has not made",
+                where=where,
+                hint="move it away, or set another unit_prefix",
+            )
+        return ConfigError(
+            f'unit_prefix "{config.unit_prefix}" is used by another workspace: {workspace}',
+            where=where,
+            hint="give this one another unit_prefix in its inventory's host_vars; or remove the "
+            "other one's: invoke uninstall --inventory DIR, with an inventory that says "
+            f"workspace: {workspace}",
+        )
+    return None
