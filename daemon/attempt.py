@@ -6,6 +6,7 @@ status tells the worker how it ended: 0, or 1 for an error.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any
 
 from daemon import (
     agents,
+    capture,
     environment,
     evidence,
     executor,
@@ -35,6 +37,7 @@ from daemon.queue.file import FileQueue
 from daemon.wake import Signals, wait
 
 RETRY = 1.0  # seconds between tries of a renewal or a settling write that failed
+LOGS = ("stdout.log", "stderr.log")  # of the agent; secrets are masked as it prints
 KILLED = (-signal.SIGKILL, -signal.SIGTERM)
 RECLAIM = 60.0  # seconds that an attempt which has settled may spend on old worktrees
 MARGIN = 0.2  # of the ttl: an attempt that could not renew ends its tree this early
@@ -76,8 +79,10 @@ class Attempt:
                 result = Result(Outcome.ERROR, str(error).removeprefix("error: "))
             changes = {**self.changes, **(result.changes or {})}
             usage = self.ran.usage if result.usage is None else result.usage
-            session = result.session or self.ran.session
-            outcome = self.settle(result._replace(changes=changes, usage=usage, session=session))
+            session = capture.masked_text(result.session or self.ran.session, self.secrets)
+            note = capture.masked_text(result.note, self.secrets)
+            result = result._replace(note=note, session=session, changes=changes, usage=usage)
+            outcome = self.settle(result)
             self.reclaim()
             return outcome
         except LeaseLost as lost:
@@ -170,8 +175,10 @@ class Attempt:
             self.arguments(prompt_text),
             env,
             prompt_text.encode(errors="backslashreplace") if role.prompt_via == "stdin" else b"",
-            ("stdout.log", "stderr.log"),
+            LOGS,
         )
+        with contextlib.suppress(OSError):
+            capture.mask_files(self.brief.run_dir, self.secrets, ("task.json", "prompt.md", *LOGS))
         if ended.why == "not started":
             note = f"the agent cannot be started: {ended.note}"
             return Result(Outcome.BLOCKED, note, usage={})  # known: it has spent nothing

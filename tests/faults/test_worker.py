@@ -728,6 +728,32 @@ def test_secrets_appear_nowhere(ws: Workspace) -> None:
     assert "***" in (ws.path / ".agent-runs" / "T1" / "1" / "gate-1.log").read_text()
 
 
+def test_a_key_in_the_records_of_a_cli_is_masked(ws: Workspace) -> None:
+    """A file that the CLI writes itself, and the words of an error in it: queue, logs, run folder.
+
+    Broken once by masking only what the attempt captures: the key stood in ``last_error``.
+    """
+    key = "sk-swordfish-123"
+    told = '{"info": {"exit_status": "E"}, "messages": [{"extra": {"exception_str": "bad %s"}}]}'
+    script = f"""#!/bin/sh
+while [ "$1" != --output ]; do shift; done
+printf '{told}' "$OPENAI_API_KEY" > "$2"
+exit 1
+"""
+    mini = ws.path / "bin" / "mini"
+    mini.parent.mkdir()
+    mini.write_text(script)
+    mini.chmod(0o755)
+    ws.write_config(builder={"agent": "mini", "worktree": False, "evidence": False})
+    ws.write_queue({"id": "T1", "status": "ready"})
+    path = f"{mini.parent}:{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "OPENAI_API_KEY": key}
+    ws.run("--role", "builder", "--once", env=env)
+    assert ws.task()["last_error"] == "E: bad ***"
+    kept = [path for path in ws.path.rglob("*") if path.is_file()]
+    assert [str(path) for path in kept if key in path.read_text()] == []
+
+
 def test_waiting_for_an_attempt_costs_nothing(ws: Workspace) -> None:
     """A pass in the foreground sleeps while the agent works.
 
