@@ -179,9 +179,10 @@ class Attempt:
         )
         with contextlib.suppress(OSError):
             capture.mask_files(self.brief.run_dir, self.secrets, ("task.json", "prompt.md", *LOGS))
-        if ended.why == "not started":
+        if ended.why == "not started":  # known: it has spent nothing
             note = f"the agent cannot be started: {ended.note}"
-            return Result(Outcome.BLOCKED, note, usage={})  # known: it has spent nothing
+            result = Result(Outcome.BLOCKED, note, usage={}, denied=preset is not None)
+            return self.with_hint(result, "install it", preset.install if preset else "")
         if ended.why != "exited":
             return self.cut_short(ended, "the agent")._replace(**self.spent(ended))
         try:
@@ -193,7 +194,16 @@ class Attempt:
         if preset is None:
             return verdict.of_command(status, said)
         record = presets.read(preset, presets.Traces(status, self.brief.run_dir, time.time()))
-        return verdict.of_preset(status, record, said, silent_is_fine=role.evidence)
+        result = verdict.of_preset(status, record, said, silent_is_fine=role.evidence)
+        return self.with_hint(result, "log in", preset.login)
+
+    def with_hint(self, result: Result, what: str, how: str) -> Result:
+        """What a person can do where the agent could not work, in the note."""
+        if not result.denied:
+            return result
+        retry = f"then: invoke queue.retry {self.lease.task_id}"
+        hints = (result.note.rstrip("."), how and f"{what}: {how}", retry)
+        return result._replace(note="; ".join(filter(None, hints)))
 
     def spent(self, ended: executor.Ended) -> dict[str, Any]:
         """What a preset's CLI tells of its usage and its session, whatever the run came to."""

@@ -23,8 +23,8 @@ DENIED = {401, 402, 403}  # unauthorized, payment required, forbidden: each need
 LONGEST = 366 * 86400.0  # seconds; no limit resets later
 #: A number alone is none: "error: 429 tests failed", "exit code 403" are of other programs.
 HTTP = re.compile(
-    r"(?:\bhttp(?:/[\d.]+)?|status|status.?code|api.?error|error.code|request rejected|[\"']code[\"']"
-    r")\W{1,4}(?:code\W{1,3})?([45]\d\d)\b",
+    r"(?:\bhttp(?:/[\d.]+)?|status|status.?code|api.?error|error.code|request rejected"
+    r"|[\"']code[\"'])\W{1,4}(?:code\W{1,3})?([45]\d\d)\b",
     re.IGNORECASE,
 )
 LOGIN = re.compile(
@@ -38,8 +38,8 @@ LOGIN = re.compile(
 PERIOD = r"(?:usage|rate|request|session|hourly|daily|weekly|monthly|\d+.?hour)s?"
 LIMIT = re.compile(
     rf"usage limit|rate.?limit|too many requests|resource_exhausted|{PERIOD} limit (?:is )?reached"
-    r"|(?:your|current|insufficient|daily|request|token|api)[ _](?:\w+ )?(?<!disk )(?<!storage )quota"
-    r"|(?<!disk )quota exceeded for|quotaerror|quota will reset"
+    r"|(?:your|current|insufficient|daily|request|token|api)[ _](?:\w+ )?"
+    r"(?<!disk )(?<!storage )quota|(?<!disk )quota exceeded for|quotaerror|quota will reset"
     rf"|(?:hit|reached) your (?:limit\b|.{{0,40}}{PERIOD} limit)"
     r"|out of (?:extra )?(?:usage|credits)",
     re.IGNORECASE,

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.standin import claude, said
 from tests.workspace import ROOT, Workspace, wait_for
 
 # The second attempt looks whether anything of the first one still lives.
@@ -752,6 +753,35 @@ exit 1
     assert ws.task()["last_error"] == "E: bad ***"
     kept = [path for path in ws.path.rglob("*") if path.is_file()]
     assert [str(path) for path in kept if key in path.read_text()] == []
+
+
+def test_a_rejected_login_is_said_with_what_to_do(ws: Workspace) -> None:
+    """In the task, and of the other tasks and roles in status; a CLI that is missing likewise.
+
+    Broken once by going on: the queue was empty within a second, each task needed a person.
+    """
+    claude(ws.path / "bin", last=said("Not logged in", is_error=True))
+    role: dict[str, Any] = {"agent": "claude", "worktree": False, "evidence": False}
+    role["backoff"] = {"base": 600, "cap": 3600}
+    ws.write_config(builder=role, tester=role)
+    ids = [{"id": f"T{number}", "status": "ready"} for number in (1, 2, 3)]
+    ws.write_queue(*ids, {"id": "X", "status": "awaiting_test"})
+    env = {**os.environ, "PATH": f"{ws.path / 'bin'}:{os.environ['PATH']}"}
+    passes = [ws.run("--role", n, "--once", env=env) for n in ("builder", "builder", "tester")]
+    statuses = [ws.status(name) for name in ("T1", "T2", "T3", "X")]
+    assert statuses == ["needs_manual", "ready", "ready", "awaiting_test"]
+    told = ws.task("T1")["last_error"]
+    assert told.startswith("Not logged in; log in: claude, then /login; or ")
+    assert told.endswith("; then: invoke queue.retry T1")
+    for each in passes[1:]:
+        assert "waits for credential anthropic until" in each.stdout + each.stderr
+    (ws.path / ".agent-runs" / ".throttle-anthropic.json").unlink()
+    (ws.path / "bin" / "claude").unlink()
+    ws.run("--role", "builder", "--once", env={**env, "PATH": "/usr/bin:/bin"})
+    assert ws.task("T2")["last_error"].startswith("the agent cannot be started: claude: No such")
+    assert "install it: npm install" in ws.task("T2")["last_error"]
+    ws.run("--role", "builder", "--once", env=env)
+    assert ws.status("T3") == "ready"
 
 
 def test_waiting_for_an_attempt_costs_nothing(ws: Workspace) -> None:
