@@ -182,7 +182,8 @@ class Attempt:
         if ended.why == "not started":  # known: it has spent nothing
             note = f"the agent cannot be started: {ended.note}"
             result = Result(Outcome.BLOCKED, note, usage={}, denied=preset is not None)
-            return self.with_hint(result, "install it", preset.install if preset else "")
+            hint = f"install it: {preset.install}" if preset else ""
+            return verdict.with_hint(result, hint, self.lease.task_id)
         if ended.why != "exited":
             return self.cut_short(ended, "the agent")._replace(**self.spent(ended))
         try:
@@ -195,15 +196,11 @@ class Attempt:
             return verdict.of_command(status, said)
         record = presets.read(preset, presets.Traces(status, self.brief.run_dir, time.time()))
         result = verdict.of_preset(status, record, said, silent_is_fine=role.evidence)
-        return self.with_hint(result, "log in", preset.login)
-
-    def with_hint(self, result: Result, what: str, how: str) -> Result:
-        """What a person can do where the agent could not work, in the note."""
-        if not result.denied:
-            return result
-        retry = f"then: invoke queue.retry {self.lease.task_id}"
-        hints = (result.note.rstrip("."), how and f"{what}: {how}", retry)
-        return result._replace(note="; ".join(filter(None, hints)))
+        if role.rules.on_success == lifecycle.PLANNED and not result.add_tasks:
+            name = self.lease.task_id
+            found = lifecycle.children(self.queue.snapshot().tasks, {name})
+            result = verdict.of_plan(result, has_children=bool(found[name]))
+        return verdict.with_hint(result, f"log in: {preset.login}", self.lease.task_id)
 
     def spent(self, ended: executor.Ended) -> dict[str, Any]:
         """What a preset's CLI tells of its usage and its session, whatever the run came to."""

@@ -52,6 +52,22 @@ def of_preset(status: int, record: Record, said: Result | None, *, silent_is_fin
     return result._replace(usage=told or None, session=record.session)
 
 
+def with_hint(result: Result, hint: str, task_id: str) -> Result:
+    """With what a person can do, where the agent could not work at all."""
+    if not result.denied:
+        return result
+    note = f"{result.note.rstrip('.')}; {hint}; then: invoke queue.retry {task_id}"
+    return result._replace(note=note)
+
+
+def of_plan(result: Result, *, has_children: bool) -> Result:
+    """A planner's: without a task, before or by this attempt, its story would never end."""
+    if result.outcome is not Outcome.SUCCESS or result.add_tasks or has_children:
+        return result
+    note = f"the plan has no tasks: {result.note}".removesuffix(": ")
+    return result._replace(outcome=Outcome.ERROR, status=None, note=note)
+
+
 def _told(status: int, note: str) -> str:
     told = (
         f"the agent ended with exit status {status}"

@@ -784,6 +784,24 @@ def test_a_rejected_login_is_said_with_what_to_do(ws: Workspace) -> None:
     assert ws.status("T3") == "ready"
 
 
+def test_a_plan_without_tasks_is_an_error(ws: Workspace) -> None:
+    """Of a model; a command may plan by other means, and a story may have its tasks already.
+
+    Broken once by taking it: the story stood in planning_complete for ever.
+    """
+    claude(ws.path / "bin", 'echo "{}" > "$ROLECALL_RESULT_FILE"')
+    ws.write_config(planner={"agent": "claude", "worktree": False})
+    child = {"id": "C", "status": "ready", "parent": "S2"}
+    ws.write_queue(
+        *({"id": f"S{i}", "type": "Story", "status": "needs_plan"} for i in (2, 1)), child
+    )
+    env = {**os.environ, "PATH": f"{ws.path / 'bin'}:{os.environ['PATH']}"}
+    for _ in range(2):
+        ws.run("--role", "planner", "--once", env=env)
+    assert (ws.status("S1"), ws.status("S2")) == ("needs_plan", "planning_complete")
+    assert ws.task("S1")["last_error"].startswith("the plan has no tasks")
+
+
 def test_waiting_for_an_attempt_costs_nothing(ws: Workspace) -> None:
     """A pass in the foreground sleeps while the agent works.
 

@@ -68,6 +68,17 @@ def test_what_a_cli_counted_wins_over_what_the_model_says_it_used() -> None:
     assert found.usage == {"input_tokens": 1, "cost_usd": 0}
 
 
+def test_a_plan_has_tasks() -> None:
+    """Else the story would wait for ever for its children, in a status that nobody claims."""
+    plain, more = Result(Outcome.SUCCESS, "Fine."), Result(Outcome.SUCCESS, add_tasks=({},))
+    found = verdict.of_plan(plain, has_children=False)
+    assert (found.outcome, found.note) == (Outcome.ERROR, "the plan has no tasks: Fine.")
+    failed = Result(Outcome.REJECTED)
+    assert verdict.of_plan(failed, has_children=False) == failed
+    assert verdict.of_plan(more, has_children=False) == more
+    assert verdict.of_plan(plain, has_children=True) == plain
+
+
 def test_a_limit_that_the_model_claims_is_an_error() -> None:
     """With no wait of its choice; a command's word is its own, for it has no other record."""
     said = Result(Outcome.THROTTLED, "slow", retry_after=3e7)
