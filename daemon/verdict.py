@@ -40,7 +40,7 @@ def of_preset(status: int, record: Record, said: Result | None, *, silent_is_fin
     if ORDER.index(record.outcome) >= ORDER.index(result.outcome):
         if record.outcome is not Outcome.SUCCESS:
             # "A person is needed" of the model's own is of this task.
-            denied = record.outcome is Outcome.BLOCKED is not result.outcome
+            denied = record.denied and record.outcome is Outcome.BLOCKED is not result.outcome
             wait = record.retry_after
             result = Result(record.outcome, record.note, retry_after=wait, denied=denied)
         elif said is None and not silent_is_fine:

@@ -36,6 +36,7 @@ def read(traces: Traces) -> Record:
         None if wait is None else min(amount(wait), LONGEST),
         {key: amount(value) for key, value in usage.items()},
         str(said.get("session") or ""),
+        said.get("denied") is not False,
     )
 
 

@@ -143,6 +143,7 @@ def test_a_failing_provider(
     record = loop.run(wire, scenario, retries=0)
     assert record.outcome is outcome
     assert note in record.note
+    assert record.denied == (scenario != "e404"), "that is one role's model, not the account"
     assert record.retry_after == (1.0 if scenario == "e429" else None)
     assert os.listdir(loop.work) == []
 

@@ -92,6 +92,8 @@ def test_what_the_cli_calls_blocked_is_the_credentials() -> None:
     """What the model calls so is its task's, also where the CLI repeats it, as ours does."""
     denied = Record(Outcome.BLOCKED, "401")
     assert verdict.of_preset(1, denied, None, silent_is_fine=True).denied
+    a_model = denied._replace(denied=False)
+    assert not verdict.of_preset(1, a_model, None, silent_is_fine=True).denied
     said = Result(Outcome.BLOCKED, "Who?")
     for record in (GOOD, denied):
         assert not verdict.of_preset(0, record, said, silent_is_fine=True).denied
