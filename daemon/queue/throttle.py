@@ -65,6 +65,7 @@ def after(  # noqa: PLR0913, PLR0917  # the facts that decide, passed in order
     # A reset that was told is believed once; when it did not help, the wait grows all the same.
     guess = longest if retry_after is None or times > 1 else 0.0
     wait = max(guess, min(LONGEST, retry_after or 0.0))
+    denied = denied or (state.denied and not again)
     return State(max(state.until, now + wait), times, now, denied=denied)
 
 

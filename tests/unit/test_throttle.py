@@ -55,6 +55,14 @@ def test_those_under_way_together_met_one_limit() -> None:
     assert throttled(state, 7200, NOW + 2).until == NOW + 2 + 7200
 
 
+def test_a_limit_that_was_met_meanwhile_does_not_hide_a_login_that_is_not_accepted() -> None:
+    """It takes a person, and a retry of theirs, until an attempt has shown something else."""
+    state = after(State(), RULE, Outcome.BLOCKED, None, NOW, NOW, denied=True)
+    state = throttled(state, 10, NOW + 1)
+    assert state.denied
+    assert not throttled(state, 10, state.until).denied
+
+
 @pytest.mark.parametrize("outcome", [Outcome.SUCCESS, Outcome.REJECTED])
 def test_work_that_was_done_forgets_it(outcome: Outcome) -> None:
     """The account answers again; the next wait is a first one."""
