@@ -6,6 +6,7 @@ status tells the worker how it ended: 0, or 1 for an error.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any
 
 from daemon import (
     agents,
+    capture,
     environment,
     evidence,
     executor,
@@ -35,6 +37,7 @@ from daemon.queue.file import FileQueue
 from daemon.wake import Signals, wait
 
 RETRY = 1.0  # seconds between tries of a renewal or a settling write that failed
+LOGS = ("stdout.log", "stderr.log")  # of the agent; secrets are masked as it prints
 KILLED = (-signal.SIGKILL, -signal.SIGTERM)
 RECLAIM = 60.0  # seconds that an attempt which has settled may spend on old worktrees
 MARGIN = 0.2  # of the ttl: an attempt that could not renew ends its tree this early
@@ -76,8 +79,10 @@ class Attempt:
                 result = Result(Outcome.ERROR, str(error).removeprefix("error: "))
             changes = {**self.changes, **(result.changes or {})}
             usage = self.ran.usage if result.usage is None else result.usage
-            session = result.session or self.ran.session
-            outcome = self.settle(result._replace(changes=changes, usage=usage, session=session))
+            session = capture.masked_text(result.session or self.ran.session, self.secrets)
+            note = capture.masked_text(result.note, self.secrets)
+            result = result._replace(note=note, session=session, changes=changes, usage=usage)
+            outcome = self.settle(result)
             self.reclaim()
             return outcome
         except LeaseLost as lost:
@@ -170,11 +175,15 @@ class Attempt:
             self.arguments(prompt_text),
             env,
             prompt_text.encode(errors="backslashreplace") if role.prompt_via == "stdin" else b"",
-            ("stdout.log", "stderr.log"),
+            LOGS,
         )
-        if ended.why == "not started":
+        with contextlib.suppress(OSError):
+            capture.mask_files(self.brief.run_dir, self.secrets, ("task.json", "prompt.md", *LOGS))
+        if ended.why == "not started":  # known: it has spent nothing
             note = f"the agent cannot be started: {ended.note}"
-            return Result(Outcome.BLOCKED, note, usage={})  # known: it has spent nothing
+            result = Result(Outcome.BLOCKED, note, usage={}, denied=preset is not None)
+            hint = f"install it: {preset.install}" if preset else ""
+            return verdict.with_hint(result, hint, self.lease.task_id)
         if ended.why != "exited":
             return self.cut_short(ended, "the agent")._replace(**self.spent(ended))
         try:
@@ -186,7 +195,12 @@ class Attempt:
         if preset is None:
             return verdict.of_command(status, said)
         record = presets.read(preset, presets.Traces(status, self.brief.run_dir, time.time()))
-        return verdict.of_preset(status, record, said, silent_is_fine=role.evidence)
+        result = verdict.of_preset(status, record, said, silent_is_fine=role.evidence)
+        if role.rules.on_success == lifecycle.PLANNED and not result.add_tasks:
+            name = self.lease.task_id
+            found = lifecycle.children(self.queue.snapshot().tasks, {name})
+            result = verdict.of_plan(result, has_children=bool(found[name]))
+        return verdict.with_hint(result, f"log in: {preset.login}", self.lease.task_id)
 
     def spent(self, ended: executor.Ended) -> dict[str, Any]:
         """What a preset's CLI tells of its usage and its session, whatever the run came to."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from daemon.errors import RolecallError
 
 MASK = b"***"
+PIECE = 1 << 20  # bytes of a file that are masked at a time
 LIMIT = 64 << 20  # bytes of one file; what comes after them is read and thrown away
 
 
@@ -18,6 +20,7 @@ class Mask:
     def __init__(self, secrets: Iterable[str]) -> None:
         self._secrets = [form for secret in secrets if secret for form in _forms(secret)]
         self._held = b""  # the tail that may be the beginning of a secret
+        self.found = False  # whether any was masked
         self._covered = 0  # how many bytes of it the last mask stands for already
 
     def feed(self, data: bytes) -> bytes:
@@ -37,6 +40,7 @@ class Mask:
                 break
             if start >= done:
                 parts += [data[done:start], MASK]
+                self.found = True
             done = max(done, stop)
         parts.append(data[done:end])
         self._held, self._covered = data[end:], max(0, done - end)
@@ -49,6 +53,49 @@ def masked(data: bytes, secrets: Sequence[str]) -> bytes:
         return data
     mask = Mask(secrets)
     return mask.feed(data) + mask.flush()
+
+
+def masked_text(text: str, secrets: Sequence[str]) -> str:
+    """All of it at once, of text that may hold half a character."""
+    data = masked(text.encode(errors="surrogatepass"), secrets)
+    return data.decode(errors="surrogatepass")
+
+
+def mask_files(folder: str, secrets: Sequence[str], keep: Container[str]) -> None:
+    """Mask each file that programs themselves have put into the folder, but for those to keep.
+
+    Folders in it are not looked into. One that cannot be masked, on a full disk say, is removed.
+    """
+    if not secrets:
+        return
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        if name in keep or not stat.S_ISREG(os.lstat(path).st_mode):
+            continue
+        aside = f"{path}.{os.urandom(6).hex()}"
+        try:
+            if _mask_file(path, aside, secrets):
+                os.replace(aside, path)
+            else:
+                os.unlink(aside)
+        except OSError:
+            for each in (path, aside):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(each)
+
+
+def _mask_file(path: str, aside: str, secrets: Sequence[str]) -> bool:
+    """Write a masked copy; whether it differs."""
+    mask = Mask(secrets)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with (
+        open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file,
+        open(os.open(aside, flags, 0o600), "wb") as copy,
+    ):
+        while data := file.read(PIECE):
+            copy.write(mask.feed(data))
+        copy.write(mask.flush())
+    return mask.found
 
 
 def _forms(secret: str) -> set[bytes]:

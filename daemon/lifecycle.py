@@ -18,6 +18,7 @@ PARKED = frozenset({"blocked", "needs_manual"})
 PLANNED = "planning_complete"
 STARTS = {"Story": "needs_plan", "Test": "awaiting_test", "Testing": "awaiting_test"}
 START = "ready"  # of every other type
+LONGEST = 366 * 86400.0  # seconds; no wait is longer, and times stay readable
 LARGEST = 10**15  # of what we count; a larger number in a task is none of ours
 
 DEFAULT_ROLES: dict[str, dict[str, Any]] = {
@@ -275,7 +276,7 @@ def settle(  # noqa: PLR0913, PLR0917  # the six facts that decide, passed in or
                 not_before = now + random() * longest
         case Outcome.THROTTLED:
             wait = rules.backoff_base if result.retry_after is None else result.retry_after
-            not_before = now + max(0.0, wait)
+            not_before = now + min(max(0.0, wait), LONGEST)
     failed = result.outcome in {Outcome.ERROR, Outcome.BLOCKED, Outcome.REJECTED}
     wanted: Changes = {
         **(result.changes or {}),

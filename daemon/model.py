@@ -33,8 +33,9 @@ class Result(NamedTuple):
     ``status`` is the status the agent asks for (a claim, checked by lifecycle), ``retry_after``
     seconds, ``add_tasks`` new tasks in the queue's own form, ``changes`` further keys of the task
     to write (``branch``), ``session`` what the agent's CLI calls the conversation, ``gate`` the
-    number of the gate that did not pass (0 for none). ``usage`` is what the agent has spent: None
-    where nobody knows, empty where that is nothing.
+    number of the gate that did not pass (0 for none). ``denied``: the agent could not work at all,
+    for want of a login, say: no task's fault, so that others need not meet it. ``usage`` is what
+    the agent has spent: None where nobody knows, empty where that is nothing.
     """
 
     outcome: Outcome
@@ -47,6 +48,7 @@ class Result(NamedTuple):
     changes: Mapping[str, Any] | None = None
     session: str = ""
     gate: int = 0
+    denied: bool = False
 
 
 class Lease(NamedTuple):

@@ -342,7 +342,9 @@ def served() -> Iterator[str]:
 
 def main() -> None:
     """Serve until killed."""
-    parser = argparse.ArgumentParser(description="A scripted LLM on 127.0.0.1.")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--port-file", type=Path, help="where to write the port")
     options = parser.parse_args()

@@ -18,6 +18,7 @@ WIRES = {
     "openai-responses": ("OPENAI_API_KEY", "OPENAI_BASE_URL"),
     "anthropic": ("ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"),
 }
+LONGEST = 366 * 86400.0  # seconds; no limit resets later
 SAYABLE = {each.value for each in Outcome} - {Outcome.LOST, Outcome.RELEASED}
 
 
@@ -32,9 +33,10 @@ def read(traces: Traces) -> Record:
     return Record(
         Outcome(said["outcome"]),
         str(said.get("note") or ""),
-        None if wait is None else amount(wait),
+        None if wait is None else min(amount(wait), LONGEST),
         {key: amount(value) for key, value in usage.items()},
         str(said.get("session") or ""),
+        said.get("denied") is not False,
     )
 
 

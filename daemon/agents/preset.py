@@ -19,7 +19,8 @@ class Record(NamedTuple):
     """What a CLI says of its own run.
 
     ``retry_after`` is seconds, ``usage`` any of input_tokens, output_tokens and cost_usd (US
-    dollars) that the CLI tells; ``session`` is what it calls the conversation.
+    dollars) that the CLI tells; ``session`` is what it calls the conversation. ``denied``: what is
+    blocked is so for whoever has the credential, not for the role alone (a model's name, say).
     """
 
     outcome: Outcome
@@ -27,6 +28,7 @@ class Record(NamedTuple):
     retry_after: float | None = None
     usage: Mapping[str, float] | None = None
     session: str = ""
+    denied: bool = True
 
 
 class Traces(NamedTuple):

@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 TOO_MANY = 429
 DENIED = {401, 402, 403}  # unauthorized, payment required, forbidden: each needs a person
 LONGEST = 366 * 86400.0  # seconds; no limit resets later
-HTTP = re.compile(r"(?:status|error|code|http)\W{1,4}(?:code\W{1,3})?([45]\d\d)\b", re.IGNORECASE)
+#: A number alone is none: "error: 429 tests failed", "exit code 403" are of other programs.
+HTTP = re.compile(
+    r"(?:\bhttp(?:/[\d.]+)?|status|status.?code|api.?error|error.code|request rejected"
+    r"|[\"']code[\"'])\W{1,4}(?:code\W{1,3})?([45]\d\d)\b",
+    re.IGNORECASE,
+)
 LOGIN = re.compile(
     r"unauthorized|not logged in|/login|authenticat|auth method|credit balance is too low"
     r"|(?:invalid|missing|no) (?:(?:x-)?api.?key|credentials)"
@@ -29,9 +34,14 @@ LOGIN = re.compile(
     r"|token (?:has |is )?(?:expired|revoked|invalid)|forbidden|permission_error",
     re.IGNORECASE,
 )
+#: Of a provider's account. A disk has quotas, too; contexts, turns and recursions have limits.
+PERIOD = r"(?:usage|rate|request|session|hourly|daily|weekly|monthly|\d+.?hour)s?"
 LIMIT = re.compile(
-    r"usage limit|rate.?limit|too many requests|quota|resource_exhausted|limit reached"
-    r"|(?:hit|reached) your .{0,40}limit|out of (?:extra )?(?:usage|credits)",
+    rf"usage limit|rate.?limit|too many requests|resource_exhausted|{PERIOD} limit (?:is )?reached"
+    r"|(?:your|current|insufficient|daily|request|token|api)[ _](?:\w+ )?"
+    r"(?<!disk )(?<!storage )quota|(?<!disk )quota exceeded for|quotaerror|quota will reset"
+    rf"|(?:hit|reached) your (?:limit\b|.{{0,40}}{PERIOD} limit)"
+    r"|out of (?:extra )?(?:usage|credits)",
     re.IGNORECASE,
 )
 EPOCH = re.compile(r"\|(\d{10})\b")

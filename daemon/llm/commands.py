@@ -10,12 +10,19 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from daemon import environment, executor
-from daemon.agents.llm import SETTINGS
 from daemon.errors import RolecallError
 from daemon.llm.files import Refused
 
 GRACE = 2.0  # seconds between TERM and KILL
 MARKER = "ROLECALL_LLM_COMMAND"
+#: What an attempt tells of itself; whatever else is called ROLECALL_ may be a key.
+TOLD = frozenset(
+    f"ROLECALL_{name}"
+    for name in (
+        *("TASK_ID", "ROLE", "ATTEMPT", "TOKEN"),
+        *("TASK_FILE", "RESULT_FILE", "QUEUE", "WORKSPACE"),
+    )
+)
 IDENTITY = ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL")
 OURS = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -25,11 +32,7 @@ def without_credentials(environ: Mapping[str, str], names: Collection[str]) -> d
 
     Whatever else stands in ``environ`` came by ``pass_env``, ``env_file`` or the preset.
     """
-    kept = {
-        key: value
-        for key, value in environ.items()
-        if key in {*IDENTITY, *names} or (key.startswith("ROLECALL_") and key != SETTINGS)
-    }
+    kept = {key: value for key, value in environ.items() if key in {*IDENTITY, *TOLD, *names}}
     return {**environment.base(environ), **kept}
 
 
@@ -64,14 +67,16 @@ class Commands:
         self._log = os.path.join(folder, f"command-{os.getpid()}.log")
         self._count = 0
 
-    def run(self, argv: list[str], seconds: float, stdin: bytes = b"", **env: str) -> Output:
+    def run(
+        self, argv: list[str], seconds: float, stdin: bytes = b"", cwd: str = "", **env: str
+    ) -> Output:
         """Run one for at most so long. Refused where it cannot be started."""
         self._count += 1
         mark = f"{os.getpid()}-{self._count}-{time.monotonic_ns()}"
         run = executor.Run(
             argv=tuple(argv),
             env={**self.env, **env, MARKER: mark},
-            cwd=self.cwd,
+            cwd=cwd or self.cwd,
             stdin=stdin,
             stdout=self._log,
             stderr=self._log,
@@ -92,10 +97,12 @@ class Commands:
                 pass
         return Output(text, _told(ended, seconds))
 
-    def search(self, request: str, seconds: float) -> Output:
-        """Run our own search with this request."""
+    def search(self, request: str, seconds: float, root: int) -> Output:
+        """Run our own search with this request, in the folder of this descriptor."""
         argv = [sys.executable, "-P", "-S", "-m", "daemon.llm.search"]
-        return self.run(argv, seconds, request.encode(errors="replace"), PYTHONPATH=OURS)
+        # By its path a command of the model's could have put another folder there.
+        cwd = f"/proc/{os.getpid()}/fd/{root}"
+        return self.run(argv, seconds, request.encode(errors="replace"), cwd, PYTHONPATH=OURS)
 
     def _output(self) -> str:
         with open(self._log, "rb") as log:

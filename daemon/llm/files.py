@@ -40,11 +40,11 @@ class Files:
     def __init__(self, root: str) -> None:
         self.root = os.path.abspath(root)
         self._real = os.path.realpath(root)
-        self._fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def close(self) -> None:
         """Give the descriptor back."""
-        os.close(self._fd)
+        os.close(self.fd)
 
     def parts(self, path: str) -> tuple[str, ...]:
         """The components below the root; Refused for what is, or could be, elsewhere."""
@@ -70,7 +70,7 @@ class Files:
 
     def _folder(self, parts: tuple[str, ...], *, make: bool = False) -> int:
         """A descriptor of that folder, for the caller to close."""
-        at = os.dup(self._fd)
+        at = os.dup(self.fd)
         for number, part in enumerate(parts, 1):
             try:
                 try:

@@ -73,8 +73,8 @@ async def _run(
     async with model, agent.iter(prompt, usage_limits=limits) as conversation:
         written = _Written(transcript)
         try:
-            await _converse(conversation, written, settings)
-            record = _end(conversation)
+            await _converse(conversation, written, settings, tools)
+            record = _end(conversation, tools)
         except (Stopped, asyncio.CancelledError):
             record = STOPPED
         except BrokenOff:
@@ -87,12 +87,16 @@ async def _run(
             record = wires.failure(error, settings.key_env)
         except Exception as error:  # noqa: BLE001  # what was used is told, whatever broke
             record = Record(Outcome.ERROR, f"the loop failed: {type(error).__name__}: {error}")
-        written.rest(conversation.all_messages())
-        return record._replace(usage=_usage(conversation.usage, settings), session=NAME)
+        messages = conversation.all_messages()
+        written.rest(messages)
+        usage = _usage(conversation.usage, settings)
+        answers = [each for each in messages if _is_answer(each) and each.parts]
+        untold = not _tokens(usage) and bool(answers)  # by the server
+        return record._replace(usage=None if untold else usage, session=NAME)
 
 
 async def _converse(
-    conversation: AgentRun[object, Any], written: _Written, settings: Settings
+    conversation: AgentRun[object, Any], written: _Written, settings: Settings, tools: Tools
 ) -> None:
     spent: dict[str, float] = {}
     async for node in conversation:
@@ -106,6 +110,7 @@ async def _converse(
                     continue
         elif Agent.is_call_tools_node(node):
             written.add(node.model_response)
+            tools.refused = False
             if node.model_response.finish_reason is None:
                 raise BrokenOff
 
@@ -130,10 +135,11 @@ def _tokens(usage: Mapping[str, float]) -> float:
     return usage.get("input_tokens", 0) + usage.get("output_tokens", 0)
 
 
-def _end(conversation: AgentRun[object, Any]) -> Record:
+def _end(conversation: AgentRun[object, Any], tools: Tools) -> Record:
     """What the end of the conversation says: a verdict, or mere text that evidence has to bear."""
     said = conversation.result.output if conversation.result else ""
     if isinstance(said, Verdict):  # a rejection stands in the result file: the run went well
+        tools.keep(said.text)
         fine = said.outcome in {Outcome.SUCCESS, Outcome.REJECTED}
         return Record(Outcome.SUCCESS if fine else said.outcome, said.note)
     return Record(Outcome.SUCCESS, str(said))
@@ -153,6 +159,10 @@ def _usage(usage: RunUsage, settings: Settings) -> dict[str, float]:
     return found
 
 
+def _is_answer(message: ModelMessage) -> bool:
+    return isinstance(message, ModelResponse)
+
+
 class _Written:
     """The messages of the transcript, each once."""
 
@@ -168,5 +178,5 @@ class _Written:
 
     def rest(self, messages: list[ModelMessage]) -> None:
         """The answer that a limit or a failure left behind."""
-        if messages and isinstance(messages[-1], ModelResponse) and messages[-1] != self.last:
+        if messages and _is_answer(messages[-1]) and messages[-1] != self.last:
             self.add(messages[-1])

@@ -73,7 +73,7 @@ def read(environ: Mapping[str, str]) -> Settings:
         key=key,
         key_env=key_name,
         llm=llm,
-        env=without_credentials(environ, said["env"]),
+        env=without_credentials(environ, {*said["env"]} - {key_name}),
         tokens=said.get("tokens"),
         cost_usd=said.get("cost_usd"),
         price=said.get("price") and tuple(said["price"]),

@@ -6,7 +6,7 @@ import functools
 import json
 import os
 from collections.abc import Awaitable, Callable
-from typing import Any, Literal, NamedTuple, ParamSpec
+from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec
 
 from pydantic_ai import ModelRetry, Tool, ToolFailed
 
@@ -30,22 +30,24 @@ class Stopped(Exception):
 
 
 class Verdict(NamedTuple):
-    """What the model reported."""
+    """What the model reported; ``text`` is that as the result file has it."""
 
     outcome: Outcome
     note: str
+    text: str
 
 
 def _refusable(
-    tool: Callable[Given, Awaitable[str]],
-) -> Callable[Given, Awaitable[str]]:
+    tool: Callable[Concatenate[Tools, Given], Awaitable[str]],
+) -> Callable[Concatenate[Tools, Given], Awaitable[str]]:
     """Tell the model what is refused, rather than end the run."""
 
     @functools.wraps(tool)
-    async def told(*given: Given.args, **named: Given.kwargs) -> str:
+    async def told(self: Tools, /, *given: Given.args, **named: Given.kwargs) -> str:
         try:
-            return await tool(*given, **named)
+            return await tool(self, *given, **named)
         except Refused as refused:
+            self.refused = True
             raise ToolFailed(str(refused)) from None
 
     return told
@@ -61,6 +63,7 @@ class Tools:
     def __init__(self, files: Files, commands: Commands, llm: Llm, result_file: str) -> None:
         self.files, self.commands, self.llm = files, commands, llm
         self.result_file = result_file
+        self.refused = False  # whether a call of the model's present answer was refused
 
     def all(self) -> list[Tool[object]]:
         """Those that the settings give; each runs alone, in the order of the calls."""
@@ -121,7 +124,7 @@ class Tools:
             "ignore_case": ignore_case,
             "most": HITS,
         }
-        found = self.commands.search(json.dumps(request), SEARCH)
+        found = self.commands.search(json.dumps(request), SEARCH, self.files.fd)
         self.heed()
         if found.ended == "exit status 1":
             raise Refused(found.text.strip())
@@ -189,17 +192,19 @@ class Tools:
             "artifacts": artifacts or [],
             "add_tasks": add_tasks or [],
         }
+        if self.refused:  # it was written before the model could know
+            raise ModelRetry("a call before it was refused: look at that, then report again")
+        text = json.dumps(said, indent=2, ensure_ascii=False)
+        if len(text.encode(errors="backslashreplace")) >= evidence.RESULT_BYTES:
+            raise ModelRetry("the result is not taken: it is larger than 1 MiB")
         try:
             result = evidence.parse_result(said)
-            self._keep(json.dumps(said, indent=2, ensure_ascii=False))
         except RolecallError as error:
             raise ModelRetry(f"the result is not taken: {error.problems[0].what}") from None
-        return Verdict(result.outcome, result.note)
+        return Verdict(result.outcome, result.note, text)
 
-    def _keep(self, text: str) -> None:
+    def keep(self, text: str) -> None:
         """Write the result file; one that a command has written before does not count."""
-        if len(text.encode(errors="backslashreplace")) >= evidence.RESULT_BYTES:
-            raise RolecallError("it is larger than 1 MiB")
         folder, name = os.path.split(self.result_file)
         try:
             os.unlink(self.result_file)

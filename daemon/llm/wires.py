@@ -72,14 +72,16 @@ def failure(error: exceptions.AgentRunError | exceptions.UserError, key_env: str
             what = f"the provider refuses the key: {said}: look at {key_env}"
             return Record(Outcome.BLOCKED, what)
         case exceptions.ModelNotFoundError():
-            return Record(Outcome.BLOCKED, f"the provider does not know the model: {said}")
+            what = f"the provider does not know the model: {said}"
+            return Record(Outcome.BLOCKED, what, denied=False)
         case exceptions.ModelHTTPError(status_code=wording.TOO_MANY):
             what = f"the provider's limit is reached: {said}"
             return Record(Outcome.THROTTLED, what, _wait(error, said))
         case exceptions.ModelQuotaExceededError():
             return Record(Outcome.BLOCKED, f"the provider wants to be paid: {said}")
         case exceptions.UserError():
-            return Record(Outcome.BLOCKED, f"the loop cannot be set up: {said}")
+            what = f"the loop cannot be set up: {said}"
+            return Record(Outcome.BLOCKED, what, denied=False)
         case exceptions.ModelAPIError():
             return Record(Outcome.ERROR, f"the provider failed: {said}")
     return Record(Outcome.ERROR, f"the model's answer cannot be used: {said}")

@@ -44,7 +44,7 @@ def retry(queue: FileQueue, task_id: str, who: str, status: str | None = None) -
     """Make the task claimable at once; returns what waits this has ended.
 
     Those of a credential, and of a role whose attempt overspent, end where the task was only
-    waiting: a person wants it tried.
+    waiting, or was blocked by a credential that is not accepted: a person wants it tried.
     """
     waited: list[str] = []
 
@@ -62,7 +62,14 @@ def retry(queue: FileQueue, task_id: str, who: str, status: str | None = None) -
             hint = f"invoke queue.release {task_id}" if release else f"--status {lifecycle.START}"
             raise RolecallError(f"{task_id}: {error}", hint=hint) from None
         present = index.status_of(entry.task)
-        waited[:] = [name for name, rules in queue.machine.roles.items() if present in rules.claims]
+        parked = present not in queue.machine.claimed
+        coming = str(changes.get("status", present)) if parked else present
+        waited[:] = [
+            name
+            for name, rules in queue.machine.roles.items()
+            if coming in rules.claims
+            and (not parked or queue.ledger.throttle(queue.config.roles[name]).denied)
+        ]
         _move(update, entry, changes, f"tried again by {who}")
 
     queue.update(change)

@@ -19,6 +19,7 @@ from daemon.queue.lease import Leases
 
 DAY = 86400  # seconds
 CUT_SHORT = frozenset({Outcome.ERROR, Outcome.RELEASED})
+WORKED = CUT_SHORT | {Outcome.SUCCESS, Outcome.REJECTED}  # never for nothing, says who has a record
 LONGEST = 500  # characters of a reason
 FAR = 2  # times its limit: an attempt that spent more has run away, and parks its role at once
 IN_A_ROW = 3  # attempts beyond their limit that park it, however little each overran
@@ -206,7 +207,8 @@ class Budgets:
         role, who = self.config.roles[lease.role], (lease.task_id, lease.token, lease.started_at)
         limited = self.apply(role)
         told = result.usage
-        if told and not any(told.values()) and result.outcome in CUT_SHORT:
+        unsure = CUT_SHORT if role.agent in {None, "command"} else WORKED
+        if told and not any(told.values()) and result.outcome in unsure:
             told = None  # its record was cut off, or has no numbers: it may have worked for an hour
         if told is None and limited and not self._has_begun(who):
             told = {}

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from daemon.index import Entry, Tasks, number, status_of
-from daemon.lifecycle import ENDED, PARKED, PLANNED, START, STARTS, Machine, dependencies
+from daemon.lifecycle import CANCELLED, ENDED, PARKED, PLANNED, START, STARTS, Machine, dependencies
 from daemon.model import Move, is_task_id
 
 MOST = 200  # tasks that one attempt may add, subtasks too; a plan is far below that
@@ -27,6 +27,8 @@ OURS = (
     "updated_at",
 )
 PARENTS = ("parent", "parent_task")
+#: What a task that has to wait is given by mistake: it would not wait, and nobody would notice.
+MEANT = dict.fromkeys(("depends", "depends_on", "deps", "blocked_by", "requires"), "dependencies")
 
 
 def checked(new: Iterable[object], tasks: Tasks, machine: Machine) -> list[dict[str, Any]]:
@@ -41,6 +43,10 @@ def checked(new: Iterable[object], tasks: Tasks, machine: Machine) -> list[dict[
         json.dumps(found, allow_nan=False)
     except (TypeError, RecursionError) as error:
         raise ValueError(f"a new task cannot be written as JSON: {error}") from None
+    for task in _flat(found):
+        if mistaken := next((key for key in task if key in MEANT), ""):
+            meant = f"did you mean {MEANT[mistaken]!r}?"
+            raise ValueError(f"the new task {task['id']} has {mistaken}, which is unknown: {meant}")
     _refuse_rings(found, tasks, {})
     return found
 
@@ -63,9 +69,10 @@ def of_agent(
     every = list(_flat(given))
     ended = {rules.on_exhausted for rules in machine.roles.values()} - ENDED
     allowed = machine.claimed | PARKED | ended
+    cancelled: set[object] = {each.task["id"] for each in tasks.in_status(CANCELLED)}
     known = {*tasks.by_id, *(str(task.get("id")) for task in every)}
     for task in every:
-        if why := _agent_may_not(task, allowed, known):
+        if why := _agent_may_not(task, allowed, known, cancelled):
             raise ValueError(f"the new task {task.get('id')!s:.80} has {why}")
     planned = machine.roles[role].on_success == PLANNED
     parent = entry.task["id"] if planned else _parent_of(entry)
@@ -109,7 +116,9 @@ def _flat(values: Iterable[object]) -> Iterator[dict[str, Any]]:
             left += reversed(children) if isinstance(children, list) else ()
 
 
-def _agent_may_not(task: dict[str, Any], allowed: set[str], known: set[str]) -> str:
+def _agent_may_not(
+    task: dict[str, Any], allowed: set[str], known: set[str], cancelled: set[object]
+) -> str:
     """What an agent may not say of a new task, beside what nobody may; "" for nothing."""
     own = next((key for key in OURS if key in task), "")
     if own:
@@ -128,6 +137,8 @@ def _agent_may_not(task: dict[str, Any], allowed: set[str], known: set[str]) -> 
     for needed in dependencies(task):
         if isinstance(needed, str) and needed not in known:
             return f"a dependency that is not in the queue: {needed:.80}"
+        if needed in cancelled:
+            return f"a dependency that is cancelled, and so never satisfied: {needed:.80}"
     return ""
 
 

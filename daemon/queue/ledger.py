@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from daemon import lifecycle
 from daemon.config import Config, Role
 from daemon.errors import RolecallError
 from daemon.index import Entry, Tasks
 from daemon.lifecycle import Changes, Rules
-from daemon.model import Lease, Move, Outcome, Result
+from daemon.model import Lease, Move, Outcome, Result, parse_time
 from daemon.process import Identity
 from daemon.queue import Pause, breaker, staleness, throttle
 from daemon.queue import lease as leases
@@ -123,7 +123,7 @@ class Ledger:
         role = self.config.roles[rules.name]
         if breaker.is_open(self.breaker(rules.name), role.breaker, self.clock(), len(here)):
             return
-        if self.throttle(role).until > self.clock():
+        if self.throttle(role, live.values()).until > self.clock():
             return
         books = self.budgets.books(found.leases) if self.budgets.apply(role) else None
         if books and self.budgets.bar(role, books):
@@ -141,12 +141,18 @@ class Ledger:
         found = breaker.read(self.config.paths.runs, role)
         return breaker.remembered(found, self.config.roles[role].breaker, self.clock())
 
-    def throttle(self, role: Role) -> throttle.State:
-        """What is known of the role's credential on this host."""
+    def throttle(self, role: Role, live: Iterable[Lease] | None = None) -> throttle.State:
+        """What is known of the role's credential on this host; ``live``: all that are."""
         if role.credential is None:
             return throttle.State()
         found = throttle.read(self.config.paths.runs, role.credential)
-        return throttle.remembered(found, role.backoff, self.clock())
+        found = throttle.remembered(found, role.backoff, self.clock())
+        if not found.denied:
+            return found
+        live = self.live(self.leases.every()).values() if live is None else live
+        same = {name for name, r in self.config.roles.items() if r.credential == role.credential}
+        began = (parse_time(lease.started_at) or 0.0 for lease in live if lease.role in same)
+        return throttle.probed(found, began, self.clock())
 
     def pauses(self, name: str) -> tuple[Pause, ...]:
         """Everything for which the role claims nothing now."""
@@ -187,15 +193,17 @@ class Ledger:
         outcome = Outcome(move.outcome)
         before = breaker.read(runs, role.name)
         state = breaker.after(before, role.breaker, outcome, seconds, now)
-        if state != before:
+        # What the credential waits for is not the role's as well: a login ends one wait, not two.
+        if state != before and not (result.denied and role.credential):
             state = state._replace(why=move.why) if state.failures else state
             breaker.write(runs, role.name, state)
         if role.credential is not None:
             known = throttle.read(runs, role.credential)
             began = now - (0.0 if move.seconds is None else move.seconds)
-            wait = throttle.after(known, role.backoff, outcome, result.retry_after, began, now)
+            told, denied = result.retry_after, result.denied
+            wait = throttle.after(known, role.backoff, outcome, told, began, now, denied=denied)
             if wait != known:
-                wait = wait._replace(why=move.why) if outcome is Outcome.THROTTLED else wait
+                wait = wait._replace(why=move.why) if throttle.met(outcome, denied=denied) else wait
                 throttle.write(runs, role.credential, wait)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.standin import claude, said
 from tests.workspace import ROOT, Workspace, wait_for
 
 # The second attempt looks whether anything of the first one still lives.
@@ -726,6 +727,79 @@ def test_secrets_appear_nowhere(ws: Workspace) -> None:
     kept = [path for path in ws.path.rglob("*") if path.is_file()]
     assert [str(path) for path in kept if secret in path.read_text()] == []
     assert "***" in (ws.path / ".agent-runs" / "T1" / "1" / "gate-1.log").read_text()
+
+
+def test_a_key_in_the_records_of_a_cli_is_masked(ws: Workspace) -> None:
+    """A file that the CLI writes itself, and the words of an error in it: queue, logs, run folder.
+
+    Broken once by masking only what the attempt captures: the key stood in ``last_error``.
+    """
+    key = "sk-swordfish-123"
+    told = '{"info": {"exit_status": "E"}, "messages": [{"extra": {"exception_str": "bad %s"}}]}'
+    script = f"""#!/bin/sh
+while [ "$1" != --output ]; do shift; done
+printf '{told}' "$OPENAI_API_KEY" > "$2"
+exit 1
+"""
+    mini = ws.path / "bin" / "mini"
+    mini.parent.mkdir()
+    mini.write_text(script)
+    mini.chmod(0o755)
+    ws.write_config(builder={"agent": "mini", "worktree": False, "evidence": False})
+    ws.write_queue({"id": "T1", "status": "ready"})
+    path = f"{mini.parent}:{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "OPENAI_API_KEY": key}
+    ws.run("--role", "builder", "--once", env=env)
+    assert ws.task()["last_error"] == "E: bad ***"
+    kept = [path for path in ws.path.rglob("*") if path.is_file()]
+    assert [str(path) for path in kept if key in path.read_text()] == []
+
+
+def test_a_rejected_login_is_said_with_what_to_do(ws: Workspace) -> None:
+    """In the task, and of the other tasks and roles in status; a CLI that is missing likewise.
+
+    Broken once by going on: the queue was empty within a second, each task needed a person.
+    """
+    claude(ws.path / "bin", last=said("Not logged in", is_error=True))
+    role: dict[str, Any] = {"agent": "claude", "worktree": False, "evidence": False}
+    role["backoff"] = {"base": 600, "cap": 3600}
+    ws.write_config(builder=role, tester=role)
+    ids = [{"id": f"T{number}", "status": "ready"} for number in (1, 2, 3)]
+    ws.write_queue(*ids, {"id": "X", "status": "awaiting_test"})
+    env = {**os.environ, "PATH": f"{ws.path / 'bin'}:{os.environ['PATH']}"}
+    passes = [ws.run("--role", n, "--once", env=env) for n in ("builder", "builder", "tester")]
+    statuses = [ws.status(name) for name in ("T1", "T2", "T3", "X")]
+    assert statuses == ["needs_manual", "ready", "ready", "awaiting_test"]
+    told = ws.task("T1")["last_error"]
+    assert told.startswith("Not logged in; log in: claude, then /login; or ")
+    assert told.endswith("; then: invoke queue.retry T1")
+    for each in passes[1:]:
+        assert "waits for credential anthropic until" in each.stdout + each.stderr
+    (ws.path / ".agent-runs" / ".throttle-anthropic.json").unlink()
+    (ws.path / "bin" / "claude").unlink()
+    ws.run("--role", "builder", "--once", env={**env, "PATH": "/usr/bin:/bin"})
+    assert ws.task("T2")["last_error"].startswith("the agent cannot be started: claude: No such")
+    assert "install it: npm install" in ws.task("T2")["last_error"]
+    ws.run("--role", "builder", "--once", env=env)
+    assert ws.status("T3") == "ready"
+
+
+def test_a_plan_without_tasks_is_an_error(ws: Workspace) -> None:
+    """Of a model; a command may plan by other means, and a story may have its tasks already.
+
+    Broken once by taking it: the story stood in planning_complete for ever.
+    """
+    claude(ws.path / "bin", 'echo "{}" > "$ROLECALL_RESULT_FILE"')
+    ws.write_config(planner={"agent": "claude", "worktree": False})
+    child = {"id": "C", "status": "ready", "parent": "S2"}
+    ws.write_queue(
+        *({"id": f"S{i}", "type": "Story", "status": "needs_plan"} for i in (2, 1)), child
+    )
+    env = {**os.environ, "PATH": f"{ws.path / 'bin'}:{os.environ['PATH']}"}
+    for _ in range(2):
+        ws.run("--role", "planner", "--once", env=env)
+    assert (ws.status("S1"), ws.status("S2")) == ("needs_plan", "planning_complete")
+    assert ws.task("S1")["last_error"].startswith("the plan has no tasks")
 
 
 def test_waiting_for_an_attempt_costs_nothing(ws: Workspace) -> None:

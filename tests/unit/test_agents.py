@@ -90,6 +90,9 @@ def test_the_llm_loop_says_it_in_its_last_line(tmp_path: Path) -> None:
     }
     found = presets.read(llm, traces(tmp_path, {"outcome": "success"}, said))
     assert found == Record(Outcome.THROTTLED, "429", 9, TOKENS, "s")
+    far = presets.read(llm, traces(tmp_path, {**said, "retry_after": 1e14}))
+    assert far.retry_after == 366 * 86400
+    assert not presets.read(llm, traces(tmp_path, {**said, "denied": False})).denied
     for odd in ({"outcome": "lost"}, {"outcome": ["success"]}, {}):
         assert presets.read(llm, traces(tmp_path, odd, stderr="oh")).outcome is Outcome.ERROR
     assert presets.read(llm, traces(tmp_path, stderr="no module")).note == "no module"

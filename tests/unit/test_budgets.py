@@ -29,13 +29,16 @@ class Limited(FileBackend):
         super().__init__(folder, wip_limit=20, max_attempts=100, **role)
         self.builder, self.common = Budget(), Budget()
         self.price: Price | None = None
+        self.agent = "command"
         self.clock.wall = NOON
         self.fill(*({"id": f"T{i}", "status": "ready"} for i in range(20)))
 
     @property
     def config(self) -> Config:
         config = super().config
-        builder = config.roles["builder"]._replace(budget=self.builder, price=self.price)
+        builder = config.roles["builder"]._replace(
+            agent=self.agent, budget=self.builder, price=self.price
+        )
         return config._replace(roles={**config.roles, "builder": builder}, budget=self.common)
 
     @property
@@ -305,6 +308,18 @@ def test_zeros_of_a_run_that_was_cut_short_are_not_believed(backend: Limited) ->
     assert backend.spent() == Amount()
     attempt(backend, zeros, Outcome.ERROR)
     assert backend.spent() == Amount(100, 0)
+
+
+@pytest.mark.parametrize("agent", ["codex", "llm", "command"])
+def test_zeros_of_work_that_was_done_are_a_server_that_tells_nothing(
+    backend: Limited, agent: str
+) -> None:
+    """No model answers for no tokens; a command may do its work without one."""
+    backend.builder, backend.agent = Budget(attempt=Amounts(tokens=100)), agent
+    attempt(backend, {"input_tokens": 0, "output_tokens": 0})
+    assert backend.spent() == Amount(0 if agent == "command" else 100, 0)
+    attempt(backend, {"input_tokens": 0}, Outcome.BLOCKED)  # not logged in
+    assert backend.spent() == Amount(0 if agent == "command" else 100, 0)
 
 
 def test_a_lost_attempt_has_spent_all_the_same(backend: Limited) -> None:

@@ -69,6 +69,7 @@ def test_everything_that_may_be_said(tmp_path: Path) -> None:
         "changes": None,
         "session": "",
         "gate": 0,
+        "denied": False,
     }
 
 

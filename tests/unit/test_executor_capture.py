@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.capture import Capture, Mask
+from daemon.capture import Capture, Mask, mask_files, masked_text
 from daemon.errors import RolecallError
 
 
@@ -79,3 +79,29 @@ def test_a_symlink_or_a_fifo_in_place_of_the_file_is_refused(tmp_path: Path) -> 
         with pytest.raises(RolecallError, match="output cannot be kept"):
             Capture(str(tmp_path / name), ())
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_files_that_a_program_wrote_itself_are_masked(tmp_path: Path) -> None:
+    """Those of the folder, of any size; what is no regular file is let be, what is to be kept, too.
+
+    Broken once by reading them piece by piece without a tail: a secret on the border stayed.
+    """
+    border = b"x" * ((1 << 20) - 3) + b"hunter22"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"hunter22")
+    run = tmp_path / "run"
+    run.mkdir()
+    for name, data in (("traj.json", border), ("task.json", b"hunter22"), ("plain", b"x")):
+        (run / name).write_bytes(data)
+    (run / "link").symlink_to(elsewhere)
+    (run / "folder").mkdir()
+    mask_files(str(run), ["hunter22"], ("task.json",))
+    assert (run / "traj.json").read_bytes() == border[:-8] + b"***"
+    assert (run / "task.json").read_bytes() == elsewhere.read_bytes() == b"hunter22"
+    names = ["folder", "link", "plain", "task.json", "traj.json"]
+    assert sorted(os.listdir(run)) == names
+
+
+def test_text_is_masked_whatever_it_holds() -> None:
+    """Half a character, too, as JSON may name it."""
+    assert masked_text("\ud800 hunter22 é", ["hunter22"]) == "\ud800 *** é"

@@ -20,6 +20,7 @@ QUEUE: list[dict[str, Any]] = [
     {"id": "B", "status": "in_progress", "parent": "P"},
     {"id": "WAITS", "status": "ready", "dependencies": ["N1"]},
     {"id": "DONE", "status": "done", "dependencies": ["N1"]},
+    {"id": "GONE", "status": "cancelled"},
     {"id": "X1", "status": "ready", "dependencies": ["X2"]},
     {"id": "X2", "status": "ready", "dependencies": ["X1"]},
 ]
@@ -77,6 +78,12 @@ def test_what_says_nothing_is_left_out() -> None:
         ([{"id": "N1", "parent": "gone"}], "a parent that is not in the queue: gone"),
         ([{"id": "N1", "dependencies": ["gone"]}], "a dependency that is not in the queue: gone"),
         ([{"id": "N1", "dependencies": "DONE"}], "dependencies that are no list"),
+        ([{"id": "N1", "dependencies": ["GONE"]}], "cancelled, and so never satisfied: GONE"),
+        (
+            [{"id": "N1", "depends_on": ["DONE"]}],
+            "N1 has depends_on, which is unknown: did you mean 'dependencies'?",
+        ),
+        ([{"id": "N1", "subtasks": [{"id": "N2", "deps": []}]}], "N2 has deps"),
         ([{"id": "N1", "subtasks": "x"}], "subtasks that are no list"),
         ([{"id": "N1", "n": float("nan")}], "Out of range"),
         ([{"id": f"N{n}"} for n in range(201)], "201 new tasks are more than 200"),
@@ -94,7 +101,7 @@ def test_what_says_nothing_is_left_out() -> None:
             "each other: N2 -> N2",
         ),
     ],
-    ids=range(23),
+    ids=range(26),
 )
 def test_a_wrong_task_refuses_all(new: list[Any], why: str) -> None:
     """With what is wrong, in words that the next prompt shows to an agent."""

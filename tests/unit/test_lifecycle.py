@@ -188,6 +188,17 @@ def test_released_and_throttled_count_nothing(outcome: Outcome) -> None:
     assert waits == (NOW + 60 if outcome is Outcome.THROTTLED else None)
 
 
+@pytest.mark.parametrize("told", [1e12, 1e300, float("inf")])
+def test_a_wait_without_end_is_a_year(told: float) -> None:
+    """So that it can be read again; of a year with five digits nothing can.
+
+    Broken once by believing any number: the settling raised, or the time said nothing.
+    """
+    result = Result(Outcome.THROTTLED, retry_after=told)
+    changes = settle(task(status="in_progress"), result)
+    assert parse_time(changes["not_before"]) == NOW + 366 * 86400
+
+
 def test_attempts_start_again_on_every_move() -> None:
     """A success writes 0 over earlier attempts, and clears what the error left."""
     held = task(status="in_progress", attempts=2, not_before="x", last_error="y", agent="builder")

@@ -7,12 +7,15 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
+from daemon.agents.llm import SETTINGS
+from daemon.attempt import Attempt
 from daemon.llm import commands as module
 from daemon.llm.commands import Commands, Output, is_allowed, without_credentials
-from daemon.llm.files import Refused
+from daemon.llm.files import Files, Refused
 from tests.workspace import PATIENCE
 
 
@@ -46,7 +49,11 @@ def shell(commands: Commands, script: str, seconds: float = PATIENCE) -> Output:
 
 def search(commands: Commands, pattern: str, seconds: float = PATIENCE, **more: Any) -> Output:
     request = {"pattern": pattern, "path": ".", "literal": False, "ignore_case": False, "most": 3}
-    return commands.search(json.dumps({**request, **more}), seconds)
+    root = os.open(commands.cwd, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return commands.search(json.dumps({**request, **more}), seconds, root)
+    finally:
+        os.close(root)
 
 
 def test_a_command_is_told_with_its_output(commands: Commands, tmp_path: Path) -> None:
@@ -158,3 +165,27 @@ def test_our_search_runs_without_site_packages(commands: Commands) -> None:
     code = "import sys, daemon.llm.search; print([m for m in sys.modules if 'pydantic' in m])"
     told = commands.run([sys.executable, "-P", "-S", "-c", code], PATIENCE, PYTHONPATH=module.OURS)
     assert told == Output("[]\n", "")
+
+
+def test_a_search_stays_in_the_folder_that_was_opened(commands: Commands, tmp_path: Path) -> None:
+    """Though a command has put another one in its place.
+
+    Broken once by searching where the path led: it showed files of elsewhere.
+    """
+    work, elsewhere = tmp_path / "work", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "secret.txt").write_text("needle\n")
+    (work / "a.txt").write_text("needle\n")
+    files = Files(str(work))
+    work.rename(tmp_path / "moved")
+    work.symlink_to(elsewhere)
+    request = {"pattern": "needle", "path": ".", "literal": True, "ignore_case": False, "most": 3}
+    assert commands.search(json.dumps(request), PATIENCE, files.fd).text == "a.txt:1: needle\n"
+    files.close()
+
+
+def test_what_an_attempt_tells_of_itself_reaches_commands() -> None:
+    """All of it, and nothing else that is called ROLECALL_."""
+    told = set(Attempt.rolecall(MagicMock()))
+    environ = dict.fromkeys({*told, "ROLECALL_KEY", SETTINGS}, "x")
+    assert set(without_credentials(environ, ())) == {*told, "TERM"}

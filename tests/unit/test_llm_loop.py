@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic_ai.models import function
+from pydantic_ai.models.function import DeltaToolCall
 
 from daemon.agents import llm as preset
 from daemon.agents.preset import Record
 from daemon.config import Llm
 from daemon.executor import Stop
 from daemon.llm import __main__ as program
-from daemon.llm import settings
+from daemon.llm import settings, wires
 from daemon.llm.loop import limit_of
 from daemon.model import Outcome
-from tests import fakellm
+from tests import fakellm, fakewires
 from tests.fakellm import DONE, MARK, REFUSAL, script
 from tests.fakewires import Json
 
@@ -141,6 +143,7 @@ def test_a_failing_provider(
     record = loop.run(wire, scenario, retries=0)
     assert record.outcome is outcome
     assert note in record.note
+    assert record.denied == (scenario != "e404"), "that is one role's model, not the account"
     assert record.retry_after == (1.0 if scenario == "e429" else None)
     assert os.listdir(loop.work) == []
 
@@ -248,6 +251,72 @@ def test_a_verdict_ends_the_run(loop: Loop) -> None:
     assert loop.result() == {**said, "artifacts": []}
     record = loop.run("openai", script(("report_result", {"outcome": "blocked", "note": "Who?"})))
     assert (record.outcome, record.note) == (Outcome.BLOCKED, "Who?")
+
+
+Call = tuple[str, Json]
+REPORT: Call = ("report_result", {"outcome": "success", "note": "Done."})
+
+
+@pytest.fixture
+def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Has the model give these answers, one after the other: calls together, or mere text."""
+
+    def scripted(*answers: list[Call] | str) -> None:
+        left = iter(answers)
+
+        async def stream(_messages: object, _info: object) -> AsyncIterator[Any]:
+            said = next(left)
+            if isinstance(said, str):
+                yield said
+                return
+            for number, (name, given) in enumerate(said):
+                call = DeltaToolCall(name, json.dumps(given), tool_call_id=f"{id(said)}-{number}")
+                yield {number: call}
+
+        monkeypatch.setattr(function.FunctionStreamedResponse, "finish_reason", "stop")
+        model = function.FunctionModel(stream_function=stream)
+        monkeypatch.setattr(wires, "model", lambda _settings: model)
+
+    return scripted
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        ("write_file", {"path": "/etc/x", "content": "x"}),
+        ("run_command", {"command": ["rm", "x"]}),
+        ("write_file", {"bogus": 1}),
+    ],
+)
+def test_a_success_beside_a_refused_call_is_not_taken(
+    loop: Loop, answer: Callable[..., None], refused: Call
+) -> None:
+    """The model could not know; it reports again, or leaves no verdict at all.
+
+    Broken once by taking it, and once by writing the result file before it was accepted.
+    """
+    later: Call = ("report_result", {"outcome": "error", "note": "It was refused."})
+    answer([refused, REPORT], [later])
+    assert loop.run("openai", "").outcome is Outcome.ERROR
+    assert loop.result()["outcome"] == "error"
+    (loop.folder / "result.json").unlink()
+    answer([refused], [REPORT])
+    assert loop.run("openai", "").note == "Done."
+    (loop.folder / "result.json").unlink()
+    answer([refused, REPORT], "Sorry, that did not work.")
+    assert loop.run("openai", "").note == "Sorry, that did not work."
+    assert not (loop.folder / "result.json").exists()
+
+
+def test_a_server_that_tells_no_usage_is_not_free(loop: Loop) -> None:
+    """An answer was given, so nothing is known; where there was none, nothing was spent."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fakewires, "IN_TOKENS", 0)
+        patch.setattr(fakewires, "CACHED_TOKENS", 0)
+        patch.setattr(fakewires, "OUT_TOKENS", 0)
+        assert loop.run("openai", "edit", price=(1, 1)).usage is None
+    refused = loop.run("openai", "e401", retries=0)
+    assert refused.usage == {"input_tokens": 0, "output_tokens": 0}
 
 
 def test_a_stop_that_came_early_ends_the_run(loop: Loop) -> None:

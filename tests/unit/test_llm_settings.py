@@ -61,6 +61,20 @@ def test_what_commands_do_not_get_is_secret() -> None:
     assert found.env["CI"] == "1"
 
 
+def test_a_key_of_any_name_is_kept_from_commands() -> None:
+    """Also one that is called as our own variables are, or that the role's ``env`` holds.
+
+    Broken once by passing on whatever begins with ROLECALL_.
+    """
+    environ = {"ROLECALL_KEY": "sk-1234567", "ROLECALL_TASK_ID": "T1", "ROLECALL_NEW": "x"}
+    llm = Llm(key_env="ROLECALL_KEY")
+    told = {"model": "openai:x", "llm": llm._asdict(), "env": ["ROLECALL_KEY"]}
+    read = settings.read({**environ, preset.SETTINGS: json.dumps(told)})
+    assert read.key == "sk-1234567"
+    assert dict(read.env) == {"ROLECALL_TASK_ID": "T1", "TERM": "dumb"}
+    assert "ROLECALL_KEY" in read.secrets(environ)
+
+
 def test_a_role_tells_the_loop(ws: Workspace) -> None:
     """Through one variable of ours, which no role can set itself; nothing in it is secret."""
     llm = {"commands": [["pytest", "-q"]], "turns": 7, "base_url": "https://host/v1"}

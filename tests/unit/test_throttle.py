@@ -12,7 +12,7 @@ import pytest
 from daemon.config import Backoff, Role
 from daemon.model import Outcome, Result, parse_time
 from daemon.queue import asking, throttle
-from daemon.queue.throttle import YEAR, State, after, remembered
+from daemon.queue.throttle import LONGEST, PROBE, State, after, remembered
 from tests.queues import FileBackend
 
 NOW = 1_800_000_000.0
@@ -55,6 +55,14 @@ def test_those_under_way_together_met_one_limit() -> None:
     assert throttled(state, 7200, NOW + 2).until == NOW + 2 + 7200
 
 
+def test_a_limit_that_was_met_meanwhile_does_not_hide_a_login_that_is_not_accepted() -> None:
+    """It takes a person, and a retry of theirs, until an attempt has shown something else."""
+    state = after(State(), RULE, Outcome.BLOCKED, None, NOW, NOW, denied=True)
+    state = throttled(state, 10, NOW + 1)
+    assert state.denied
+    assert not throttled(state, 10, state.until).denied
+
+
 @pytest.mark.parametrize("outcome", [Outcome.SUCCESS, Outcome.REJECTED])
 def test_work_that_was_done_forgets_it(outcome: Outcome) -> None:
     """The account answers again; the next wait is a first one."""
@@ -79,16 +87,17 @@ def test_what_says_nothing_of_the_limit_changes_nothing(outcome: Outcome) -> Non
 
 
 def test_it_is_forgotten_when_it_is_long_over_or_cannot_be() -> None:
-    """The cap behind its end; a clock set back; a wait of more than a year; no numbers."""
+    """The cap behind its end; a clock set back; a wait beyond a week; no numbers."""
     state = throttled(State(), 60)
     assert remembered(state, RULE, NOW + 259) == state
     assert remembered(state, RULE, NOW + 260) == State()
     assert remembered(state, RULE, NOW - 1) == State()
-    assert remembered(State(NOW + 2 * YEAR, 1, NOW), RULE, NOW) == State()
+    assert remembered(State(NOW + 2 * LONGEST, 1, NOW), RULE, NOW) == State()
     for odd in (float("nan"), float("inf"), -float("inf")):
         assert remembered(State(odd, 1, NOW), RULE, NOW) == State()
         assert remembered(State(NOW + 9, 1, odd), RULE, NOW) == State()
-    assert throttled(State(), 1e300).until == NOW + YEAR
+    for told in (31_000_000, 1e300):  # an agent's word holds up nobody for a year
+        assert throttled(State(), told).until == NOW + LONGEST
 
 
 @pytest.mark.parametrize(
@@ -227,3 +236,82 @@ def test_a_wait_that_cannot_be_written_costs_no_result(backend: Shared) -> None:
     throttle_one(backend)
     assert backend.task("B0")["status"] == "ready"
     assert claims(backend, "tester") == ["T0"]
+
+
+# --- a login that is not accepted ----------------------------------------------------------------
+
+DENIED = Result(Outcome.BLOCKED, "401", denied=True)
+
+
+def deny_one(backend: FileBackend, role: str = "builder") -> str:
+    """An attempt whose login is not accepted; its task."""
+    queue = backend.open()
+    claim = queue.claim(role, "me")
+    assert claim is not None
+    backend.clock.step(1)
+    queue.settle(claim.lease, DENIED)
+    return claim.lease.task_id
+
+
+def test_a_login_that_is_not_accepted_blocks_one_task(backend: Shared) -> None:
+    """Its own; every role of the credential waits, each time twice as long, with the reason.
+
+    Broken once by counting throttled attempts only: each task went to a person, one a second.
+    """
+    assert deny_one(backend) == "B0"
+    assert backend.task("B0")["status"] == "needs_manual"
+    roles = ("builder", "tester", "integrator")
+    assert claims(backend, *roles) == ["", "", "I0"]
+    (pause,) = backend.open().pauses("tester")
+    assert pause.why.startswith("waits for credential anthropic until 20")
+    assert pause.why.endswith(": 401")
+    base = backend.config.roles["builder"].backoff.base
+    backend.clock.step(base)
+    assert deny_one(backend, "tester") == "T0"
+    backend.clock.step(base)
+    assert claims(backend, *roles) == ["", "", "I0"]
+    backend.clock.step(base)
+    assert claims(backend, *roles) == ["B1", "T1", "I0"]
+    assert list((backend.folder / "runs").glob(".breaker-*")) == [], "that would be a second wait"
+
+
+def test_blocked_by_the_model_holds_up_nobody(backend: Shared) -> None:
+    """A person is needed for that task, which says nothing of the login."""
+    queue = backend.open()
+    claim = queue.claim("builder", "me")
+    assert claim is not None
+    queue.settle(claim.lease, DENIED._replace(denied=False))
+    assert claims(backend, "builder", "tester") == ["B1", "T0"]
+
+
+def test_one_attempt_at_a_time_tries_the_login(backend: Shared) -> None:
+    """The others wait until it ends, or has run so long that it works; then they go on."""
+    deny_one(backend)
+    backend.clock.step(backend.config.roles["builder"].backoff.base)
+    queue = backend.open()
+    probe = queue.claim("tester", "me")
+    assert probe is not None
+    assert claims(backend, "builder", "tester") == ["", ""]
+    assert queue.next_time("builder", backend.clock.wall) == pytest.approx(
+        backend.clock.wall + PROBE, abs=0.1
+    )
+    backend.clock.step(PROBE / 2)
+    lease = queue.renew(probe.lease)
+    backend.clock.step(PROBE / 2)
+    assert claims(backend, "builder") == ["B1"]
+    queue.settle(lease, Result(Outcome.SUCCESS))
+    assert queue.pauses("builder") == ()
+    assert claims(backend, "builder", "tester") == ["B1", "T1"]
+
+
+def test_a_retry_of_the_blocked_task_ends_the_wait(backend: Shared) -> None:
+    """A person has logged in. A task that is parked for another role's reason ends nothing."""
+    document = backend.document()
+    document["tasks"].append({"id": "M", "status": "needs_manual", "parked_from": "needs_plan"})
+    backend.put(document)
+    deny_one(backend)
+    queue = backend.open()
+    assert asking.retry(queue, "M", "ann").credential == ""
+    assert claims(backend, "builder", "tester") == ["", ""]
+    assert asking.retry(queue, "B0", "ann").credential == "anthropic"
+    assert claims(backend, "builder", "tester") == ["B0", "T0"]
