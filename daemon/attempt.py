@@ -183,7 +183,7 @@ class Attempt:
             note = f"the agent cannot be started: {ended.note}"
             result = Result(Outcome.BLOCKED, note, usage={}, denied=preset is not None)
             hint = f"install it: {preset.install}" if preset else ""
-            return verdict.with_hint(result, hint, self.lease.task_id)
+            return self.advised(result, hint)
         if ended.why != "exited":
             return self.cut_short(ended, "the agent")._replace(**self.spent(ended))
         try:
@@ -200,7 +200,11 @@ class Attempt:
             name = self.lease.task_id
             found = lifecycle.children(self.queue.snapshot().tasks, {name})
             result = verdict.of_plan(result, has_children=bool(found[name]))
-        return verdict.with_hint(result, f"log in: {preset.login}", self.lease.task_id)
+        return self.advised(result, f"log in: {preset.login}")
+
+    def advised(self, result: Result, hint: str) -> Result:
+        """With what a person can do, where the agent could not work at all."""
+        return verdict.with_hint(result, hint, self.lease.task_id)
 
     def spent(self, ended: executor.Ended) -> dict[str, Any]:
         """What a preset's CLI tells of its usage and its session, whatever the run came to."""

@@ -54,23 +54,14 @@ class Landing:
         if refused is not None:
             return refused
         if self.is_merged(self.head):
-            return self.empty()
+            note = f"{self.worktree.branch} holds nothing that {self.main} lacks"
+            return Result(Outcome.SUCCESS, note)
         base = self.git.run(self.path, "merge-base", self.commit, self.head).out.strip()
         if not base:
             raise GitError(f"{self.worktree.branch} and {self.main} have no commit in common")
         self.worktree.leave()
         self.worktree.put_back(base)
         return self.merge()
-
-    def empty(self) -> Result:
-        """What a branch comes to that main has: a success only where it has work of the task's."""
-        note = f"{self.worktree.branch} holds nothing that {self.main} lacks"
-        known = self.task.get("commit")
-        # A lost branch, made again after its work was merged, stands elsewhere.
-        had = known != self.head or self.worktree.has_history()
-        if isinstance(known, str) and self.is_merged(known) and had:
-            return Result(Outcome.SUCCESS, note)
-        return Result(Outcome.REJECTED, f"{note}: no work was ever committed there")
 
     def fence(self) -> Result | None:
         """Refuse what no settled attempt stands for; a person who looked at it lets it pass."""

@@ -36,7 +36,6 @@ __all__ = ["Git", "GitError", "git"]
 
 OID = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 MERGING = "rolecall-merging"  # in the worktree's own git folder while it is off its branch
-MADE = ("commit", "cherry-pick", "revert", "am:")  # how a reflog begins to tell of a new commit
 LOCKS = ("index.lock", "HEAD.lock")  # git's own, in that folder
 
 
@@ -235,12 +234,6 @@ class Worktree:
         """The commit that it has in common with main; "" for none."""
         main = self.git(self.workspace, "rev-parse", "--verify", "HEAD").strip()
         return self.git.run(self.path, "merge-base", "HEAD", main).out.strip()
-
-    def has_history(self) -> bool:
-        """Whether anything was ever committed on the branch itself, beside merges."""
-        words = ("log", "--walk-reflogs", "--format=%gs", f"refs/heads/{self.branch}")
-        told = self.git.run(self.path, *words).out.splitlines()
-        return any(line.startswith(MADE) for line in told)
 
     def has_work(self, commit: object = None) -> bool:
         """Whether it holds work beyond that commit, of the task's last settling; or beyond main."""

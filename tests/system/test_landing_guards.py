@@ -157,16 +157,17 @@ def test_what_is_not_the_tasks_is_no_evidence(
     assert told in note(ws)
 
 
-def test_a_branch_without_work_is_not_done(ws: Workspace) -> None:
-    """A builder that is not asked for evidence has changed nothing, or has merged main only."""
+def test_a_branch_without_work_merges_nothing(ws: Workspace) -> None:
+    """Of a task that is a test, or a builder that is not asked for evidence; and it says so."""
     repo = repository(ws)
     ws.write_config(**roles(builder={"script": "git merge -q main", "evidence": False}))
     for number in (1, 2):
         ws.write_queue(task(f"T{number}"))
         drain(ws, "builder", "tester")
         drain(ws, "integrator")
-        assert ws.status(f"T{number}") == "needs_adapt", note(ws, f"T{number}")
-        assert "no work was ever committed there" in note(ws, f"T{number}")
+        assert ws.status(f"T{number}") == "done", note(ws, f"T{number}")
+        told = json.loads((ws.path / f".agent-runs/T{number}/3/result.json").read_text())["note"]
+        assert told == f"agent/T{number} holds nothing that main lacks"
         repo.commit("other work", other_txt="x\n")
 
 
@@ -246,7 +247,13 @@ def test_a_workspace_that_git_sees_elsewhere_blocks(ws: Workspace, kind: str) ->
     ws.write_config(**roles(builder={"max_attempts": 2}))
     ws.write_queue(task())
     if kind == "subfolder":
-        (ws.path / ".git").rename(ws.path.parent / ".git")
+        ws.write_config(**roles(builder={"max_attempts": 2}))
+        inside = ws.path / "inside"
+        inside.mkdir()
+        config = json.loads(ws.config.read_text())
+        ws.config.write_text(
+            json.dumps({**config, "workspace": str(inside), "queue": f"file:{ws.queue}"})
+        )
         told = "is a folder inside the repository"
     elif kind == "core.worktree":
         repo.git("config", "core.worktree", str(ws.path / ".oodatcaa"))

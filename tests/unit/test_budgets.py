@@ -29,7 +29,7 @@ class Limited(FileBackend):
         super().__init__(folder, wip_limit=20, max_attempts=100, **role)
         self.builder, self.common = Budget(), Budget()
         self.price: Price | None = None
-        self.agent = "command"
+        self.agent: str | None = "command"
         self.clock.wall = NOON
         self.fill(*({"id": f"T{i}", "status": "ready"} for i in range(20)))
 
@@ -473,6 +473,7 @@ def test_an_agent_that_tells_nothing_waits_for_its_first_attempt_only(
     queue = backend.open()
     assert queue.ledger.budgets.books({}).untried >= {"tester"}
     merging = Limited(tmp_path / "merging", merge=True)
+    merging.agent = None
     assert merging.open().ledger.budgets.books({}).untried == frozenset()
     claims = [queue.claim("builder", "me") for _ in range(3)]
     assert all(claims)
