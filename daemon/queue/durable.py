@@ -32,6 +32,14 @@ class Aside(NamedTuple):
     found: os.stat_result
     precise: bool
 
+    @property
+    def is_there(self) -> bool:
+        """Whether that file still has its name."""
+        try:
+            return os.path.samestat(os.stat(self.path, follow_symlinks=False), self.found)
+        except OSError:
+            return False
+
 
 class DiskError(RolecallError):
     """The system takes no more writes, of whatever task."""

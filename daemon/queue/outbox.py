@@ -71,6 +71,11 @@ class Outbox:
         finally:
             self._fd = -1
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether somebody has removed the lock file that is held: others lock a new one."""
+        return self._fd >= 0 and os.fstat(self._fd).st_nlink == 0
+
     def note(self, aside: Aside, moves: Sequence[Move]) -> None:
         """Remember what is about to happen. A disk without room for it stops nobody."""
         if self.teller and moves:

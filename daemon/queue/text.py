@@ -212,6 +212,10 @@ class Update:
             if isinstance(error, OSError):
                 raise durable.failure(error, path) from None
             raise
+        if self.outbox.is_lost:  # what stands aside may be the other writer's by now
+            if aside.is_there:
+                durable.drop(aside.path)
+            raise RolecallError("the queue's lock was removed while it was held", hint="try again")
         if not current:
             durable.drop(aside.path)
             return False

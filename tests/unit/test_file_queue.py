@@ -109,6 +109,28 @@ def test_a_lease_removed_in_the_middle_of_a_renewal_stays_removed(
     assert list(path.parent.iterdir()) == []
 
 
+def test_a_lock_removed_in_the_middle_of_a_claim_lets_no_two_write(
+    backend: FileBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rm -r .locks: whoever held one writes nothing, for others may hold a new one by now."""
+    queue, before = backend.open(), backend.text()
+    write = durable.write_aside
+
+    def remove(path: str, *arguments: Any, **keys: Any) -> durable.Aside:
+        if path == backend.config.queue_file:
+            Path(backend.config.paths.locks, "queue.lock").unlink()
+        return write(path, *arguments, **keys)
+
+    monkeypatch.setattr(durable, "write_aside", remove)
+    with pytest.raises(RolecallError, match="lock was removed"):
+        queue.claim("builder", "me")
+    assert backend.text() == before
+    assert not backend.lease_file("T1").exists()
+    assert f".{backend.path.name}.new" not in left(backend)
+    monkeypatch.undo()
+    assert claimed(queue) == "T1"
+
+
 def test_a_symlinked_queue_stays_one(backend: FileBackend) -> None:
     """The file that the link names is replaced, with its mode."""
     real = backend.folder / "real" / "queue.json"
