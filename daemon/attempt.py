@@ -138,8 +138,20 @@ class Attempt:
             return Result(Outcome.SUCCESS, usage={})
         prompt_text = self.write_prompt()
         gc.enable()  # launch switched it off for the start
-        self.ran = self.run_agent(prompt_text)
+        self.ran = self.of_task(self.run_agent(prompt_text))
         return self.ran
+
+    def of_task(self, result: Result) -> Result:
+        """The agent's result in the light of its task: whether a plan is one, and what to do."""
+        preset, name = self.preset, self.lease.task_id
+        if preset is None:
+            return result
+        if self.role.rules.on_success == lifecycle.PLANNED and not result.add_tasks:
+            found = lifecycle.children(self.queue.snapshot().tasks, {name})
+            result = verdict.of_plan(result, has_children=bool(found[name]))
+        started = result.usage != {}  # see run_agent
+        hint = f"log in: {preset.login}" if started else f"install it: {preset.install}"
+        return verdict.with_hint(result, hint, name)
 
     def write_task(self) -> str:
         """Put the task into the run's folder; returns it as JSON."""
@@ -181,9 +193,7 @@ class Attempt:
             capture.mask_files(self.brief.run_dir, self.secrets, ("task.json", "prompt.md", *LOGS))
         if ended.why == "not started":  # known: it has spent nothing
             note = f"the agent cannot be started: {ended.note}"
-            result = Result(Outcome.BLOCKED, note, usage={}, denied=preset is not None)
-            hint = f"install it: {preset.install}" if preset else ""
-            return self.advised(result, hint)
+            return Result(Outcome.BLOCKED, note, usage={}, denied=preset is not None)
         if ended.why != "exited":
             return self.cut_short(ended, "the agent")._replace(**self.spent(ended))
         try:
@@ -195,16 +205,7 @@ class Attempt:
         if preset is None:
             return verdict.of_command(status, said)
         record = presets.read(preset, presets.Traces(status, self.brief.run_dir, time.time()))
-        result = verdict.of_preset(status, record, said, silent_is_fine=role.evidence)
-        if role.rules.on_success == lifecycle.PLANNED and not result.add_tasks:
-            name = self.lease.task_id
-            found = lifecycle.children(self.queue.snapshot().tasks, {name})
-            result = verdict.of_plan(result, has_children=bool(found[name]))
-        return self.advised(result, f"log in: {preset.login}")
-
-    def advised(self, result: Result, hint: str) -> Result:
-        """With what a person can do, where the agent could not work at all."""
-        return verdict.with_hint(result, hint, self.lease.task_id)
+        return verdict.of_preset(status, record, said, silent_is_fine=role.evidence)
 
     def spent(self, ended: executor.Ended) -> dict[str, Any]:
         """What a preset's CLI tells of its usage and its session, whatever the run came to."""

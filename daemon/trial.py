@@ -26,7 +26,7 @@ from daemon.config import Config, Role, from_json
 from daemon.errors import RolecallError
 from daemon.launch import DEFERRED
 from daemon.log import Log
-from daemon.model import Lease, Outcome, Result
+from daemon.model import Lease, Outcome
 from daemon.queue.file import FileQueue
 from daemon.wake import Signals
 
@@ -81,17 +81,11 @@ class Trial(Attempt):
         """Nothing is due, ever."""
         return math.inf
 
-    def advised(self, result: Result, _hint: str) -> Result:
-        """The doctor has hints of its own, and no task."""
-        return result
-
 
 def of(config: Config, role: Role, seconds: float, folder: str, stop: Stop) -> Reply:
     """Try the role's agent in the folder. Raises RolecallError and OSError."""
-    # What it did is not asked for, so that a silent model is as good as another, and a planner too.
-    quiet = role._replace(
-        evidence=True, gates=(), stall_after=None, timeout=seconds, on_success="tried"
-    )
+    # What it did is not asked for, so that a silent model is as good as another.
+    quiet = role._replace(evidence=True, gates=(), stall_after=None, timeout=seconds)
     trial = Trial(config, quiet, _made(folder, "prompt"), stop)
     environ, preset = trial.agent_environment(), trial.preset
     argv = trial.arguments(PROMPT)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
+from daemon.errors import RolecallError
 from daemon.model import Move
 from daemon.queue.durable import Aside
 from daemon.queue.lock import NAME
@@ -71,10 +72,10 @@ class Outbox:
         finally:
             self._fd = -1
 
-    @property
-    def is_lost(self) -> bool:
-        """Whether somebody has removed the lock file that is held: others lock a new one."""
-        return self._fd >= 0 and os.fstat(self._fd).st_nlink == 0
+    def must_hold(self) -> None:
+        """Raise RolecallError where the lock file was removed: others may hold a new one by now."""
+        if self._fd >= 0 and os.fstat(self._fd).st_nlink == 0:
+            raise RolecallError("the queue's lock was removed while it was held", hint="try again")
 
     def note(self, aside: Aside, moves: Sequence[Move]) -> None:
         """Remember what is about to happen. A disk without room for it stops nobody."""

@@ -212,18 +212,17 @@ class Update:
             if isinstance(error, OSError):
                 raise durable.failure(error, path) from None
             raise
-        if self.outbox.is_lost:  # what stands aside may be the other writer's by now
-            if aside.is_there:
-                durable.drop(aside.path)
-            raise RolecallError("the queue's lock was removed while it was held", hint="try again")
         if not current:
             durable.drop(aside.path)
             return False
         self.outbox.note(aside, self.moves)
         try:
+            self.outbox.must_hold()  # as late as can be
             durable.put(aside.path, path)
         except BaseException:
             self.outbox.forget()
+            if aside.is_there:  # it may be the other writer's by now
+                durable.drop(aside.path)
             raise
         self.text = written.moved_in()
         self.wrote(self.text)
