@@ -210,8 +210,8 @@ def words(role: Role, reply: Reply | Broken) -> Iterator[Finding]:
     if reply.present:
         yield Finding("credentials", OK, f"set: {', '.join(reply.present)}")
     elif reply.absent:
-        names = " and ".join(reply.absent) if len(reply.absent) < 3 else ", ".join(reply.absent)  # noqa: PLR2004
-        yield Finding("credentials", OK, f"{names} not set: the CLI's own login counts")
+        names = ", ".join(reply.absent)
+        yield Finding("credentials", OK, f"not set: {names}; the CLI's own login counts")
     yield _said(preset, reply)
 
 
