@@ -24,7 +24,8 @@ from daemon.worktree import Worktree, alone
 CONFLICT = "conflict.txt"  # in the run's folder: what did not merge
 CONFLICT_BYTES = 64 * 1024
 JOURNAL_BYTES = 8192
-LOCKING = 10.0  # seconds after its start in which a git takes the lock of the index
+LOCKING = 10.0  # seconds after its start in which a git takes its locks
+LOCKED = ("index", "HEAD", "ORIG_HEAD")  # by a git that moves the workspace's branch, beside that
 ORPHAN = 10.0  # seconds that the git of a killed attempt may take to be gone
 NAP = 0.05  # seconds between looks for it
 LITERAL = {"GIT_LITERAL_PATHSPECS": "1"}
@@ -234,24 +235,26 @@ class Landing:
                 raise GitError("the git of a killed attempt still runs", where=self.workspace)
             self.git.pulse()
             time.sleep(NAP)
+        self.unlock(main, at)
         if main == self.branch_of_workspace() and self.main_now() == old:
-            self.unlock(at)
             hindrance.await_quiet(self.git, self.workspace)
             self.undo(old, new)
         os.ftruncate(journal, NAME)
 
-    def unlock(self, since: float) -> None:
-        """Remove the lock of the index that the killed git has left.
+    def unlock(self, main: str, since: float) -> None:
+        """Remove the locks that the killed git has left, whether or not it has moved main.
 
-        It is known by its time: git takes it at once. Any other one is a person's, and waited for.
+        They are known by their time: git takes them at once. Any other one is a person's, and
+        waited for.
         """
-        told = self.git(self.workspace, "rev-parse", "--git-path", "index.lock").rstrip("\n")
-        path = os.path.join(self.workspace, told)
-        try:
-            if int(since) <= os.stat(path).st_mtime <= since + LOCKING:
-                os.unlink(path)
-        except FileNotFoundError:
-            pass
+        words = [word for name in (*LOCKED, f"refs/heads/{main}") for word in ("--git-path", name)]
+        for told in self.git(self.workspace, "rev-parse", *words).splitlines():
+            path = f"{os.path.join(self.workspace, told)}.lock"
+            try:
+                if int(since) <= os.stat(path).st_mtime <= since + LOCKING:
+                    os.unlink(path)
+            except FileNotFoundError:
+                continue
 
     def undo(self, old: str, new: str) -> None:
         """Give the files between the two commits their old content, but for a person's."""

@@ -36,7 +36,7 @@ __all__ = ["Git", "GitError", "git"]
 
 OID = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 MERGING = "rolecall-merging"  # in the worktree's own git folder while it is off its branch
-LOCKS = ("index.lock", "HEAD.lock")  # git's own, in that folder
+LOCK = ".lock"  # how git's own lock files end, in that folder: of the index, of HEAD, ORIG_HEAD
 
 
 class Pin(NamedTuple):
@@ -174,8 +174,9 @@ class Worktree:
     def unlock(self) -> None:
         """Remove the lock files of a git that died: whoever worked here is dead."""
         self.check()
-        branch = os.path.join(self.common, "refs", "heads", f"{self.branch}.lock")
-        for path in (*(os.path.join(self.folder, name) for name in LOCKS), branch):
+        branch = os.path.join(self.common, "refs", "heads", f"{self.branch}{LOCK}")
+        left = [name for name in os.listdir(self.folder) if name.endswith(LOCK)]
+        for path in (*(os.path.join(self.folder, name) for name in left), branch):
             try:
                 os.unlink(path)
             except FileNotFoundError:

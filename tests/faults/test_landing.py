@@ -52,12 +52,10 @@ def check(repo: Repository, ws: Workspace) -> None:
     assert list((ws.path / ".worktrees").iterdir()) == []
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_killed_at_a_step(ws: Workspace, step: str) -> None:
-    """Main is untouched or moved, never half; the next attempt brings the task to its end."""
-    repo = built(ws)
+def crash(ws: Workspace, step: str, how: str = "--drain") -> None:
+    """Have the integrator's attempt die there."""
     log = ws.path / ".agent-crash"
-    command = [*DRIVER, "--config", str(ws.config), "--role", "integrator", "--drain"]
+    command = [*DRIVER, "--config", str(ws.config), "--role", "integrator", how]
     with ws.stderr.open("a") as out:
         subprocess.run(
             command,
@@ -69,6 +67,13 @@ def test_killed_at_a_step(ws: Workspace, step: str) -> None:
             check=False,
         )
     assert Path(f"{log}.died.0").exists(), log.read_text()
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_killed_at_a_step(ws: Workspace, step: str) -> None:
+    """Main is untouched or moved, never half; the next attempt brings the task to its end."""
+    repo = built(ws)
+    crash(ws, step)
     assert repo.subjects() in (["Merge T1: Do T1", "first"], ["first"])
     assert ws.run("--role", "integrator", "--drain").returncode == 0
     check(repo, ws)
@@ -109,3 +114,38 @@ def test_killed_in_the_middle_of_the_files(ws: Workspace, edited: str) -> None:
     worker.terminate()
     worker.wait(30)
     check(repo, ws)
+
+
+LANDING, MERGING = (
+    f"attempt: *{GIT} #1 before",
+    "attempt: *Landing.merge > Git.run > _Call.__init__ > spawn #1 before",
+)
+
+
+@pytest.mark.parametrize(
+    ("step", "lock"),
+    [
+        *((LANDING, each) for each in ("index", "HEAD", "ORIG_HEAD", "refs/heads/main")),
+        *((MERGING, f"worktrees/T1/{each}") for each in ("index", "HEAD", "ORIG_HEAD")),
+    ],
+)
+def test_the_locks_of_a_killed_git(ws: Workspace, step: str, lock: str) -> None:
+    """What a git that was killed with its attempt has left locked bars nobody for good."""
+    repo = built(ws)
+    crash(ws, step, "--once")
+    repo.write(f".git/{lock}.lock", "")
+    assert ws.run("--role", "integrator", "--drain").returncode == 0
+    check(repo, ws)
+    assert not (repo.path / ".git" / f"{lock}.lock").exists()
+
+
+def test_a_lock_of_somebody_else(ws: Workspace) -> None:
+    """A lock that stood there before the git that was killed is not ours to remove."""
+    repo = built(ws)
+    crash(ws, LANDING, "--once")
+    repo.write(".git/HEAD.lock", "")
+    os.utime(repo.path / ".git" / "HEAD.lock", (1, 1))
+    ws.run("--role", "integrator", "--drain")
+    assert ws.status() == "needs_manual"
+    assert "HEAD.lock" in str(ws.task()["last_error"])
+    assert repo.subjects() == ["first"]
