@@ -122,10 +122,7 @@ def beats(ws: Workspace) -> int:
 
 
 def test_attempts_outlive_the_removal_of_all_locks(ws: Workspace) -> None:
-    """Rm -r .locks whenever an attempt has begun: each task is worked on once, the limit holds.
-
-    Broken once by making the locks' folder only where the queue's was made, too: this failed.
-    """
+    """Rm -r .locks whenever an attempt has begun: each task is worked on once, the limit holds."""
     script = (
         "mkdir running.$ROLECALL_TASK_ID; ls -d running.* | wc -l >>counts; sleep 0.1; "
         "rmdir running.$ROLECALL_TASK_ID; echo $ROLECALL_TASK_ID >>done"
@@ -151,6 +148,22 @@ def test_attempts_outlive_the_removal_of_all_locks(ws: Workspace) -> None:
         assert worker.wait(20) == 0
     assert max(map(int, ws.file("counts").split())) <= 2
     assert sorted(ws.file("done").split()) == sorted(each["id"] for each in tasks)
+
+
+def test_a_renewal_makes_its_lock_anew(ws: Workspace) -> None:
+    """Rm -r .locks while nothing but an attempt's heartbeat needs one: it goes on.
+
+    Broken once by making the locks' folder only where the queue's was made, too: this failed.
+    """
+    ws.write_config(builder={"script": "sleep 600", "heartbeat": 0.05})
+    ws.write_queue(TASK)
+    worker = ws.start("--role", "builder")
+    ws.attempt_pid()
+    shutil.rmtree(ws.path / ".locks")
+    wait_for((ws.path / ".locks").exists, ws.log())
+    assert ws.status() == "in_progress"
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(20) == 0
 
 
 def test_the_removal_of_all_leases_releases_what_ran(ws: Workspace) -> None:
