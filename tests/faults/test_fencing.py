@@ -155,13 +155,15 @@ def test_a_renewal_makes_its_lock_anew(ws: Workspace) -> None:
 
     Broken once by making the locks' folder only where the queue's was made, too: this failed.
     """
-    ws.write_config(builder={"script": "sleep 600", "heartbeat": 0.05})
+    ws.write_config(builder={"script": "sleep 600", "heartbeat": 0.05, "stop_budget": 0})
     ws.write_queue(TASK)
     worker = ws.start("--role", "builder")
     ws.attempt_pid()
+    worker.send_signal(signal.SIGSTOP)
     shutil.rmtree(ws.path / ".locks")
     wait_for((ws.path / ".locks").exists, ws.log())
     assert ws.status() == "in_progress"
+    worker.send_signal(signal.SIGCONT)
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(20) == 0
 
