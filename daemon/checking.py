@@ -10,6 +10,7 @@ from typing import Any
 from daemon import schema
 from daemon.errors import ConfigError, Problem
 from daemon.kinds import QUOTE, Kind
+from daemon.way import REFUSED
 from daemon.yamltext import WRONG, Placed
 
 
@@ -62,7 +63,7 @@ def check(placed: Placed, problems: list[Problem]) -> Placed:
         others[name] = value
         if name in ansible:
             others[name] = _value(value, ansible[name].kind, name, problems)
-        elif near := close(name, ansible, 0.9):
+        elif name not in REFUSED and (near := close(name, ansible, 0.9)):
             what = f'unknown key "{name}"'
             problems.append(Problem(value.key, what, f'did you mean "{near}"?'))
     checked = _value(placed._replace(data=own), schema.TOP, "", problems)

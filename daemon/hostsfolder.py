@@ -57,7 +57,7 @@ class HostsFolder:
         self.problems: list[Problem] = []
         self.groups: dict[str, Group] = {}
         self.inline: dict[str, Variables] = {}  # host variables of hosts.yml
-        self.hosts: dict[str, tuple[Variables, tuple[str, ...]]] = {}
+        self.hosts: dict[str, tuple[Variables, tuple[str, ...], str]] = {}
 
     def _problem(self, where: str, what: str, hint: str = "") -> None:
         self.problems.append(Problem(where, what, hint))
@@ -76,7 +76,8 @@ class HostsFolder:
         own = self._layers("host_vars", self.inline)
         for name in self.inline:
             groups = self._of_host(name)
-            self.hosts[name] = self._merged(name, groups, layers, own), groups
+            where = next(group.hosts[name] for group in self.groups.values() if name in group.hosts)
+            self.hosts[name] = self._merged(name, groups, layers, own), groups, where
 
     def _hosts_file(self) -> str:
         shown = yamltext.shown(self.folder)

@@ -13,11 +13,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from daemon import reading, yamltext
+from daemon import reading, way, yamltext
 from daemon.checking import raise_all, suggest
 from daemon.config import Config, to_json
 from daemon.errors import EXIT_USAGE, ConfigError, Problem
 from daemon.hostsfolder import HostsFolder, Variables
+from daemon.places import HOME
+from daemon.way import Way
 from daemon.yamltext import Placed
 
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -37,18 +39,53 @@ class Host(NamedTuple):
     origins: dict[str, str]
     groups: tuple[str, ...] = ()
     placed: Mapping[str, Placed] = MappingProxyType({})
+    where: str = ""  # ``file:line`` of its first mention
 
     @classmethod
-    def of(cls, name: str, placed: Variables, groups: tuple[str, ...]) -> Host:
+    def of(cls, name: str, placed: Variables, groups: tuple[str, ...], where: str) -> Host:
         """A host out of its merged variables."""
         values = {key: yamltext.plain(each) for key, each in placed.items()}
-        return cls(name, values, dict(_origins(placed)), groups, placed)
+        return cls(name, values, dict(_origins(placed)), groups, placed, where)
+
+    @property
+    def way(self) -> Way:
+        """How it is reached."""
+        return Way.of(self.name, self.vars)
 
     @property
     def connection(self) -> str:
         """How it is reached: "local" or "ssh"."""
-        default = "local" if self.name == "localhost" else "ssh"
-        return str(self.vars.get("ansible_connection") or default)
+        return way.connection(self.name, self.vars)
+
+    @property
+    def address(self) -> str:
+        """What ssh connects to: ansible_host, or its name."""
+        return self.way.address
+
+    @property
+    def port(self) -> int | None:
+        """The port of its SSH server; None leaves that to ssh."""
+        return self.way.port
+
+    @property
+    def user(self) -> str | None:
+        """The account to log in as; None leaves that to ssh."""
+        return self.way.user
+
+    @property
+    def key_file(self) -> str | None:
+        """The private key to log in with, its ``~`` replaced; None leaves that to ssh."""
+        return self.way.key_file
+
+    @property
+    def ssh_args(self) -> list[str]:
+        """Further arguments of ssh, such as those that name a jump host."""
+        return list(self.way.ssh_args)
+
+    @property
+    def python(self) -> str | None:
+        """The Python of the host; None where it is to be looked for."""
+        return self.way.python
 
 
 def inventory_dir() -> str:
@@ -60,7 +97,8 @@ def inventory_dir() -> str:
 def local_config(*, workspace: str | None = None, queue: str | None = None) -> Config:
     """What the inventory says of the host that we are on."""
     inventory = Inventory.load(inventory_dir())
-    return inventory.config(inventory.local_host(), workspace=workspace, queue=queue)
+    home = os.path.expanduser("~")  # of a host that is this machine by its name alone
+    return inventory.config(inventory.local_host(), workspace=workspace, queue=queue, home=home)
 
 
 class Inventory:
@@ -78,6 +116,8 @@ class Inventory:
         read = HostsFolder(folder)
         read.read()
         hosts = [Host.of(name, *each) for name, each in read.hosts.items()]
+        for host in hosts:
+            read.problems += way.problems(host.placed)
         inventory = cls(folder, tuple(read.groups), hosts)
         if read.problems:  # say at once what more is wrong with the hosts' configs
             for host in hosts:
@@ -112,13 +152,16 @@ class Inventory:
         *,
         workspace: str | None = None,
         queue: str | None = None,
+        home: str | None = None,
         problems: list[Problem] | None = None,
     ) -> Config:
         """What the host runs. Raises ConfigError with every problem of it.
 
-        ``problems`` are those found so far; what is found here is added to them.
+        ``home`` is the home folder of the account on a host that is reached by ssh; where it is not
+        given, paths keep their ``~``. ``problems`` are those found so far; what is found here is
+        added to them.
         """
-        placed = Placed(host.placed, yamltext.shown(self.folder))
+        placed = Placed(host.placed, host.where)
         own = {key: each for key, each in host.placed.items() if not key.startswith("ansible_")}
         base = os.path.dirname(self.folder)
         return reading.build(
@@ -127,6 +170,7 @@ class Inventory:
             [] if problems is None else problems,
             workspace=workspace,
             queue=queue,
+            home=None if host.connection == "local" else home or HOME,
         )
 
     def configs(self, limit: str | None = None) -> dict[str, Config]:

@@ -13,6 +13,7 @@ from daemon.config import FILE, Config, Paths, Role, budget_from, role_from
 from daemon.errors import ConfigError, Problem
 from daemon.kinds import Key
 from daemon.lifecycle import DEFAULT_ROLES, ENDED, PARKED
+from daemon.places import Places
 from daemon.yamltext import WRONG, Placed
 
 MOVES = ("claims", "holds", "on_success", "on_rejected", "on_exhausted")
@@ -32,38 +33,50 @@ def read_config(path: str, *, workspace: str | None = None, queue: str | None = 
     return build(checked, folder, problems, workspace=workspace, queue=queue)
 
 
-def build(
+def build(  # noqa: PLR0913  # the command line's words, each by its name
     placed: Placed,
     folder: str,
     problems: list[Problem],
     *,
     workspace: str | None = None,
     queue: str | None = None,
+    home: str | None = None,
 ) -> Config:
     """The Config of checked values; a ConfigError of ``problems`` and what does not go together.
 
-    ``folder`` is where a relative workspace counts from.
+    ``folder`` is where a relative workspace counts from. ``home`` is what ``~`` stands for on a
+    host that is not this machine ("~" until that is known); there the workspace must be named, and
+    be absolute.
     """
-    builder = _Builder(placed.data, placed.where, problems)
+    builder = _Builder(placed.data, placed.where, problems, home)
     config = builder.config(folder, workspace, queue)
     raise_all(problems)
     return config
 
 
 class _Builder:
-    def __init__(self, top: dict[str, Placed], where: str, problems: list[Problem]) -> None:
+    def __init__(
+        self, top: dict[str, Placed], where: str, problems: list[Problem], home: str | None
+    ) -> None:
         self.top = top
         self.where = where
         self.problems = problems
+        self.places = Places(home, problems)
 
     def problem(self, where: str, what: str, hint: str = "") -> None:
         self.problems.append(Problem(where, what, hint))
 
     def config(self, folder: str, workspace: str | None, queue: str | None) -> Config:
         values = _defaults(schema.TOP.keys, self.top)
-        root = self.workspace(values["workspace"], folder, workspace)
-        paths = _defaults(schema.PATHS.keys, _inside(self.top, "paths"))
-        places = {key: os.path.join(root, os.path.expanduser(path)) for key, path in paths.items()}
+        if workspace is not None:
+            root = os.path.abspath(os.path.expanduser(workspace))
+        else:
+            root = self.places.workspace(self.top.get("workspace"), self.where, folder)
+        written = _inside(self.top, "paths")
+        places = {
+            key: self.places.absolute(root, path, written[key].where if key in written else "")
+            for key, path in _defaults(schema.PATHS.keys, written).items()
+        }
         roles = self.roles(root)
         self.clashes(roles)
         return Config(
@@ -73,22 +86,12 @@ class _Builder:
             unit_prefix=values["unit_prefix"],
             run=self.run(roles),
             roles=roles,
-            paths=self.distinct(Paths(**{k: os.path.normpath(v) for k, v in places.items()})),
+            paths=self.distinct(Paths(**places)),
             max_adaptations=values["max_adaptations"],
             unblock=values["unblock"],
             close_stories=values["close_stories"],
             budget=budget_from(_budget(schema.BUDGET.keys, _inside(self.top, "budget"))),
         )
-
-    def workspace(self, written: str | None, folder: str, given: str | None) -> str:
-        if given is not None:
-            return os.path.abspath(os.path.expanduser(given))
-        if written is None:
-            return git_top(os.getcwd())
-        expanded = os.path.expanduser(written)
-        if expanded.startswith("~"):
-            self.problem(self.top["workspace"].where, f"there is no home folder of {expanded}")
-        return os.path.normpath(os.path.join(folder, expanded))
 
     def queue(self, root: str, written: str, given: str | None) -> str:
         where = "--queue" if given is not None else ""
@@ -113,7 +116,7 @@ class _Builder:
                 path = path[2:].removeprefix("localhost")
             if not path or path.endswith("/"):
                 self.problem(where, "queue: the URL names no file", f"such as file:{schema.QUEUE}")
-            return FILE + os.path.normpath(os.path.join(root, os.path.expanduser(path)))
+            return FILE + self.places.absolute(root, path, where)
         return FILE
 
     def distinct(self, paths: Paths) -> Paths:
@@ -183,7 +186,7 @@ class _Builder:
             hint = "a lease must outlive its renewal; three heartbeats are usual"
             self.problem(where(key), f"{what} ({values['heartbeat']:g})", hint)
         self.nested(values, own, name)
-        self.places(values, root)
+        self.paths(values, root, own)
         times = ["interval", "lease_ttl", "heartbeat", "timeout", "stop_budget", "kill_grace"]
         times += ["stall_after"] * (values["stall_after"] is not None)
         return role_from(name, _floats(values, *times))
@@ -225,13 +228,14 @@ class _Builder:
                 self.problem(placed.where, what, "such as: price: {input: 1.25, output: 10}")
             values["price"] = None
 
-    def places(self, values: dict[str, Any], root: str) -> None:
-        def absolute(path: str) -> str:
-            return os.path.normpath(os.path.join(root, os.path.expanduser(path)))
-
+    def paths(self, values: dict[str, Any], root: str, own: Mapping[str, Placed]) -> None:
         for key in ("prompt", "env_file"):
-            values[key] = None if values[key] is None else absolute(values[key])
-        paths = dict.fromkeys(absolute(path) for path in values["write_paths"])
+            if values[key] is not None:
+                values[key] = self.places.absolute(root, values[key], own[key].where)
+        listed = own["write_paths"].where if "write_paths" in own else ""
+        paths = dict.fromkeys(
+            self.places.absolute(root, path, listed) for path in values["write_paths"]
+        )
         values["write_paths"] = list(paths)
 
     def run(self, roles: Mapping[str, Role]) -> tuple[str, ...]:
@@ -293,16 +297,6 @@ def _preset_defaults(values: dict[str, Any]) -> None:
     if preset:
         both = (*preset.write_paths, *values["write_paths"])
         values["write_paths"] = list(dict.fromkeys(both))
-
-
-def git_top(folder: str) -> str:
-    """The git repository that the folder is in, or the folder itself."""
-    at = os.path.abspath(folder)
-    while at != os.path.dirname(at):
-        if os.path.exists(os.path.join(at, ".git")):
-            return at
-        at = os.path.dirname(at)
-    return os.path.abspath(folder)
 
 
 def _inside(data: Mapping[str, Placed], key: str) -> dict[str, Placed]:

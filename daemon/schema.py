@@ -490,25 +490,38 @@ TOP = mapping(
 )
 
 _ANY = text("a string", hint=QUOTE)
+_PORT = number("a number from 1 to 65535", "integer", minimum=1, maximum=65535)
 ANSIBLE = (
     Key("ansible_host", _ANY, None, "The address to connect to.", "the host's name"),
-    Key(
-        "ansible_port",
-        number("a number from 1 to 65535", "integer", minimum=1, maximum=65535),
-        None,
-        "The port of the SSH server.",
-    ),
-    Key("ansible_user", _ANY, None, "The account on the host."),
+    Key("ansible_port", _PORT, None, "The port of the SSH server.", "ssh's own"),
+    Key("ansible_user", _ANY, None, "The account on the host.", "ssh's own"),
     Key(
         "ansible_connection",
-        choice("local", "ssh"),
+        choice("local", "ssh", "ansible.builtin.local", "ansible.builtin.ssh"),
         None,
         "How the host is reached: `local` is this machine.",
         "`local` for localhost, else `ssh`",
     ),
-    Key("ansible_ssh_private_key_file", PATH, None, "The private key to log in with."),
-    Key("ansible_ssh_common_args", _ANY, None, "Further arguments of ssh."),
-    Key("ansible_python_interpreter", _ANY, None, "The Python of the host."),
+    Key("ansible_private_key_file", PATH, None, "The private key to log in with.", "ssh's own"),
+    Key("ansible_ssh_args", _ANY, None, "Further arguments of ssh, split as a shell does."),
+    Key("ansible_ssh_common_args", _ANY, None, "Arguments behind those, such as `-J jump`."),
+    Key("ansible_ssh_extra_args", _ANY, None, "Arguments behind those."),
+    Key(
+        "ansible_python_interpreter",
+        _ANY,
+        None,
+        "The Python of the host, 3.11 or newer; one that starts with `auto` is looked for.",
+        "the first that is found there",
+    ),
+    Key("ansible_ssh_host", _ANY, None, "As `ansible_host`, and wins over it."),
+    Key("ansible_ssh_port", _PORT, None, "As `ansible_port`, and wins over it."),
+    Key("ansible_ssh_user", _ANY, None, "As `ansible_user`, and wins over it."),
+    Key(
+        "ansible_ssh_private_key_file",
+        PATH,
+        None,
+        "As `ansible_private_key_file`, and wins over it.",
+    ),
 )
 
 

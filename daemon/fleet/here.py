@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -53,7 +54,8 @@ class Fleet(NamedTuple):
 
     def config(self, workspace: str | None = None) -> Config:
         """This machine's effective config, for another workspace where one is named."""
-        return self.inventory.config(self.here(), workspace=workspace)
+        home = os.path.expanduser("~")  # of a host that is this machine by its name alone
+        return self.inventory.config(self.here(), workspace=workspace, home=home)
 
 
 def fleet(inventory: str | None = None, limit: str | None = None) -> Fleet:

@@ -21,7 +21,10 @@ LAYERS = (
     {"index", "repository"},
     {"conflicts", "hindrance", "lifecycle", "state"},
     {"agents", "byhand", "config", "mounts"},
-    {"checking", "hostsfolder", "inventory", "kinds", "reading", "reference", "schema", "yamltext"},
+    {
+        *("checking", "hostsfolder", "inventory", "kinds", "places", "reading", "reference"),
+        *("schema", "way", "yamltext"),
+    },
     {"queue"},
     {"environment", "evidence", "log", "prompt", "service", "verdict", "wake"},
     {"brief", "history", "transient", "tree", "worktree"},

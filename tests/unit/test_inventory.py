@@ -63,10 +63,10 @@ def test_the_shipped_inventory_is_ready_to_use(
 def test_a_relative_workspace_counts_from_the_checkout(write: Write, tmp_path: Path) -> None:
     """`workspace: .` is the folder that holds the inventory, wherever we are."""
     inventory = write(
-        {"hosts.yml": "all: {hosts: {a: }}", "group_vars/all.yml": f"workspace: .\n{ROLES}"}
+        {"hosts.yml": "all: {hosts: {localhost: }}", "group_vars/all.yml": f"workspace: .\n{ROLES}"}
     )
     os.chdir("/")
-    assert inventory.config(one(inventory, "a")).workspace == str(tmp_path)
+    assert inventory.config(one(inventory, "localhost")).workspace == str(tmp_path)
 
 
 TREE = """\
@@ -146,7 +146,7 @@ def test_only_roles_merges_key_by_key(write: Write) -> None:
     """Keys of a role come from different layers, an empty one is unset; the rest is replaced."""
     inventory = write(
         {
-            "hosts.yml": "all: {hosts: {h: }}",
+            "hosts.yml": "all: {hosts: {h: {workspace: /w}}}",
             "group_vars/all.yml": """\
 paths: {leases: a, locks: b}
 roles:
@@ -179,7 +179,7 @@ def test_run_says_what_a_group_runs(write: Write) -> None:
     inventory = write(
         {
             "hosts.yml": "all: {children: {builders: {hosts: {b: }}}, hosts: {c: }}",
-            "group_vars/all.yml": "roles: {planner: , builder: , tester: }",
+            "group_vars/all.yml": "{workspace: ~/w, roles: {planner: , builder: , tester: }}",
             "group_vars/builders.yml": "run: [tester, builder]",
         }
     )
@@ -333,7 +333,7 @@ def test_problems_of_all_files_and_hosts_come_at_once(write: Write) -> None:
     found = problems(
         write,
         {
-            "hosts.yml": "all: {hosts: {a: , b: }}",
+            "hosts.yml": "all: {hosts: {a: , b: }, vars: {workspace: /w}}",
             "group_vars/all.yml": "roles: {builder: {slots: x, lease_ttl: 1}}\nrun: [tester]",
             "host_vars/a.yml": "unblock: 7",
         },
@@ -359,6 +359,7 @@ def test_braces_of_commands_are_no_templates(write: Write) -> None:
         {
             "hosts.yml": HOSTS,
             "group_vars/all.yml": """\
+workspace: /w
 roles: {builder: {command: [x, "{{.State}}"], gates: [["{{a}}"]]}}
 """,
         }
@@ -368,8 +369,124 @@ roles: {builder: {command: [x, "{{.State}}"], gates: [["{{a}}"]]}}
 
 def test_other_ansible_variables(write: Write) -> None:
     """What starts with ansible_ and is not ours to know is no problem."""
-    inventory = write({"hosts.yml": "all: {hosts: {h: {ansible_become: true}}}"})
-    assert one(inventory, "h").vars == {"ansible_become": True}
+    inventory = write({"hosts.yml": "all: {hosts: {h: {ansible_pipelining: true}}}"})
+    assert one(inventory, "h").vars == {"ansible_pipelining": True}
+
+
+def test_paths_of_another_machine(write: Write, home: Path) -> None:
+    """On an SSH host ``~`` stays until its home is known, and is never this machine's own."""
+    files = {
+        "hosts.yml": "all: {hosts: {far: , near: {ansible_connection: local}}}",
+        "group_vars/all.yml": """\
+workspace: ~/src/shop
+queue: file:~/queue.json
+paths: {logs: ~/, locks: /var/lock/x}
+roles:
+  builder: {command: [a], prompt: p.md, env_file: ~/.env, write_paths: [~/.cache, out]}
+""",
+    }
+    inventory = write(files)
+    far, near = inventory.hosts()
+    for config, at in (
+        (inventory.config(far), "~"),
+        (inventory.config(far, home="/home/deploy"), "/home/deploy"),
+        (inventory.config(near, home="/nowhere"), str(home)),
+    ):
+        builder = config.roles["builder"]
+        assert config.workspace == f"{at}/src/shop"
+        assert config.queue == f"file:{at}/queue.json"
+        assert (config.paths.logs, config.paths.locks) == (at, "/var/lock/x")
+        assert config.paths.runs == f"{at}/src/shop/.agent-runs"
+        assert (builder.prompt, builder.env_file) == (f"{at}/src/shop/p.md", f"{at}/.env")
+        assert builder.write_paths == (f"{at}/.cache", f"{at}/src/shop/out")
+    told = {line.split()[0]: line.split()[1] for line in inventory.describe([far])[1:]}
+    assert told["workspace:"] == "~/src/shop"
+
+
+@pytest.mark.parametrize(
+    ("workspace", "where", "what"),
+    [
+        (None, "inventory/hosts.yml:3", "workspace is not set"),
+        ("", "inventory/group_vars/all.yml:2", "workspace is not set"),
+        ("src/shop", "inventory/group_vars/all.yml:2", '"src/shop" is relative'),
+        (".", "inventory/group_vars/all.yml:2", '"." is relative'),
+        ("~other/shop", "inventory/group_vars/all.yml:2", "home folder of other"),
+    ],
+)
+def test_the_workspace_of_another_machine(
+    write: Write, workspace: str | None, where: str, what: str
+) -> None:
+    """Nothing of this machine can stand for it: it has to be there, and whole; told once."""
+    line = "" if workspace is None else f"workspace: {workspace}"
+    inventory = write(
+        {"hosts.yml": "all:\n  hosts:\n    far:\n", "group_vars/all.yml": f"{ROLES}{line}\n"}
+    )
+    with pytest.raises(ConfigError) as caught:
+        inventory.configs()
+    (problem,) = caught.value.problems
+    assert problem.where == where
+    assert what in problem.what
+    assert problem.hint
+
+
+def test_how_a_host_is_reached(write: Write, home: Path) -> None:
+    """By its own name and what ssh itself knows, unless Ansible's variables say more."""
+    inventory = write(
+        {
+            "hosts.yml": """\
+all:
+  hosts:
+    plain:
+    whole:
+      ansible_host: 192.0.2.7
+      ansible_port: 2222
+      ansible_user: deploy
+      ansible_private_key_file: ~/.ssh/fleet
+      ansible_ssh_common_args: -J "jump host"
+      ansible_ssh_extra_args: -o Compression=yes
+      ansible_python_interpreter: /opt/python3.12/bin/python3
+    older:
+      ansible_host: a
+      ansible_ssh_host: b
+      ansible_ssh_port: 1
+      ansible_ssh_user: c
+      ansible_ssh_private_key_file: /k
+      ansible_python_interpreter: auto_silent
+      ansible_connection: ansible.builtin.ssh
+    localhost:
+"""
+        }
+    )
+    plain, whole, older, local = inventory.hosts()
+    assert plain.way == ("ssh", "plain", None, None, None, (), None)
+    assert (whole.address, whole.port, whole.user) == ("192.0.2.7", 2222, "deploy")
+    assert whole.key_file == f"{home}/.ssh/fleet"
+    assert whole.ssh_args == ["-J", "jump host", "-o", "Compression=yes"]
+    assert whole.python == "/opt/python3.12/bin/python3"
+    assert older.way == ("ssh", "b", 1, "c", "/k", (), None)
+    assert local.connection == "local"
+
+
+@pytest.mark.parametrize(
+    ("variable", "what"),
+    [
+        ("ansible_password: x", "ansible_password is not supported"),
+        ("ansible_ssh_private_key: x", "ansible_ssh_private_key is not supported"),
+        ("ansible_become: true", "ansible_become: true is not supported"),
+        ("ansible_become: 'yes'", "ansible_become: true is not supported"),
+        ("ansible_host_key_checking: false", "false is not supported"),
+        ("ansible_ssh_common_args: '-J \"x'", "No closing quotation"),
+        ("ansible_host: -oProxyCommand=x", "is not one that ssh takes"),
+        ("ansible_user: -x", "is not one that ssh takes"),
+        ("ansible_python_interpreter: /usr/bin/env python3", "names one program"),
+    ],
+)
+def test_ways_that_are_not_taken(write: Write, variable: str, what: str) -> None:
+    """What would lead Ansible to a connection that we do not make is told, with its line."""
+    told = problems(write, {"hosts.yml": f"all:\n  hosts:\n    h:\n      {variable}\n"})
+    problem = next(each for each in told if "workspace" not in each.what)
+    assert problem.where == "inventory/hosts.yml:4"
+    assert what in problem.what
 
 
 def test_no_such_folder() -> None:
