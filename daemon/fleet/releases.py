@@ -1,6 +1,6 @@
 """The releases on this host: which one runs, which one ran before, and which may go.
 
-What changes them is called under ``bootstrap.Lock``.
+What changes them is called under ``place.Lock``.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import shutil
 import time
 from typing import NamedTuple
 
-from daemon.fleet import bootstrap
-from daemon.fleet.bootstrap import CURRENT, PREVIOUS, RELEASES
+from daemon.fleet.arrival import ASIDE, sweep, sync_one, verify
+from daemon.fleet.place import CURRENT, PREVIOUS, RELEASES, linked, present, tidy
 
 BETWEEN = 0.05  # seconds between two looks at the processes: longer than any exec takes
 SEEN = ("cwd", "environ", "cmdline", "maps")  # of a process: where a release's path may stand
@@ -28,7 +28,7 @@ class Links(NamedTuple):
 
 def links(place: str) -> Links:
     """What the links name now."""
-    return Links(bootstrap.linked(place, CURRENT), bootstrap.linked(place, PREVIOUS))
+    return Links(linked(place, CURRENT), linked(place, PREVIOUS))
 
 
 def switch(place: str, identifier: str) -> bool:
@@ -37,7 +37,7 @@ def switch(place: str, identifier: str) -> bool:
     Each link is of the old or of the new release at every instant. Raises Damaged where the
     release is not what its manifest says.
     """
-    bootstrap.verify(os.path.join(place, RELEASES, identifier))
+    verify(os.path.join(place, RELEASES, identifier))
     before = links(place)
     if before.current == identifier:
         return False
@@ -55,7 +55,7 @@ def point(place: str, to: Links) -> None:
         if identifier:
             os.symlink(os.path.join(RELEASES, identifier), aside)
             os.rename(aside, path)
-    bootstrap.sync_one(place)
+    sync_one(place)
 
 
 def prune(place: str) -> list[str]:
@@ -64,16 +64,16 @@ def prune(place: str) -> list[str]:
     Kept are the current one, the previous one, and what a live process of this user still has: an
     attempt of an old release lives on, and imports of it what it needs late.
     """
-    bootstrap.sweep(place)
+    sweep(place)
     kept = {*links(place)}
-    old = [each for each in bootstrap.present(place) if each not in kept]
+    old = [each for each in present(place) if each not in kept]
     if old:
         busy = used(place)
         old = [each for each in old if each not in busy]
     for each in old:
         # Away under a name that no one looks for, so that no half of it is ever taken for whole.
         path = os.path.join(place, RELEASES, each)
-        aside = os.path.join(place, RELEASES, bootstrap.ASIDE + each)
+        aside = os.path.join(place, RELEASES, ASIDE + each)
         os.rename(path, aside)
         shutil.rmtree(aside, ignore_errors=True)
     return old
@@ -121,7 +121,7 @@ def remove(place: str) -> None:
     What else lies there stays. The last thing that is done on a host: of a release that is gone
     nothing can be imported any more.
     """
-    bootstrap.sweep(place)
-    for each in bootstrap.present(place):
+    sweep(place)
+    for each in present(place):
         shutil.rmtree(os.path.join(place, RELEASES, each))
-    bootstrap.tidy(place)
+    tidy(place)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from daemon.errors import RolecallError
-from daemon.fleet import bootstrap
+from daemon.fleet import arrival, bootstrap, place
 from daemon.transient import ROOT
 
 if TYPE_CHECKING:
@@ -101,15 +101,15 @@ def pack(files: Mapping[str, bytes], kind: str = "") -> Runtime:
     manifest = "".join(sorted(lines, key=lambda line: line[66:])).encode()
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w", format=tarfile.GNU_FORMAT) as archive:
-        for path in (bootstrap.MANIFEST, *sorted(files)):
-            data = manifest if path == bootstrap.MANIFEST else files[path]
+        for path in (place.MANIFEST, *sorted(files)):
+            data = manifest if path == place.MANIFEST else files[path]
             member = tarfile.TarInfo(path)
             member.size, member.mode = len(data), 0o644
             archive.addfile(member, io.BytesIO(data))
     # gzip would write the time of day into its head.
     packing = zlib.compressobj(LEVEL, wbits=31)
     data = packing.compress(plain.getbuffer()) + packing.flush()
-    return Runtime(bootstrap.identify(manifest), manifest, data, kind)
+    return Runtime(hashlib.sha256(manifest).hexdigest()[: place.DIGITS], manifest, data, kind)
 
 
 def ours(root: str) -> Iterator[tuple[str, bytes]]:
@@ -175,8 +175,11 @@ def llm_packages() -> set[str]:
 
 @functools.cache
 def stage_zero() -> bytes:
-    """The program that is sent ahead: the text of bootstrap.py, compressed by zlib."""
-    return zlib.compress(_content(bootstrap.__file__), 9)
+    """The program that is sent ahead: the text of three modules, each of which needs no other.
+
+    One after another they are one program, for what one has of the other stands above it then.
+    """
+    return b"\n".join(_content(str(each.__file__)) for each in (place, arrival, bootstrap))
 
 
 def _content(path: str) -> bytes:
