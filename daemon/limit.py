@@ -11,6 +11,7 @@ from daemon.checking import suggest
 from daemon.errors import EXIT_USAGE, ConfigError, Problem
 
 WHERE = "--limit"
+LOCALHOST = ("127.0.0.1", "localhost", "::1")  # each is the host of that kind that there is
 SUBSCRIPT = re.compile(r"(.+)\[(?:(-?[0-9]{1,9})|([0-9]{1,9})[:-]([0-9]{0,9}))\]")
 PARTS = re.compile(r"(?:[^\s:\[\]]|\[[^\]]*\])+")
 
@@ -78,7 +79,9 @@ class Limit:
         if not groups or expression.startswith("~") or re.search(r"[.?*\[]", expression):
             hosts = [host for host in self.hosts if matches(host)]
             found += hosts
-            if not groups and not hosts:
+            if not found and expression in LOCALHOST:
+                found = [host for host in self.hosts if host in LOCALHOST][:1]
+            if not (groups or found):
                 known = dict.fromkeys((*self.hosts, *self.groups))
                 what = f'no host or group "{expression[:80]}"'
                 raise _unknown(what, suggest(expression.lstrip("~"), known))
