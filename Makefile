@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup llm test lint demo bench soak lock clis
+.PHONY: setup llm ansible test lint demo bench soak lock clis
 .PHONY: agents-start agents-stop agents-restart agents-status
 
 setup: .venv/.installed
@@ -32,7 +32,15 @@ llm: .venv/.llm
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-llm.lock
 	@touch $@
 
-test: lint
+# The real Ansible, which tests compare our reading of inventories with.
+ansible: .venv/.ansible
+
+.venv/.ansible: requirements-ansible.lock .venv/.installed
+	@echo 'installing ansible-core into .venv (once)'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-ansible.lock
+	@touch $@
+
+test: lint ansible
 	$(BIN)/pytest --numprocesses=auto
 
 lint: llm
@@ -54,8 +62,8 @@ bench: setup
 soak: setup
 	@$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),$(SOAK_SECONDS),60) $(if $(SEED),--seed $(SEED))
 
-# After a change of the dependencies in pyproject.toml; needs pip-tools. What both locks name, they
-# name alike: the second is made within the bounds of the first.
+# After a change of the dependencies in pyproject.toml; needs pip-tools. What several locks name, they
+# name alike: each is made within the bounds of those before it.
 COMPILE := pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras \
   --no-header --no-annotate --no-emit-options --no-emit-index-url --no-emit-find-links \
   --no-emit-trusted-host
@@ -63,6 +71,8 @@ COMPILE := pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --stri
 lock:
 	$(COMPILE) --extra dev --output-file requirements.lock pyproject.toml
 	$(COMPILE) --extra llm --constraint requirements.lock --output-file requirements-llm.lock pyproject.toml
+	$(COMPILE) --extra ansible --constraint requirements.lock --constraint requirements-llm.lock \
+	  --output-file requirements-ansible.lock pyproject.toml
 
 # Real agent CLIs for tests/system/test_agents.py, which skips those that are not installed; pinned in
 # tests/clis, and run against a scripted LLM alone. Newer ones: edit package.json there, then

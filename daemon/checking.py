@@ -13,6 +13,8 @@ from daemon.kinds import QUOTE, Kind
 from daemon.way import REFUSED
 from daemon.yamltext import WRONG, Placed
 
+MANY = 50  # names that a person still reads
+
 
 def raise_all(problems: Iterable[Problem]) -> None:
     """One ConfigError of all problems, each once, by file and line; nothing where there is none."""
@@ -40,7 +42,8 @@ def suggest(name: str, known: Iterable[str]) -> str:
     known = list(known)
     if near := close(name, known):
         return f'did you mean "{near}"?'
-    return f"known: {', '.join(known)}" if known else ""
+    more = ", ..." if len(known) > MANY else ""
+    return f"known: {', '.join(known[:MANY])}{more}" if known else ""
 
 
 def check(placed: Placed, problems: list[Problem]) -> Placed:

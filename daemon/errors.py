@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
@@ -43,7 +43,7 @@ class ConfigError(RolecallError):
     exit_code = EXIT_CONFIG
 
     @classmethod
-    def of(cls, problems: list[Problem]) -> ConfigError:
+    def of(cls, problems: list[Problem]) -> Self:
         """One error out of one or more problems."""
         error = cls(problems[0].what)
         error.problems = tuple(problems)

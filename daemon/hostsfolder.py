@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from daemon import yamltext
+from daemon import hostkeys, varsfiles, yamltext
 from daemon.checking import check, raise_all, suggest
 from daemon.errors import ConfigError, Problem
+from daemon.groups import ALL, Group, Groups, Variables
 from daemon.yamltext import Placed
 
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}")
-SUFFIXES = ("", ".yml", ".yaml", ".json")
-IGNORED = (".md", ".txt", ".rst", ".orig", ".bak", ".swp", ".rpmsave", ".retry", "~")  # by Ansible
-Variables = dict[str, Placed]
+FILES = ("hosts.yml", "hosts.yaml")
+SECTIONS = ("hosts", "children", "vars")
+GROUP_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}")
+PRIORITY = "ansible_group_priority"
+MAX_HOSTS = 20_000
+TEMPLATE = re.compile(r"\{[{%#]")
+BRACES = {("command",), ("args",), ("gates",)}  # braces of other programs stand in these
 
 
-class Group:
-    """A group while the inventory is read."""
+class Named:
+    """A host while the inventory is read: its own variables, and the place of its first key."""
 
-    def __init__(self, name: str, key: str) -> None:
-        self.name = name
+    def __init__(self, key: str, port: int | None) -> None:
         self.key = key
-        self.hosts: dict[str, str] = {}  # to the place of its key
-        self.children: dict[str, str] = {}
-        self.vars: Variables = {}
-        self.depth = 0
+        self.port = port
+        port_of_key = {} if port is None else {"ansible_port": Placed(port, key, key)}
+        self.vars: Variables = port_of_key
 
 
 def merge(lower: Variables, upper: Variables) -> Variables:
@@ -50,34 +52,42 @@ def _deep(lower: Placed, upper: Placed) -> Placed:
 
 
 class HostsFolder:
-    """One folder, read: ``hosts`` to their variables and groups. ``problems`` is what is wrong."""
+    """One folder, read: its hosts and groups. ``problems`` is what is wrong with it."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self.problems: list[Problem] = []
-        self.groups: dict[str, Group] = {}
-        self.inline: dict[str, Variables] = {}  # host variables of hosts.yml
-        self.hosts: dict[str, tuple[Variables, tuple[str, ...], str]] = {}
+        self.groups = Groups()
+        self.hosts: dict[str, Named] = {}
+        self._layers: dict[str, dict[str, Variables]] = {}
 
     def _problem(self, where: str, what: str, hint: str = "") -> None:
         self.problems.append(Problem(where, what, hint))
 
     def read(self) -> None:
-        """Fill ``hosts``. Raises ConfigError where hosts and groups themselves are not sound."""
-        path = self._hosts_file()
-        self._group("all", "")
-        placed = yamltext.read(path, self.problems)
+        """Read all of it. Raises ConfigError where hosts and groups themselves are not sound."""
+        placed = yamltext.read(self._hosts_file(), self.problems)
         if placed is not None:
             self._top(placed)
         raise_all(self.problems)
-        self._depths()
+        self.problems += self.groups.settle(self.hosts)
         raise_all(self.problems)  # the rest of it needs hosts and groups that are sound
-        layers = self._layers("group_vars", self.groups)
-        own = self._layers("host_vars", self.inline)
-        for name in self.inline:
-            groups = self._of_host(name)
-            where = next(group.hosts[name] for group in self.groups.values() if name in group.hosts)
-            self.hosts[name] = self._merged(name, groups, layers, own), groups, where
+        for kind, names in (("group_vars", self.groups.by_name), ("host_vars", self.hosts)):
+            self._layers[kind] = self._read_layers(kind, names)
+
+    def variables(self, name: str, groups: Iterable[str]) -> Variables:
+        """All layers of a host's variables, the weakest first: Ansible's order."""
+        inner = [group for group in groups if group != ALL]
+        inline, files = self.groups.by_name, self._layers["group_vars"]
+        found: Variables = {}
+        for layer in (
+            *(inline[group].vars for group in (ALL, *inner)),
+            *(files.get(group, {}) for group in (ALL, *inner)),
+            self.hosts[name].vars,
+            self._layers["host_vars"].get(name, {}),
+        ):
+            found = merge(found, layer)
+        return found
 
     def _hosts_file(self) -> str:
         shown = yamltext.shown(self.folder)
@@ -88,11 +98,11 @@ class HostsFolder:
             raise ConfigError(
                 f"the inventory cannot be read: {error.strerror}", where=shown, hint=hint
             ) from error
-        found = [name for name in names if name in {"hosts.yml", "hosts.yaml"}]
+        found = [name for name in names if name in FILES]
         for name in names:
             if name in {*found, "group_vars", "host_vars"} or name.startswith("."):
                 continue
-            if not name.endswith(IGNORED):
+            if not name.endswith(varsfiles.IGNORED):
                 hint = "hosts go into hosts.yml, variables into group_vars/ and host_vars/"
                 self._problem(f"{shown}/{name}", "is not read: not a YAML inventory of ours", hint)
         if not found:
@@ -101,11 +111,6 @@ class HostsFolder:
             self._problem(shown, "there are both hosts.yml and hosts.yaml", "remove one")
         raise_all(self.problems)
         return os.path.join(self.folder, found[0])
-
-    def _group(self, name: str, key: str) -> Group:
-        if not NAME.fullmatch(name):
-            self._problem(key, f'"{name[:60]}" is not a name of a group')
-        return self.groups.setdefault(name, Group(name, key))
 
     def _top(self, placed: Placed) -> None:
         if not isinstance(placed.data, dict):
@@ -119,149 +124,102 @@ class HostsFolder:
             self._problem(where, "inventory plugins are not supported", "list the hosts")
             return
         for name, each in placed.data.items():
-            self._read_group(self._group(name, each.key), each)
+            self._read_group(name, each)
+        for name, host in self.hosts.items():
+            if name in self.groups.by_name and host.vars:
+                what = f'"{name}" is a host with variables, and a group: Ansible mixes them up'
+                self._problem(host.key, what, "rename one")
 
-    def _read_group(self, group: Group, placed: Placed) -> None:
-        sections = self._mapping(placed, f"group {group.name}")
-        for name, each in sections.items():
-            if name not in {"hosts", "children", "vars"}:
-                hint = suggest(name, ("hosts", "children", "vars"))
-                self._problem(each.key, f'unknown key "{name[:60]}" in group {group.name}', hint)
-        for name, each in self._mapping(sections.get("hosts"), "hosts").items():
-            self._read_host(group, name, each)
-        for name, each in self._mapping(sections.get("children"), "children").items():
-            group.children.setdefault(name, each.key)
-            self._read_group(self._group(name, each.key), each)
-        group.vars = merge(group.vars, self._variables(sections.get("vars")))
+    def _read_group(self, name: str, placed: Placed) -> None:
+        """One mention of a group. Its sections are taken in their order: a later one wins."""
+        if not GROUP_NAME.fullmatch(name):
+            self._problem(placed.key, f'"{name[:60]}" is not a name of a group')
+        group = self.groups.add(name, placed.key)
+        for section, each in self._mapping(placed, f"group {name}").items():
+            if section == "hosts":
+                self._each(each, section, lambda key, host: self._read_host(group, key, host))
+            elif section == "children":
+                self._each(each, section, lambda key, child: self._read_child(group, key, child))
+            elif section == "vars":
+                group.vars = merge(group.vars, self._of_group(group, self._variables(each)))
+            else:
+                hint = suggest(section, SECTIONS)
+                self._problem(each.key, f'unknown key "{section[:60]}" in group {name}', hint)
 
-    def _read_host(self, group: Group, name: str, placed: Placed) -> None:
-        if "[" in name:
-            self._problem(placed.key, f'host ranges are not supported: "{name[:60]}"', "list them")
-        elif not NAME.fullmatch(name):
-            hint = "set ansible_port instead" if re.search(r":\d+$", name) else ""
-            self._problem(placed.key, f'"{name[:60]}" is not a name of a host', hint)
-        else:
+    def _each(self, placed: Placed, what: str, do: Callable[[str, Placed], None]) -> None:
+        if isinstance(placed.data, str):  # the one name, as Ansible takes it
+            do(placed.data, Placed(None, placed.where, placed.where))
+        for name, each in self._mapping(placed, what).items():
+            do(name, each)
+
+    def _read_child(self, group: Group, name: str, placed: Placed) -> None:
+        group.children.setdefault(name, placed.key)
+        self._read_group(name, placed)
+
+    def _read_host(self, group: Group, key: str, placed: Placed) -> None:
+        try:
+            names, port = hostkeys.expand(key)
+        except hostkeys.BadKey as error:
+            (problem,) = error.problems
+            self.problems.append(problem._replace(where=placed.key))
+            return
+        if len(self.hosts) + len(names) > MAX_HOSTS:
+            self._problem(placed.key, f"there are more than {MAX_HOSTS} hosts")
+            return
+        variables = self._variables(placed)
+        for name in names:
             group.hosts.setdefault(name, placed.key)
-            before = self.inline.setdefault(name, {})
-            self.inline[name] = merge(before, self._variables(placed))
+            host = self.hosts.setdefault(name, Named(placed.key, port))
+            if port not in {None, host.port}:
+                what = f"{name} is mentioned without port {port} before: Ansible passes it over"
+                self._problem(placed.key, what, "set ansible_port instead")
+            host.vars = merge(host.vars, variables)
 
-    def _mapping(self, placed: Placed | None, what: str) -> Variables:
-        if placed is None or placed.data is None:
+    def _mapping(self, placed: Placed, what: str) -> Variables:
+        if placed.data is None or placed.data is yamltext.WRONG:
             return {}
         if not isinstance(placed.data, dict):
-            hint = "end each name with a colon" if what in {"hosts", "children"} else ""
-            self._problem(placed.where, f"{what} must be a mapping", hint)
+            if what not in SECTIONS or not isinstance(placed.data, str):
+                hint = "end each name with a colon" if what in SECTIONS else ""
+                self._problem(placed.where, f"{what} must be a mapping", hint)
             return {}
         return placed.data
 
-    def _variables(self, placed: Placed | None) -> Variables:
+    def _of_group(self, group: Group, variables: Variables) -> Variables:
+        """The variables of a mention of a group less its priority, which is no variable."""
+        placed = variables.pop(PRIORITY, None)
+        if placed is not None:
+            written = str(placed.data)
+            if isinstance(placed.data, bool) or not re.fullmatch(r"-?[0-9]{1,9}", written):
+                self._problem(placed.where, f"{PRIORITY} must be a whole number")
+            else:
+                group.priority = int(written)
+        return variables
+
+    def _variables(self, placed: Placed) -> Variables:
         """One layer of variables, checked."""
-        if placed is None:
-            return {}
         self._templates(placed)
         data: Variables = check(placed, self.problems).data
         return data
 
     def _templates(self, placed: Placed, path: tuple[str, ...] = ()) -> None:
-        if isinstance(placed.data, str) and re.search(r"\{\{|\{%", placed.data):
+        if isinstance(placed.data, str) and TEMPLATE.search(placed.data):
             self._problem(placed.where, *yamltext.TEMPLATE)
         elif isinstance(placed.data, list):
-            if path[-1:] not in {("command",), ("args",), ("gates",)}:  # their braces stand
+            if path[-1:] not in BRACES:
                 for each in placed.data:
                     self._templates(each, path)
         elif isinstance(placed.data, dict):
             for key, each in placed.data.items():
                 self._templates(each, (*path, key))
 
-    def _depths(self) -> None:
-        """How deep each group lies, as Ansible counts; a group within itself is a problem."""
-        everything = self.groups["all"]
-        below = {name for group in self.groups.values() for name in group.children}
-        for name, group in self.groups.items():
-            if name != "all" and name not in below:
-                everything.children.setdefault(name, group.key)
-
-        def descend(group: Group, path: tuple[str, ...]) -> None:
-            for name, key in group.children.items():
-                child = self.groups[name]
-                if name in path or name == group.name:
-                    self._problem(key, f"group {name} is a child of itself")
-                elif child.depth < len(path) + 1:
-                    child.depth = len(path) + 1
-                    descend(child, (*path, group.name))
-
-        descend(everything, ())
-        for name, group in self.groups.items():
-            if name != "all" and not group.depth:
-                self._problem(group.key, f"group {name} is a child of itself")
-
-    def _layers(self, kind: str, known: Iterable[str]) -> dict[str, Variables]:
+    def _read_layers(self, kind: str, names: Iterable[str]) -> dict[str, Variables]:
         """The variables of group_vars/ or host_vars/ by name."""
-        folder, what = os.path.join(self.folder, kind), kind.removesuffix("_vars")
-        known = {*known, "ungrouped"} if what == "group" else set(known)
         found: dict[str, Variables] = {}
-        entries = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-        for entry in entries:
-            if entry.startswith(".") or entry.endswith(IGNORED):
-                continue
-            path = os.path.join(folder, entry)
-            name, suffix = os.path.splitext(entry)
-            if entry in known or suffix not in SUFFIXES:
-                name = entry
-            if name not in known:
-                self._problem(yamltext.shown(path), f'no {what} "{name}"', suggest(name, known))
-                continue
-            for file in self._files(path):
+        folder = os.path.join(self.folder, kind)
+        for name, files in varsfiles.find(folder, list(names), self.problems):
+            for file in files:
                 placed = yamltext.read(file, self.problems)
                 if placed is not None:
                     found[name] = merge(found.get(name, {}), self._variables(placed))
         return found
-
-    def _files(self, path: str) -> list[str]:
-        """The file, or those of a folder, in order."""
-        if not os.path.isdir(path):
-            return [path]
-        return [
-            os.path.join(path, name)
-            for name in sorted(os.listdir(path))
-            if os.path.splitext(name)[1] in SUFFIXES and not name.startswith(".")
-        ]
-
-    def _of_host(self, name: str) -> tuple[str, ...]:
-        """The groups that the host is in, from the outermost in, as Ansible sorts them."""
-        found = {each.name for each in self.groups.values() if name in each.hosts}
-        grown = True
-        while grown:
-            more = {each.name for each in self.groups.values() if found & set(each.children)}
-            grown = not more <= found
-            found |= more
-        groups = [self.groups[each] for each in found | {"all"}]
-        groups.sort(key=lambda group: (group.depth, self._priority(group), group.name))
-        names = tuple(group.name for group in groups)
-        return names if len(names) > 1 else ("all", "ungrouped")
-
-    def _priority(self, group: Group) -> int:
-        placed = group.vars.get("ansible_group_priority")
-        return placed.data if placed and isinstance(placed.data, int) else 1
-
-    def _merged(
-        self,
-        name: str,
-        groups: tuple[str, ...],
-        layers: dict[str, Variables],
-        own: dict[str, Variables],
-    ) -> Variables:
-        """All layers of a host's variables, the weakest first: Ansible's order."""
-        inner = [group for group in groups if group != "all"]
-        variables: Variables = {}
-        for layer in (
-            self.groups["all"].vars,
-            *(self.groups[group].vars for group in inner if group in self.groups),
-            layers.get("all", {}),
-            *(layers.get(group, {}) for group in inner),
-            self.inline[name],
-            own.get(name, {}),
-        ):
-            variables = merge(variables, layer)
-        variables.pop("ansible_group_priority", None)
-        return variables

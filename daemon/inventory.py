@@ -14,21 +14,17 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from daemon import reading, way, yamltext
-from daemon.checking import raise_all, suggest
+from daemon.checking import raise_all
 from daemon.config import Config, to_json
-from daemon.errors import EXIT_USAGE, ConfigError, Problem
-from daemon.hostsfolder import HostsFolder, Variables
+from daemon.errors import ConfigError, Problem
+from daemon.groups import Groups, Variables
+from daemon.hostsfolder import HostsFolder
+from daemon.limit import Limit
 from daemon.places import HOME
 from daemon.way import Way
 from daemon.yamltext import Placed
 
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-
-class UnknownHost(ConfigError):
-    """A limit that names no host and no group."""
-
-    exit_code = EXIT_USAGE
 
 
 class Host(NamedTuple):
@@ -104,7 +100,7 @@ def local_config(*, workspace: str | None = None, queue: str | None = None) -> C
 class Inventory:
     """An inventory that was read whole. ``load`` makes one."""
 
-    def __init__(self, folder: str, groups: tuple[str, ...], hosts: list[Host]) -> None:
+    def __init__(self, folder: str, groups: Groups, hosts: list[Host]) -> None:
         self.folder = folder
         self.groups = groups
         self.every = hosts
@@ -115,10 +111,12 @@ class Inventory:
         folder = os.path.abspath(os.path.expanduser(folder))
         read = HostsFolder(folder)
         read.read()
-        hosts = [Host.of(name, *each) for name, each in read.hosts.items()]
-        for host in hosts:
-            read.problems += way.problems(host.placed)
-        inventory = cls(folder, tuple(read.groups), hosts)
+        hosts = []
+        for name, each in read.hosts.items():
+            groups = read.groups.of_host(name)
+            hosts.append(Host.of(name, read.variables(name, groups), groups, each.key))
+            read.problems += way.problems(hosts[-1].placed)
+        inventory = cls(folder, read.groups, hosts)
         if read.problems:  # say at once what more is wrong with the hosts' configs
             for host in hosts:
                 with contextlib.suppress(ConfigError):
@@ -127,23 +125,14 @@ class Inventory:
         return inventory
 
     def hosts(self, limit: str | None = None) -> list[Host]:
-        """All hosts, or those that ``limit`` names: hosts and groups, with commas between."""
+        """All hosts, or those that ``limit`` leaves (Ansible's patterns), in order of mention.
+
+        Raises UnknownHost, whose exit status is that of a usage error.
+        """
         if limit is None:
             return list(self.every)
-        known = {host.name: {host.name} for host in self.every}
-        known |= {
-            group: {host.name for host in self.every if group in host.groups}
-            for group in ("ungrouped", *self.groups)
-        }
-        names = [name.strip() for name in limit.split(",") if name.strip()]
-        problems = [
-            Problem("--limit", f'no host or group "{name}"', suggest(name, known))
-            for name in names or [limit]
-            if name not in known
-        ]
-        if problems:
-            raise UnknownHost.of(problems)
-        chosen = set().union(*(known[name] for name in names))
+        names = {host.name: None for host in self.every}
+        chosen = Limit(names, self.groups.by_name, self.groups.members).choose(limit)
         return [host for host in self.every if host.name in chosen]
 
     def config(

@@ -1,12 +1,15 @@
 """YAML into plain values that know the file and line they came from.
 
 Standard YAML 1.1 as Ansible reads it, with anchors, aliases and merge keys, and without what would
-surprise in a config: duplicate keys, tags of one's own, documents that grow without bound.
+surprise in a config: duplicate keys, tags of one's own, clock times that are numbers, documents
+that grow without bound. A text that is JSON is read as JSON, again as Ansible does.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import stat
 from typing import Any, NamedTuple
 
@@ -84,8 +87,10 @@ def parse(text: str, name: str, problems: list[Problem]) -> Placed | None:
     if text.startswith("$ANSIBLE_VAULT"):
         problems.append(Problem(f"{name}:1", *_VAULT))
         return None
+    is_json = _is_json(text)
     try:
-        loader = _Loader(text)
+        # All tabs of a JSON text stand between its values: there it needs no other change.
+        loader = _Loader(text.replace("\t", " ") if is_json else text)
         node = loader.get_single_node()
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
@@ -98,7 +103,7 @@ def parse(text: str, name: str, problems: list[Problem]) -> Placed | None:
     except RecursionError:
         problems.append(Problem(name, _TOO_DEEP))
         return None
-    found = _Conversion(name, problems)
+    found = _Conversion(name, problems, is_json=is_json)
     try:
         return Placed({}, f"{name}:1") if node is None else found.value(node)
     except _TooMuch as error:
@@ -106,7 +111,20 @@ def parse(text: str, name: str, problems: list[Problem]) -> Placed | None:
         return None
 
 
+def _is_json(text: str) -> bool:
+    if not text.lstrip().startswith("{"):
+        return False
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 _TOO_DEEP = f"is nested more than {MAX_DEPTH} levels deep"
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_ODD = {"int": "a number to the base of 60", "float": "a number to the base of 60"}
+_ODD["timestamp"] = "a point in time"
 _VAULT = (
     "Ansible Vault is not supported",
     "keep secrets in an env_file of the role, readable by its owner only",
@@ -159,9 +177,10 @@ class _TooMuch(Exception):
 class _Conversion:
     """Nodes of one file into Placed values."""
 
-    def __init__(self, name: str, problems: list[Problem]) -> None:
+    def __init__(self, name: str, problems: list[Problem], *, is_json: bool) -> None:
         self.name = name
         self.problems = problems
+        self.is_json = is_json
         self.count = 0
         self.scalars = yaml.constructor.SafeConstructor()
 
@@ -186,6 +205,8 @@ class _Conversion:
             return Placed(self.mapping(node, depth), where)
         if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
             return Placed([self.value(each, depth + 1) for each in node.value], where)
+        if isinstance(node, yaml.ScalarNode) and self.is_json and node.style is None:
+            return Placed(json.loads(node.value), where)  # 1e3 is a number there, and a text here
         if isinstance(node, yaml.ScalarNode) and node.tag in _ORDINARY:
             return Placed(self.scalar(node), where)
         if isinstance(node, yaml.ScalarNode) and node.tag in {f"{_TAG}value", f"{_TAG}merge"}:
@@ -202,24 +223,35 @@ class _Conversion:
         if not text.isascii() and any("\ud800" <= each <= "\udfff" for each in text):
             self.problem(node, "half a character (a lone surrogate) stands there")
             return WRONG
-        # YAML 1.1 reads 1:30 as ninety and 2026-01-01 as a date; nobody means that here.
-        if node.tag == f"{_TAG}timestamp" or (":" in text and node.tag != f"{_TAG}str"):
-            return text
+        kind = node.tag.removeprefix(_TAG)
+        if kind == "timestamp" and _DATE.fullmatch(text):
+            # A day is its text, in Ansible's JSON too: but one that is none is an error there.
+            return WRONG if self._constructed(node) is WRONG else text
+        if kind == "timestamp" or (kind in {"int", "float"} and ":" in text):
+            # YAML 1.1 reads 1:30 as ninety; nobody means that here.
+            what = f"{text[:40]} is read as {_ODD[kind]}"
+            self.problem(node, what, f'write "{text[:40]}" if that text is meant')
+            return WRONG
+        return self._constructed(node)
+
+    def _constructed(self, node: yaml.ScalarNode) -> Any:
         try:
             return self.scalars.construct_object(node)
         except (ValueError, KeyError, OverflowError, yaml.YAMLError):
-            self.problem(node, f"{text[:40]!r} cannot be read as {node.tag.replace(_TAG, '!!')}")
+            kind = node.tag.replace(_TAG, "!!")
+            self.problem(node, f"{node.value[:40]!r} cannot be read as {kind}")
             return WRONG
 
     def mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Placed]:
         if depth > MAX_DEPTH:
             raise _TooMuch("a merge key makes it endless", self.where(node))
         own: dict[str, Placed] = {}
-        merged: dict[str, Placed] = {}
+        merged: dict[str, Placed] | None = None
         for key, value in node.value:
             if key.tag == f"{_TAG}merge":
-                for name, each in self.merge(value, depth).items():
-                    merged.setdefault(name, each)
+                if merged is not None:
+                    self.problem(key, "a second merge key (<<)", "write one: <<: [*a, *b]")
+                merged = self.merge(value, depth)
             elif not isinstance(key, yaml.ScalarNode):
                 self.problem(key, "a key must be a plain word")
             elif key.tag != f"{_TAG}str":
@@ -233,16 +265,15 @@ class _Conversion:
             else:
                 placed = self.value(value, depth + 1)
                 own[key.value] = placed._replace(key=self.where(key))
-        return {**merged, **own}
+        return {**(merged or {}), **own}
 
     def merge(self, node: yaml.Node, depth: int) -> dict[str, Placed]:
         """What a merge key brings: of several mappings, the earlier one wins."""
         parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
         found: dict[str, Placed] = {}
-        for part in parts:
-            if not isinstance(part, yaml.MappingNode):
+        for part in reversed(parts):  # the order of what comes of it is PyYAML's, as in Ansible
+            if isinstance(part, yaml.MappingNode):
+                found |= self.mapping(part, depth + 1)
+            else:
                 self.problem(part, "a merge key (<<) takes a mapping, or a list of mappings")
-                continue
-            for name, each in self.mapping(part, depth + 1).items():
-                found.setdefault(name, each)
         return found

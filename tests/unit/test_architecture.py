@@ -22,8 +22,8 @@ LAYERS = (
     {"conflicts", "hindrance", "lifecycle", "state"},
     {"agents", "byhand", "config", "mounts"},
     {
-        *("checking", "hostsfolder", "inventory", "kinds", "places", "reading", "reference"),
-        *("schema", "way", "yamltext"),
+        *("checking", "groups", "hostkeys", "hostsfolder", "inventory", "kinds", "limit"),
+        *("places", "reading", "reference", "schema", "varsfiles", "way", "yamltext"),
     },
     {"queue"},
     {"environment", "evidence", "log", "prompt", "service", "verdict", "wake"},

@@ -320,7 +320,12 @@ BAD = {
     "zero interval": (role("interval: 0"), 2, "above 0", ""),
     "endless time": (role("timeout: .inf"), 2, "timeout must be", ""),
     "no number": (role("timeout: .nan"), 2, "timeout must be", ""),
-    "clock notation": (role("timeout: 1:30"), 2, 'not "1:30"', ""),
+    "clock notation": (
+        role("timeout: 1:30"),
+        2,
+        "1:30 is read as a number",
+        'write it in quotes: "1:30"',
+    ),
     "word for a flag": (role("worktree: maybe"), 2, "true or false", ""),
     "merge without a worktree": (role("merge: true"), 2, "merge without a worktree", ""),
     "ttl below heartbeat": (role("lease_ttl: 60"), 2, "lease_ttl (60) is not above", "outlive"),
