@@ -20,6 +20,7 @@ if TYPE_CHECKING or __name__ != "__main__":
         RELEASES,
         failure,
         is_id,
+        sync_one,
         tidy,
     )
 
@@ -99,7 +100,7 @@ def receive(place: str, wanted: str, stream: Incoming, beat: "Callable[[], None]
         sweep(place)
         tidy(place)
         if isinstance(error, OSError):
-            raise failure(error, aside) from None
+            raise failure(error, releases) from None
         raise
     else:
         sweep(place)
@@ -284,12 +285,3 @@ def _sync(folder: str, beat: "Callable[[], None]") -> None:
     with ThreadPoolExecutor(SYNCS) as pool:
         for _ in pool.map(sync_one, paths):
             beat()
-
-
-def sync_one(path: str) -> None:
-    """Make one file last, or what was created, renamed or removed last in one folder."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

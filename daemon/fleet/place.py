@@ -34,7 +34,7 @@ CURRENT, PREVIOUS, RELEASES, MANIFEST = "current", "previous", "releases", "MANI
 LOCK, MADE = ".lock", ".made"
 DIGITS = 16  # of a release's id
 PATIENCE = 30.0  # seconds that another's work is waited for
-NAP = 0.1
+NAP = 0.02  # seconds between two tries
 HINTS = {
     errno.ENOSPC: "make room on that disk; what was there is unchanged",
     errno.EDQUOT: "make room in that quota; what was there is unchanged",
@@ -46,7 +46,7 @@ HINTS = {
 
 def failure(error: OSError, path: str = "") -> RolecallError:
     """What the system refused, in our voice."""
-    where = path or str(error.filename or "")
+    where = str(error.filename or path)
     return RolecallError(str(error.strerror), where=where, hint=HINTS.get(error.errno or 0, ""))
 
 
@@ -98,7 +98,7 @@ class Lock:
         until = time.monotonic() + self.wait
         path = os.path.join(self.place, LOCK)
         while True:
-            fd = self._open(path)
+            fd = self._open(path, until)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(fd)):
@@ -130,37 +130,48 @@ class Lock:
     def __exit__(self, *raised: object) -> None:
         os.close(self.fd)
 
-    def _open(self, path: str) -> int:
+    def _open(self, path: str, until: float) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         while True:
             try:
                 _make(self.place)
                 return os.open(path, flags, 0o600)
-            except FileNotFoundError:
-                continue  # between the two, another removed the folder that was empty
             except OSError as error:
+                # Between the two, another may have removed the folder, which was empty.
+                if isinstance(error, FileNotFoundError) and time.monotonic() < until:
+                    continue
                 _remove_folders(self.place)
                 raise failure(error, path) from None
 
 
 def _make(place: str) -> None:
     """Make the folder, closed to others, and note which ones around Rolecall's own were made."""
+    shared = os.path.dirname(place)
     missing: list[str] = []
     folder = place
     while not os.path.isdir(folder):
         missing.insert(0, folder)
         folder = os.path.dirname(folder)
-    for each in missing:
-        try:
-            os.mkdir(each, 0o700)
-        except FileExistsError:
-            if not os.path.isdir(each):
-                raise
-    shared = os.path.dirname(place)
-    around = [each for each in missing if shared.startswith(each + os.sep)]
-    if around:
-        with open(os.path.join(shared, MADE), "w", encoding="utf-8") as file:
-            file.write("".join(each + "\n" for each in around))
+    made: list[str] = []
+    try:
+        for each in missing:
+            try:
+                os.mkdir(each, 0o700)
+            except FileExistsError:  # another was faster
+                continue
+            made.append(each)
+            sync_one(os.path.dirname(each))
+        around = [each for each in made if shared.startswith(each + os.sep)]
+        if around:
+            with open(os.path.join(shared, MADE), "a", encoding="utf-8") as file:
+                file.write("".join(each + "\n" for each in around))
+    except BaseException:
+        for each in reversed(made):
+            try:
+                os.rmdir(each)
+            except OSError:
+                break  # another uses it by now
+        raise
     if os.stat(place).st_uid != os.geteuid():
         raise PermissionError(errno.EACCES, "it is another account's", place)
     os.chmod(place, 0o700)
@@ -171,18 +182,23 @@ def tidy(place: str) -> None:
 
     The lock is held by who calls this, and useless from then on.
     """
+    for name in (CURRENT, PREVIOUS):
+        for path in (os.path.join(place, name), os.path.join(place, aside_of(name))):
+            if os.path.islink(path) and not os.path.exists(path):
+                os.unlink(path)
     try:
         os.rmdir(os.path.join(place, RELEASES))
     except FileNotFoundError:
         pass
     except OSError:
         return  # releases are left
-    for name in (CURRENT, PREVIOUS):
-        if linked(place, name) is not None:
-            os.unlink(os.path.join(place, name))
-    if os.listdir(place) == [LOCK]:
-        os.unlink(os.path.join(place, LOCK))
+    os.unlink(os.path.join(place, LOCK))
     _remove_folders(place)
+
+
+def aside_of(name: str) -> str:
+    """What a link is called until it takes the place of the old one."""
+    return f".{name}.new"
 
 
 def _remove_folders(place: str) -> None:
@@ -202,3 +218,12 @@ def _remove_folders(place: str) -> None:
                 os.rmdir(each)
     except OSError:
         return  # another prefix is there, or another program's files
+
+
+def sync_one(path: str) -> None:
+    """Make one file last, or what was created, renamed or removed last in one folder."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -12,8 +12,17 @@ import shutil
 import time
 from typing import NamedTuple
 
-from daemon.fleet.arrival import ASIDE, sweep, sync_one, verify
-from daemon.fleet.place import CURRENT, PREVIOUS, RELEASES, linked, present, tidy
+from daemon.fleet.arrival import ASIDE, sweep, verify
+from daemon.fleet.place import (
+    CURRENT,
+    PREVIOUS,
+    RELEASES,
+    aside_of,
+    linked,
+    present,
+    sync_one,
+    tidy,
+)
 
 BETWEEN = 0.05  # seconds between two looks at the processes: longer than any exec takes
 SEEN = ("cwd", "environ", "cmdline", "maps")  # of a process: where a release's path may stand
@@ -49,7 +58,7 @@ def point(place: str, to: Links) -> None:
     """Let the links be these: how a switch is taken back, with what ``links`` said before it."""
     # `previous` first: what is broken off between the two still runs what it ran.
     for name, identifier in ((PREVIOUS, to.previous), (CURRENT, to.current)):
-        path, aside = os.path.join(place, name), os.path.join(place, f".{name}.new")
+        path, aside = os.path.join(place, name), os.path.join(place, aside_of(name))
         with contextlib.suppress(FileNotFoundError):
             os.unlink(aside if identifier else path)
         if identifier:
