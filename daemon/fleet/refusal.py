@@ -15,8 +15,8 @@ class Call(NamedTuple):
     """An ssh call that ended without an answer.
 
     ``typed``: the call as a person would type it. ``status``: ssh's exit status, negative where a
-    signal ended it, None where we ended it after ``timeout`` seconds of silence. ``stderr``: what it
-    said there. ``noise``: what the host's login shell printed in the place of our answer.
+    signal ended it, None where we ended it after ``timeout`` seconds of silence. ``stderr``: what
+    it said there. ``noise``: what the host's login shell printed in the place of our answer.
     ``python``: the interpreter that the inventory names, if it names one.
     """
 
@@ -191,11 +191,9 @@ def _changed(call: Call, stderr: str) -> tuple[str, str]:
     place = one(r"^Offending \S+ key in (.+:\d+)$", "known_hosts")
     offered = one(r"^(SHA256:\S+?)\.?$", "another")
     forget = one(r"^\s*(ssh-keygen -f .+ -R .+)$", f"ssh-keygen -R {host}")
-    return (
-        f"THE HOST KEY OF {host} HAS CHANGED: it offers {offered}, and {place} says another. "
-        "Somebody may be in between",
-        f"ask the host's owner for its fingerprint; only if it is that one: {forget}; {call.typed}",
-    )
+    what = f"THE HOST KEY OF {host} HAS CHANGED: {offered} is offered, {place} says another"
+    hint = "somebody may be in between: ask the host's owner for its fingerprint. Only if it is "
+    return what, f"{hint}that one: {forget}; {call.typed}"
 
 
 def _no_python(call: Call) -> tuple[str, str]:

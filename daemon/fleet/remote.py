@@ -19,7 +19,7 @@ from daemon.errors import EXIT_CONFIG, EXIT_ERROR, ConfigError, Problem, Rolecal
 from daemon.fleet import bootstrap, runtime, ssh
 from daemon.fleet.connection import UNREACHABLE, Unreachable
 from daemon.fleet.refusal import Call, unreachable
-from daemon.fleet.wire import HungUp, Message, Wire
+from daemon.fleet.wire import Ended, HungUp, Wire
 
 if TYPE_CHECKING:
     from daemon.fleet.runtime import Runtime
@@ -29,6 +29,7 @@ SILENCE = 10.0  # seconds, where --timeout does not say otherwise
 #: Verbs that are done by the operator's own release; all others by the one that the host has.
 BRINGS = ("install", "deploy")
 DAMAGED = "damaged"
+EXIT_STATUSES = range(1, 256)
 
 Tell = Callable[[str], None]
 
@@ -59,7 +60,7 @@ class Asked(NamedTuple):
     timeout: float
 
 
-def call(
+def call(  # noqa: PLR0913  # what is done, where, and who is told
     inventory: Inventory,
     host: Host,
     verb: str,
@@ -97,7 +98,7 @@ def _converse(asked: Asked, tell: Tell, line: Tell, *, again: bool = False) -> A
             wire.send(*_request(asked, facts, again=again))
             return _until(wire, "result", tell, line)
         except HungUp as hung_up:
-            raise _lost(asked, hung_up, doing) from None
+            raise _lost(asked, hung_up.ended, doing) from None
 
 
 def frame(document: dict[str, Any]) -> bytes:
@@ -175,7 +176,7 @@ def _error(said: Any) -> RolecallError:
         kind: type[RolecallError] = Damaged
     else:
         kind = {EXIT_CONFIG: ConfigError, UNREACHABLE: Unreachable}.get(status, RolecallError)
-    return _of(kind, problems, status if isinstance(status, int) and 0 < status < 256 else EXIT_ERROR)
+    return _of(kind, problems, status if status in EXIT_STATUSES else EXIT_ERROR)
 
 
 def _of(kind: type[RolecallError], problems: Sequence[Problem], exit_code: int) -> RolecallError:
@@ -184,12 +185,12 @@ def _of(kind: type[RolecallError], problems: Sequence[Problem], exit_code: int) 
     return error
 
 
-def _lost(asked: Asked, hung_up: HungUp, doing: str) -> Unreachable:
-    host, ended = asked.host, hung_up.ended
-    called = Call(ssh.typed(host), ended.status, ended.stderr, asked.timeout, ended.noise, host.python)
-    error = unreachable(called)
-    if doing:
-        what, hint = error.problems[0].what, error.problems[0].hint
-        again = f"; what was not done, invoke {doing} does" if doing in {*BRINGS, "uninstall"} else ""
-        return Unreachable(f"lost in the middle of {doing}: {what}{again}", hint=hint)
-    return error
+def _lost(asked: Asked, ended: Ended, doing: str) -> Unreachable:
+    host = asked.host
+    error = unreachable(
+        Call(ssh.typed(host), ended.status, ended.stderr, asked.timeout, ended.noise, host.python)
+    )
+    if not doing:
+        return error
+    what, hint = error.problems[0].what, error.problems[0].hint
+    return Unreachable(f"the connection was lost in the middle of {doing}: {what}", hint=hint)
