@@ -93,15 +93,14 @@ def _any(start: str) -> str:
 
 
 def _one(host: Host, start: str) -> str:
-    words = shlex.split(host.python or "")  # "/usr/bin/env python3.12" is a thing people write
-    if not all(PLAIN.fullmatch(word) for word in words):
+    if not PLAIN.fullmatch(host.python or ""):
         raise ConfigError(
-            f"ansible_python_interpreter: {host.python}: a path that a shell would change",
+            f"ansible_python_interpreter: {host.python}: a shell would change that path",
             where=host.origins.get("ansible_python_interpreter", host.name),
-            hint="a path of letters, digits and ./_-+ only; a symlink can give it one",
+            hint="a path of letters, digits and ./_-+ only: a symlink can give it one",
         )
     # Unquoted, for ~ is the host's home; nothing else in it means anything to a shell.
-    return f"command -v {words[0]} >/dev/null 2>&1 && exec {' '.join(words)} {start}"
+    return f"command -v {host.python} >/dev/null 2>&1 && exec {host.python} {start}"
 
 
 def _address(host: Host) -> str:

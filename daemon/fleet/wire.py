@@ -54,6 +54,7 @@ class Wire:
         self._unsent: deque[memoryview] = deque()
         self._messages: deque[Message] = deque()
         self._received, self._stderr, self._noise = bytearray(), bytearray(), bytearray()
+        self._seen = 0  # bytes of _received that were looked at for the end of a line
         pipe = subprocess.PIPE
         try:
             self._ssh = subprocess.Popen(
@@ -111,12 +112,14 @@ class Wire:
         """End ssh, in whatever state it is, and reap it."""
         self._unsent.clear()
         self._shut(self._in)  # a far side that is alive and done sees that, and goes
-        self._drain()
+        until = time.monotonic() + GRACE
+        self._drain(until)
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._ssh.wait(GRACE)
+                self._ssh.wait(max(0.0, until - time.monotonic()))
                 break
             self._kill(number)
+            until = time.monotonic() + GRACE
         self._ssh.wait()
         for descriptor in list(self._open):
             self._shut(descriptor)
@@ -143,11 +146,11 @@ class Wire:
         stderr, noise = (text.decode(errors="replace") for text in (self._stderr, self._noise))
         return Ended(None if silent else status, stderr, noise)
 
-    def _drain(self) -> None:
-        """Throw away what is still said, until ssh ends, for at most GRACE."""
-        until = time.monotonic() + GRACE
-        while self._out in self._open and time.monotonic() < until:
-            self._pump(GRACE / 10)
+    def _drain(self, until: float) -> None:
+        """Throw away what is still said, until ssh ends."""
+        while self._out in self._open and (left := until - time.monotonic()) > 0:
+            if select.select([self._out], [], [], left)[0]:
+                self._read(self._out, bytearray())
 
     def _pump(self, seconds: float) -> bool:
         """Move what can be moved, waiting at most that long; whether that was a sign of life.
@@ -201,6 +204,12 @@ class Wire:
 
     def _sort(self) -> None:
         """Tell messages from noise, line by line."""
+        seen, self._seen = self._seen, len(self._received)
+        if self._out in self._open and self._received.find(b"\n", seen) < 0:
+            if self._seen > LONGEST:
+                raise RolecallError(f"it sent a message of more than {LONGEST >> 20} MiB")
+            if self._seen <= KEPT or MARK in self._received:
+                return
         *lines, rest = self._received.split(b"\n")
         if self._out not in self._open:  # the last line may lack its end
             lines, rest = [*lines, rest], bytearray()
@@ -212,9 +221,7 @@ class Wire:
         if MARK not in rest and len(rest) > KEPT:
             self._hear(rest[: -len(MARK)])
             del rest[: -len(MARK)]
-        if len(rest) > LONGEST:
-            raise RolecallError(f"it sent a message of more than {LONGEST >> 20} MiB")
-        self._received = rest
+        self._received, self._seen = rest, len(rest)
 
     def _hear(self, noise: bytearray) -> None:
         if noise.strip():
