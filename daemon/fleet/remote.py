@@ -30,6 +30,7 @@ SILENCE = 10.0  # seconds, where --timeout does not say otherwise
 BRINGS = ("install", "deploy")
 DAMAGED = "damaged"
 EXIT_STATUSES = range(1, 256)
+KINDS = {EXIT_CONFIG: ConfigError, UNREACHABLE: Unreachable}  # of error, by exit status
 
 Tell = Callable[[str], None]
 
@@ -82,6 +83,8 @@ def call(  # noqa: PLR0913  # what is done, where, and who is told
     try:
         return _converse(asked, tell, line or tell)
     except Damaged:
+        if release is None:
+            raise
         return _converse(asked, tell, line or tell, again=True)
 
 
@@ -93,7 +96,7 @@ def _converse(asked: Asked, tell: Tell, line: Tell, *, again: bool = False) -> A
     with Wire(argv, asked.timeout) as wire:
         try:
             wire.send(zero, frame({"protocol": bootstrap.PROTOCOL, "prefix": prefix}))
-            facts = facts_of(host, _greeted(wire, tell))
+            facts = facts_of(host, _greeted(wire, tell, line))
             doing = asked.verb
             wire.send(*_request(asked, facts, again=again))
             return _until(wire, "result", tell, line)
@@ -125,9 +128,9 @@ def _request(asked: Asked, facts: Facts, *, again: bool) -> tuple[bytes, ...]:
     return frame(document), archive
 
 
-def _greeted(wire: Wire, tell: Tell) -> Any:
+def _greeted(wire: Wire, tell: Tell, line: Tell) -> Any:
     try:
-        return _until(wire, "facts", tell, tell)
+        return _until(wire, "facts", tell, line)
     except RolecallError as error:  # such as: its Python is too old
         raise _of(Unreachable, error.problems, UNREACHABLE) from None
 
@@ -151,6 +154,7 @@ def facts_of(host: Host, said: Any) -> Facts:
     if (
         isinstance(home, str)
         and home.startswith("/")
+        and home.isprintable()
         and isinstance(kind, str)
         and isinstance(releases, list)
         and all(isinstance(each, str) for each in releases)
@@ -165,18 +169,17 @@ def _get(document: Any, name: str) -> Any:
 
 def _error(said: Any) -> RolecallError:
     """An error of the host's as one of ours."""
+    told = _get(said, "problems")
     problems = [
         Problem(*each)
-        for each in _get(said, "problems") or ()
+        for each in (told if isinstance(told, list) else ())
         if isinstance(each, list) and len(each) == len(Problem._fields)
         if all(isinstance(part, str) for part in each)
     ] or [Problem("", "it failed, and does not say why")]
-    status = _get(said, "exit_code")
-    if _get(said, "code") == DAMAGED:
-        kind: type[RolecallError] = Damaged
-    else:
-        kind = {EXIT_CONFIG: ConfigError, UNREACHABLE: Unreachable}.get(status, RolecallError)
-    return _of(kind, problems, status if status in EXIT_STATUSES else EXIT_ERROR)
+    said_status = _get(said, "exit_code")
+    status = said_status if said_status in EXIT_STATUSES else EXIT_ERROR
+    kind = Damaged if _get(said, "code") == DAMAGED else KINDS.get(status, RolecallError)
+    return _of(kind, problems, status)
 
 
 def _of(kind: type[RolecallError], problems: Sequence[Problem], exit_code: int) -> RolecallError:
