@@ -99,7 +99,7 @@ def ask(  # noqa: PLR0913  # who is asked, what, and how
                 Local(host.name), found[host.name], verb, dict(options), tell, line
             )
         try:
-            from daemon.fleet import remote  # type: ignore[attr-defined]  # noqa: PLC0415
+            from daemon.fleet import remote
         except ImportError:
             raise Unreachable("no way to reach a host by ssh yet") from None
 
