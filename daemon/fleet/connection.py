@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from daemon import process
+from daemon import process, transient
 from daemon.errors import RolecallError
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ class Local:
     def __init__(self, name: str = "localhost") -> None:
         self.name = name
         self.home = os.path.expanduser("~")
-        # Under su, cron and some ssh servers nobody says where the user manager listens.
-        self.environ = {"XDG_RUNTIME_DIR": f"/run/user/{os.getuid()}", **os.environ}
+        self.environ = transient.environment()
         #: The Python that has our dependencies, and the checkout it runs.
         self.python = sys.executable
         self.checkout = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))

@@ -14,7 +14,6 @@ from daemon.errors import RolecallError
 from daemon.fleet import agents, effective, linger, units
 from daemon.fleet.connection import Local, connect
 from daemon.fleet.supervisor import SYSTEMD, Supervisor, supervisor
-from daemon.fleet.systemd import bus_problem
 from daemon.transient import ROOT
 
 if TYPE_CHECKING:
@@ -108,8 +107,7 @@ def _install(connection: Local, config: Config, found: Supervisor, *, check: boo
         if not (check or note):
             connection.write(_record(connection), "invoke install did it\n", CONFIG_MODE)
     actions += found.missing(units_changed)
-    if found.name == SYSTEMD and (note := bus_problem(connection)):
-        notes.append(note)
+    notes += found.notes(fresh=not connection.exists(path))
     notes += _missing_agents(config)
     if path in differs.write and connection.exists(path) and not check:
         running = [r for r, each in found.states(config.run).items() if each.state == "running"]
