@@ -75,11 +75,10 @@ def load(args: argparse.Namespace) -> Config:
     return config
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, notifier: Notifier) -> int:
     """Wire the worker and run it; returns the exit status."""
     # Asked before anything starts: only what a user manager started itself may start units.
     under_systemd = transient.available()
-    notifier = Notifier()
     signals = Signals(*SIGNALS)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     executor.become_subreaper()
@@ -143,18 +142,22 @@ def run(args: argparse.Namespace) -> int:
 def main() -> NoReturn:
     """The command line: errors in one voice, and their exit statuses."""
     args = parser().parse_args()
+    notifier, said = Notifier(), ""
     try:
-        status = run(args)
+        status = run(args, notifier)
     except RolecallError as error:
         if args.debug:
             raise
-        print(error, file=sys.stderr)
-        status = error.exit_code
+        said, status = str(error), error.exit_code
     except OSError as error:
         if args.debug:
             raise
-        print(f"error: {error.filename or ''}: {error.strerror}", file=sys.stderr)
+        said = f"error: {error.filename or ''}: {error.strerror}"
         status = EXIT_CONFIG if isinstance(error, PermissionError) else 1
+    if said:
+        print(said, file=sys.stderr)
+        # The supervisor keeps it, for those who may not read the journal.
+        notifier.status(said.replace("\n", "; "))
     sys.stdout.flush()
     sys.exit(status)
 

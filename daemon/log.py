@@ -1,7 +1,8 @@
 """State changes, each told once: a line for a person, a JSON object for a program.
 
-Under a journal the line goes to it (its own fields carry the rest); elsewhere to
-``<role>.log`` and ``events.jsonl`` in the logs' folder. A full disk stops no worker.
+Under a journal the line goes to it (its own fields carry the rest); elsewhere, and where the
+journal is not kept on disk, to ``<role>.log`` and ``events.jsonl`` in the logs' folder. A full disk
+stops no worker.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ HEARD = 0.2  # seconds that a reader, or the journal, may take for a line: a loc
 DEAF = 5.0  # seconds for which one that took longer is not waited for again
 PIPE_BUF = 4096  # bytes that a pipe takes at once where poll says that it takes any
 JOURNAL = "/run/systemd/journal/socket"
+KEPT = "/var/log/journal"  # without it the journal ends with the machine, and is root's alone
 PRIORITIES = {"error": 3, "warning": 4, "info": 6}
 
 
@@ -115,6 +117,7 @@ class Log:
         self._events = os.path.join(folder, "events.jsonl")
         self.owner, self._form, self._unit = owner, form, unit
         self._said: dict[str, set[str]] = {}
+        self._kept = os.path.isdir(KEPT)
         self._torn = False  # standard error took half a line, for its disk was full
         self._deaf_until = 0.0
         stream = os.environ.get("JOURNAL_STREAM", "").partition(":")
@@ -155,23 +158,26 @@ class Log:
         as_json = _as_json({**event, "message": text})
         plain = f"{now} {role} {escape(text)}\n"
         native = self._unit or (self._journal and self._form == "text")
-        if native and self._to_journal(text, level, event):
-            return
-        line = as_json if self._form == "json" else plain
-        if self._journal:
-            line = f"<{PRIORITIES[level]}>" + (
-                as_json if self._form == "json" else escape(text) + "\n"
-            )
+        told = native and self._to_journal(text, level, event)
+        to_files = not ((told or self._journal) and self._kept)
         if self._stderr_is_file and role == self._role:
-            _append(self._file(role), line)
+            _append(self._file(role), as_json if self._form == "json" else plain)
             self._follow()
         else:
-            if self._form != "none":
-                self._to_stderr(line)
-            if not self._journal:
+            if not told and self._form != "none":
+                self._to_stderr(self._line(text, level, plain, as_json))
+            if to_files:
                 _append(self._file(role), plain)
-        if not self._journal:
+        if to_files:
             _append(self._events, as_json)
+
+    def _line(self, text: str, level: str, plain: str, as_json: str) -> str:
+        """What standard error gets: the journal has its own times, and reads a priority."""
+        line = as_json if self._form == "json" else plain
+        if self._journal:
+            shown = as_json if self._form == "json" else escape(text) + "\n"
+            line = f"<{PRIORITIES[level]}>{shown}"
+        return line
 
     def _to_stderr(self, line: str) -> None:
         """Past sys.stderr, which would keep what a full disk did not take and fail at exit."""

@@ -187,8 +187,36 @@ def _alive(unit: str) -> bool:
 
 
 def environment() -> dict[str, str]:
-    """Our environment, with what the way to the user manager needs."""
-    return {"XDG_RUNTIME_DIR": f"/run/user/{os.getuid()}", **os.environ}
+    """Our environment, with the way to this account's own user manager.
+
+    cron and some ssh servers name none; su, sudo and runuser leave another account's in it.
+    """
+    environ = {**os.environ}
+    environ["XDG_RUNTIME_DIR"] = runtime_dir(environ.get("XDG_RUNTIME_DIR", ""))
+    bus = environ.get("DBUS_SESSION_BUS_ADDRESS", "").removeprefix("unix:path=").partition(",")[0]
+    if bus.startswith("/") and not _is_own(bus):
+        del environ["DBUS_SESSION_BUS_ADDRESS"]
+    return environ
+
+
+def runtime_dir(given: str) -> str:
+    """The folder where this account's user manager listens; ``given``: what XDG_RUNTIME_DIR says.
+
+    That is believed where the folder is this account's own, unless the usual one alone has a
+    manager.
+    """
+    usual = f"/run/user/{os.getuid()}"
+    if not _is_own(given):
+        return usual
+    elsewhere = os.path.exists(f"{usual}/systemd") and not os.path.exists(f"{given}/systemd")
+    return usual if elsewhere else given
+
+
+def _is_own(path: str) -> bool:
+    try:
+        return os.stat(path).st_uid == os.getuid()
+    except OSError:
+        return False
 
 
 def _systemctl(*arguments: str) -> str:

@@ -58,8 +58,7 @@ class Local:
     def __init__(self, name: str = "localhost", checkout: str | None = None) -> None:
         self.name = name
         self.home = os.path.expanduser("~")
-        # Under su, cron and some ssh servers nobody says where the user manager listens.
-        self.environ = {"XDG_RUNTIME_DIR": f"/run/user/{os.getuid()}", **os.environ}
+        self.environ = transient.environment()
         #: The Python that has our dependencies, and the checkout it runs.
         self.python = sys.executable
         self.checkout = checkout or transient.ROOT

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import shutil
@@ -13,13 +12,12 @@ from typing import NamedTuple
 from daemon import agents, environment, mounts, worktree
 from daemon.agents.preset import Preset
 from daemon.config import Config, Role
-from daemon.errors import Problem, RolecallError
-from daemon.fleet import effective, linger, mergedriver, runs, worktrees
+from daemon.errors import RolecallError
+from daemon.fleet import effective, mergedriver, runs, upkeep, worktrees
 from daemon.fleet.connection import Local
 from daemon.fleet.finding import FAIL, OK, WARN, Finding, failed, report, together
 from daemon.fleet.here import one_of
 from daemon.fleet.supervisor import SYSTEMD, supervisor_name
-from daemon.fleet.systemd import manager_problem
 from daemon.prompt import DEFAULT, default, default_path
 from daemon.queue.file import FileQueue
 from daemon.transient import ROOT
@@ -31,13 +29,6 @@ OWN_PROGRAM = "name your project's program by its full path, or: [uv, run, ...],
 INVENTORY_HINT = "edit inventory/group_vars/all.yml"
 
 __all__ = ["Finding", "Place", "examine", "failed", "report"]
-
-
-class Manager(NamedTuple):
-    """This account's user manager: the environment that units get, or why it does not answer."""
-
-    environ: Mapping[str, str]
-    problem: Problem | None = None
 
 
 class Place(NamedTuple):
@@ -59,11 +50,11 @@ def examine(
     units = place.environ
     findings = [_python(connection)]
     if supervisor_name(connection, config) == SYSTEMD:
-        manager = ask_manager(connection)
-        findings += _systemd(place, connection, manager)
+        manager = upkeep.ask_manager(connection)
+        findings += upkeep.systemd(connection, manager, place.environ, place.journal)
         units = units if manager.problem else manager.environ
     else:
-        findings += _pidfile()
+        findings += upkeep.pidfile(connection, config)
     findings += [*_installed(connection, config), *_git(config), *_queue(config, place), _inotify()]
     roles = (
         [config.roles[one_of("role", role, config.roles)]]
@@ -72,26 +63,6 @@ def examine(
     )
     findings += together([each for one in roles for each in _role(config, one, units)])
     return findings
-
-
-def ask_manager(connection: Local) -> Manager:
-    """Whether this account's manager answers, and with what environment it starts units."""
-    try:
-        problem = manager_problem(connection)
-        if problem:
-            return Manager({}, problem.problems[0])
-        told = connection.run(["systemctl", "--user", "--no-pager", "show-environment"])
-    except RolecallError as error:
-        return Manager({}, error.problems[0])
-    pairs = (line.partition("=") for line in told.out.splitlines())
-    return Manager({key: _unquoted(value) for key, _, value in pairs})
-
-
-def _unquoted(value: str) -> str:
-    with contextlib.suppress(ValueError):
-        if value.startswith("$'"):
-            return shlex.split(value[1:])[0]
-    return value
 
 
 def _installed(connection: Local, config: Config) -> Iterator[Finding]:
@@ -107,44 +78,6 @@ def _python(connection: Local) -> Finding:
         wanted = ".".join(map(str, OLDEST_PYTHON))
         return Finding("python", FAIL, version, f"install Python {wanted}, then: make setup")
     return Finding("python", OK, f"{version}, {connection.python}")
-
-
-def _systemd(place: Place, connection: Local, manager: Manager) -> Iterator[Finding]:
-    if manager.problem:
-        yield Finding("supervisor", FAIL, manager.problem.what, manager.problem.hint)
-    else:
-        yield Finding("supervisor", OK, "systemd")
-    if not place.environ.get("XDG_RUNTIME_DIR"):
-        what = "XDG_RUNTIME_DIR is not set: systemctl --user will not find the manager"
-        hint = f"export XDG_RUNTIME_DIR=/run/user/{os.getuid()}"
-        yield Finding("supervisor", WARN, what, hint)
-    user = connection.user
-    if linger.state(connection):
-        yield Finding("linger", OK, f"on: the workers of {user} run on after logout")
-    else:
-        what = f"off: the workers of {user} end some seconds after the last logout"
-        yield Finding("linger", WARN, what, f"as root: loginctl enable-linger {user}")
-    if connection.exists(place.journal):
-        yield Finding("journal", OK, "persistent")
-    else:
-        what = f"not persistent (no {place.journal}): journalctl --user shows nothing"
-        hint = f"as root: mkdir -p {place.journal} && journalctl --flush"
-        yield Finding("journal", WARN, what, hint)
-
-
-def _pidfile() -> Iterator[Finding]:
-    yield Finding("supervisor", OK, "pidfile: workers are not started again after a reboot")
-    escape = "a process that leaves its session, its parent and its environment behind escapes"
-    if sys.platform.startswith("linux"):
-        yield Finding(
-            "process trees",
-            WARN,
-            f"without cgroups {escape} the end of its attempt",
-            "use agents that start no such process, or systemd",
-        )
-    else:
-        what = f"this system has neither cgroups nor child subreapers: {escape} its attempt"
-        yield Finding("process trees", WARN, what, "use a Linux host for agents you do not trust")
 
 
 def _git(config: Config) -> Iterator[Finding]:

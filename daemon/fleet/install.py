@@ -13,7 +13,6 @@ from daemon.fleet import effective, linger, units, workers
 from daemon.fleet.answers import Change, Installed
 from daemon.fleet.connection import Local
 from daemon.fleet.supervisor import SYSTEMD, Supervisor, supervisor
-from daemon.fleet.systemd import bus_problem
 from daemon.transient import ROOT
 
 UNIT_MODE, CONFIG_MODE = 0o644, 0o600
@@ -94,8 +93,8 @@ def prepare(
 
 def lacks(connection: Local, config: Config, found: Supervisor) -> list[str]:
     """What a person has to do before attempts can run."""
-    bus = bus_problem(connection) if found.name == SYSTEMD else ""
-    return ([bus] if bus else []) + _missing_agents(config)
+    fresh = not connection.exists(effective.path(connection, config))
+    return [*found.notes(fresh=fresh), *_missing_agents(config)]
 
 
 def write(connection: Local, config_file: str, files: dict[str, str]) -> None:

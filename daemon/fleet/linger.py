@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from daemon.fleet.connection import Local
+from daemon.fleet.connection import Local, Unreachable
 
 FOLDER = "/var/lib/systemd/linger"
 
@@ -17,11 +17,11 @@ def state(connection: Local) -> bool:
 def enable(connection: Local) -> str:
     """Turn it on; returns what a person has to do where that is not allowed ("" where it was)."""
     user = connection.user
-    done = connection.run(["loginctl", "enable-linger", user])
-    if done.status == 0 and state(connection):
+    said = _ask(connection, "enable-linger")
+    if state(connection):
         return ""
     return (
-        f"lingering is off ({done.said or 'refused'}): the workers end at the last logout and "
+        f"lingering is off ({said}): the workers end at the last logout and "
         f"do not start at boot. As root: loginctl enable-linger {user}"
     )
 
@@ -29,10 +29,19 @@ def enable(connection: Local) -> str:
 def disable(connection: Local) -> str:
     """Turn it off; returns what a person has to do where that is not allowed."""
     user = connection.user
-    done = connection.run(["loginctl", "disable-linger", user])
-    if done.status == 0 and not state(connection):
+    said = _ask(connection, "disable-linger")
+    if not state(connection):
         return ""
     return (
-        f"install turned lingering on, and it cannot be turned off ({done.said or 'refused'}). "
+        f"install turned lingering on, and it cannot be turned off ({said}). "
         f"As root: loginctl disable-linger {user}"
     )
+
+
+def _ask(connection: Local, what: str) -> str:
+    """What loginctl has to say, or why it cannot be asked. For oneself that needs polkit."""
+    try:
+        # Outside of a login session it does not know by itself whose lingering is meant.
+        return connection.run(["loginctl", what, connection.user]).said.strip(".") or "refused"
+    except Unreachable as error:
+        return error.problems[0].what

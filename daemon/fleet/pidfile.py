@@ -6,6 +6,7 @@ Nothing starts them again: not after a crash, not at boot.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 from daemon import process
 from daemon.config import Config
-from daemon.fleet import units
+from daemon.fleet import journal, units
 from daemon.fleet.connection import Local
 from daemon.fleet.supervisor import PIDFILE, State, Told
 
@@ -52,6 +53,26 @@ class PidFiles:
     def missing(self, changed: Sequence[str]) -> list[str]:  # noqa: ARG002  # the interface's
         """Nothing."""
         return []
+
+    def notes(self, *, fresh: bool) -> list[str]:
+        """Once, that nothing starts the workers again."""
+        again = (
+            "nothing starts pid-file workers again: after a crash or a boot, invoke agents.start"
+        )
+        return [f"{again}; invoke doctor has a line for cron"] if fresh else []
+
+    def at_boot(self) -> str:
+        """The line of a crontab that starts the workers at boot."""
+        where, role = self.connection.checkout, "$role"
+        logs, pids = map(shlex.quote, (self.config.paths.logs, self.config.paths.pids))
+        config = "~/" + os.path.relpath(self._config_file, self.connection.home)
+        words = units.worker_command(self.connection.python, role, config)
+        command = " ".join(each if each in (role, config) else shlex.quote(each) for each in words)
+        line = (
+            f"cd {shlex.quote(where)} && mkdir -p {logs} && for role in {' '.join(self.config.run)}"
+            f"; do {command} --pid-file {pids}/{role}.pid 2>>{logs}/{role}.log & done"
+        )
+        return "@reboot " + line.replace("%", "\\%")  # cron's sign for a new line
 
     def forget(self, removed: Sequence[str]) -> None:
         """Nothing to forget."""
@@ -140,15 +161,8 @@ class PidFiles:
 
     def logs(self, roles: Sequence[str], lines: int, *, follow: bool) -> Iterator[str]:
         """The workers' log files, one after another; then what is added to them."""
-        files = [path for role in roles if self.connection.exists(path := self._log_file(role))]
-        if follow:
-            return self.connection.lines(["tail", f"--lines={lines}", "-F", "--", *files])
-        several = len(files) > 1
-        return (
-            line
-            for path in files
-            for line in ([f"==> {path} <=="] if several else []) + self.connection.tail(path, lines)
-        )
+        files = [self._log_file(role) for role in roles]
+        return journal.from_files(self.connection, files, lines, follow=follow)
 
     # --- pid files -------------------------------------------------------------------------
 

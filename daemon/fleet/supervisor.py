@@ -53,6 +53,10 @@ class Supervisor(Protocol):
         """What is to be done (words for a person) beside changing these files."""
         ...
 
+    def notes(self, *, fresh: bool) -> list[str]:
+        """What a person has to do, or to know where the host's install is ``fresh``."""
+        ...
+
     def forget(self, removed: Sequence[str]) -> None:
         """Stop and disable what these files define, before they are removed."""
         ...

@@ -7,36 +7,20 @@ import time
 from collections.abc import Iterator, Sequence
 
 from daemon.config import Config
-from daemon.errors import EXIT_CONFIG
-from daemon.fleet import linger, units
+from daemon.fleet import journal, linger, unitfacts, units
 from daemon.fleet.connection import Local, Ran, Unreachable
+from daemon.fleet.manager import NoManager, bus_problem, manager_problem
 from daemon.fleet.supervisor import SYSTEMD, State, Told
 from daemon.fleet.units import service, stop_seconds
 
-SHOWN = (
-    "Id,LoadState,ActiveState,SubState,MainPID,ActiveEnterTimestamp,StateChangeTimestamp,"
-    "NRestarts,StatusText,Result,ExecMainStatus"
-)
-STATES = {
-    "active": "running",
-    "reloading": "running",
-    "activating": "starting",
-    "deactivating": "stopping",
-    "failed": "failed",
-}
 START_SECONDS = 90  # above TimeoutStartSec
 HAND_OVER_SECONDS = 15
 REACH_SECONDS = 10
 MARGIN = 15
 POLL = 0.05
 LOG_LINES = 10
+DARK = "lingering is off: it ends soon after the last logout"
 NOT_INSTALLED = Told("not installed", ok=False, note="invoke install")
-WHY = {
-    "start-limit-hit": "started too often in too short a time",
-    "watchdog": "gave no sign of life, and was killed",
-    "timeout": "did not start or stop in time",
-    "oom-kill": "killed: out of memory",
-}
 
 
 class Systemd:
@@ -77,19 +61,36 @@ class Systemd:
         reload = ["reload the user manager"] if changed or self._outdated() else []
         return reload + [f"enable {name}" for name in self._disabled()]
 
+    def notes(self, *, fresh: bool) -> list[str]:
+        """Without a bus no attempt starts; a journal that cannot be read is said once."""
+        missing = bus_problem(self.connection)
+        notes = ["; ".join(missing)] if missing else []
+        if fresh and (problem := journal.problem(self.connection)):
+            found = problem.problems[0]
+            notes.append(f"{found.what}; {found.hint}")
+        return notes
+
     def forget(self, removed: Sequence[str]) -> None:
         """Stop the units of these files, and take them out of what starts at boot."""
         names = [os.path.basename(path) for path in removed]
         if names:
             seconds = max(map(stop_seconds, self.config.roles.values())) + MARGIN
             self._systemctl("stop", *names, seconds=seconds)
-            self._systemctl("disable", "--quiet", *names, check=True)
+            try:
+                self._systemctl("disable", "--quiet", *names, check=True)
+            except NoManager:  # nobody is there who would do more than this
+                for name in names:
+                    self.connection.remove(self._link(name))
             self._systemctl("reset-failed", *names)
 
     def refresh(self, changed: Sequence[str], *, enable: bool = True) -> None:
         """Let the manager read units that have changed; enable those that are not."""
         if changed or self._outdated():
-            self._systemctl("daemon-reload", check=True)
+            try:
+                self._systemctl("daemon-reload", check=True)
+            except NoManager:  # the next one reads them when it starts
+                if enable:
+                    raise
         disabled = self._disabled() if enable else []
         if disabled:
             self._systemctl("enable", "--quiet", *disabled, check=True)
@@ -103,33 +104,48 @@ class Systemd:
 
     def _disabled(self) -> list[str]:
         # The links that `enable` makes: asking the manager would cost more than looking.
-        wants = {
-            name: os.path.join(self.folder, f"{units.target(self.prefix)}.wants", name)
-            for name in (service(self.prefix, role) for role in self.config.run)
-        }
+        names = [service(self.prefix, role) for role in self.config.run]
+        names.append(units.target(self.prefix))
+        return [name for name in names if not self.connection.exists(self._link(name))]
+
+    def _link(self, name: str) -> str:
         target = units.target(self.prefix)
-        wants[target] = os.path.join(self.folder, "default.target.wants", target)
-        return [name for name, link in wants.items() if not self.connection.exists(link)]
+        wanted_by = "default.target" if name == target else target
+        return os.path.join(self.folder, f"{wanted_by}.wants", name)
 
     # --- workers ---------------------------------------------------------------------------
 
     def states(self, roles: Sequence[str]) -> dict[str, State]:
         """How the workers are: one call, however many they are."""
+        try:
+            states = self._ask(roles)
+        except NoManager as problem:
+            return {role: self._without_manager(role, problem) for role in roles}
+        if not linger.state(self.connection):
+            for role, state in states.items():
+                if state.state == "running":
+                    text = "; ".join(filter(None, [state.text, DARK]))
+                    states[role] = state._replace(text=text)
+        return states
+
+    def _ask(self, roles: Sequence[str]) -> dict[str, State]:
         names = [service(self.prefix, role) for role in roles]
         said = self._systemctl(
-            "show", "--timestamp=unix", f"--property={SHOWN}", "--", *names, check=True
+            "show", "--timestamp=unix", f"--property={unitfacts.SHOWN}", "--", *names, check=True
         )
-        facts = [
-            dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
-            for block in said.out.split("\n\n")
-            if block.strip()
-        ]
-        by_name = {fact["Id"]: fact for fact in facts}
-        return {role: _state(by_name.get(service(self.prefix, role), {})) for role in roles}
+        found = unitfacts.read(said.out)
+        return {role: found.get(service(self.prefix, role), unitfacts.MISSING) for role in roles}
+
+    def _without_manager(self, role: str, problem: NoManager) -> State:
+        """Nothing of this account runs then, so that is no guess."""
+        if self.connection.exists(os.path.join(self.folder, service(self.prefix, role))):
+            found = problem.problems[0]
+            return State("stopped", text=f"{found.what}; {found.hint}")
+        return unitfacts.MISSING
 
     def start(self, roles: Sequence[str]) -> dict[str, Told]:
         """Start the workers, and the target where they are all of them."""
-        before = self.states(roles)
+        before = self._ask(roles)
         told = {role: NOT_INSTALLED for role in roles if before[role].state == "not installed"}
         told |= {role: Told("already running") for role in roles if before[role].state == "running"}
         rest = [role for role in roles if role not in told]
@@ -171,7 +187,7 @@ class Systemd:
 
     def restart(self, roles: Sequence[str]) -> dict[str, Told]:
         """Tell each worker to hand over, wait until it has gone, start the next one."""
-        before = self.states(roles)
+        before = self._ask(roles)
         running = [role for role in roles if before[role].state in {"running", "starting"}]
         waiting = list(running)
         for role in running:
@@ -195,11 +211,22 @@ class Systemd:
         return told
 
     def logs(self, roles: Sequence[str], lines: int, *, follow: bool) -> Iterator[str]:
-        """The journal of the workers and of their attempts."""
-        names = [f"--user-unit={service(self.prefix, role)}" for role in roles]
-        more = ["--follow"] if follow else []
-        argv = ["journalctl", "--user", "--no-pager", f"--lines={lines}", *more, *names]
-        return self.connection.lines(argv)
+        """The journal of the workers and of their attempts.
+
+        Raises RolecallError where this account may not read it, after what can be shown: the
+        workers' own files, which they write where the journal is not kept.
+        """
+        problem = journal.problem(self.connection)
+        if not problem:
+            names = [service(self.prefix, role) for role in roles]
+            more = ["--follow"] if follow else []
+            yield from self.connection.lines(journal.command(names, lines, *more))
+            return
+        if follow:  # it may be long until the error is seen
+            yield f"note: {problem.problems[0].what}; these are the workers' own files"
+        files = [os.path.join(self.config.paths.logs, f"{role}.log") for role in roles]
+        yield from journal.from_files(self.connection, files, lines, follow=follow)
+        raise problem
 
     # --- the manager -----------------------------------------------------------------------
 
@@ -216,10 +243,15 @@ class Systemd:
 
     def _failed(self, role: str, state: State) -> Told:
         name = service(self.prefix, role)
-        said = self.connection.run(
-            ["journalctl", "--user", "--output=cat", f"--lines={LOG_LINES}", f"--user-unit={name}"]
-        )
-        note = "\n".join([state.text or state.state, *said.out.splitlines()])
+        problem = journal.problem(self.connection)
+        if problem:
+            uid = os.getuid()
+            read = f"as root: journalctl _UID={uid} _SYSTEMD_USER_UNIT={name}"
+            said = [f"{problem.problems[0].what}; {read}"]
+        else:
+            argv = journal.command([name], LOG_LINES, "--output=cat")
+            said = self.connection.run(argv).out.splitlines()
+        note = "\n".join([state.text or state.state, *said])
         return Told(f"not started ({state.state})", ok=False, note=note)
 
     def _systemctl(self, *words: str, seconds: float = 30, check: bool = False) -> Ran:
@@ -228,53 +260,3 @@ class Systemd:
             problem = manager_problem(self.connection)
             raise problem or Unreachable(f"systemctl --user {words[0]}: {done.said}")
         return done
-
-
-def manager_problem(connection: Local) -> Unreachable | None:
-    """Why the user manager cannot be worked with, and how to mend it; None where it can."""
-    done = connection.run(["systemctl", "--user", "show", "--property=Version"])
-    if done.status == 0:
-        return None
-    return Unreachable(
-        f"the user manager of {connection.user} can't be reached: {done.said}",
-        hint=f"as root: loginctl enable-linger {connection.user}"
-        "  (it needs dbus-user-session and libpam-systemd), or set supervisor: pidfile",
-    )
-
-
-def bus_problem(connection: Local) -> str:
-    """What a person has to do where attempts cannot be started: they are asked for over D-Bus."""
-    if connection.exists(os.path.join(connection.environ["XDG_RUNTIME_DIR"], "bus")):
-        return ""
-    return (
-        f"{connection.user} has no session bus, without which no attempt can be started. "
-        "As root: apt-get install dbus-user-session, and log in again"
-    )
-
-
-def _state(facts: dict[str, str]) -> State:
-    if facts.get("LoadState", "not-found") == "not-found":
-        return State("not installed", text="invoke install")
-    active = facts["ActiveState"]
-    state = STATES.get(active, "stopped")
-    stamp = facts["ActiveEnterTimestamp" if active == "active" else "StateChangeTimestamp"]
-    text = facts.get("StatusText", "") if state in {"running", "stopping"} else ""
-    if state == "failed" or facts["SubState"] == "auto-restart":
-        text = _why(facts)
-    return State(
-        state,
-        int(facts["MainPID"]) or None,
-        float(stamp[1:]) if stamp.startswith("@") else None,
-        int(facts["NRestarts"]),
-        text,
-    )
-
-
-def _why(facts: dict[str, str]) -> str:
-    result, status = facts["Result"], facts["ExecMainStatus"]
-    if result in WHY:
-        return WHY[result]
-    if status == str(EXIT_CONFIG):
-        return "exit status 78: its configuration, or its queue, cannot be used"
-    word = "signal" if result in {"signal", "core-dump"} else "exit status"
-    return f"ended with {word} {status}"

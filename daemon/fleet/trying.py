@@ -21,8 +21,8 @@ from daemon.fleet import units
 from daemon.fleet.connection import Local
 from daemon.fleet.doctor import elsewhere
 from daemon.fleet.finding import FAIL, OK, WARN, Finding
+from daemon.fleet.manager import bus_problem, manager_problem
 from daemon.fleet.supervisor import SYSTEMD, supervisor_name
-from daemon.fleet.systemd import bus_problem, manager_problem
 from daemon.trial import VERSION_SECONDS, Reply
 
 SECONDS = 120.0  # a model that is slow today still answers one word in that
@@ -68,8 +68,10 @@ def _unreachable(connection: Local, config: Config, *, in_unit: bool) -> str:
     if not os.path.isdir(config.workspace):
         return f"there is no {config.workspace}"
     if in_unit:
-        problem = manager_problem(connection)
-        return problem.problems[0].what if problem else bus_problem(connection)
+        if problem := manager_problem(connection):
+            return problem.problems[0].what
+        if missing := bus_problem(connection):
+            return "; ".join(missing)
     return ""
 
 

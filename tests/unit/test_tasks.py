@@ -233,7 +233,9 @@ def test_workers_are_installed_started_and_stopped(tmp_path: Path) -> None:
     would = operator.invoke("install", "--check", "--diff")
     assert "would create ~/.config/rolecall/agent.yml" in would.stdout
     assert "\n+" in would.stdout
-    assert operator.invoke("install").stdout == "localhost: created ~/.config/rolecall/agent.yml\n"
+    created, note = operator.invoke("install").stdout.splitlines()
+    assert created == "localhost: created ~/.config/rolecall/agent.yml"
+    assert note.startswith("localhost: note: nothing starts pid-file workers again")
     assert operator.invoke("install").stdout == "localhost: nothing to do\n"
     try:
         assert operator.invoke("agents.start").stdout == "localhost: builder: started\n"
