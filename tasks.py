@@ -16,6 +16,7 @@ from invoke.collection import Collection
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
+FORKS, TIMEOUT = 5, 10.0  # Ansible's own
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 HELP = {
     "role": "one role; every role where none is named",
@@ -27,6 +28,8 @@ HELP = {
     "diff": "show how files change",
     "follow": "go on until interrupted",
     "lines": "how many lines of the past",
+    "forks": "how many hosts are worked on at once",
+    "timeout": "seconds without a sign of life after which a host counts as unreachable",
     "debug": "show a traceback with an error",
 }
 
@@ -101,14 +104,15 @@ def install(
     check: bool = False,
     diff: bool = False,
     json: bool = False,
+    forks: int = FORKS,
+    timeout: float = TIMEOUT,
 ) -> int:
     """Render units from the YAML, install them, enable them; the second time changes nothing."""
-    from daemon.fleet import here, report
-    from daemon.fleet import install as units
+    from daemon.fleet import fanout, here, report
 
-    fleet = here.fleet(inventory, limit)
-    results = units.install(fleet.inventory, fleet.hosts, check=check)
-    return report.print_installed(results, check=check, diff=diff, json=json)
+    fleet, how = here.fleet(inventory, limit), fanout.How(forks, timeout)
+    answers = fanout.ask(*fleet, "install", {"check": check}, how)
+    return report.print_installed(fleet.hosts, answers, check=check, diff=diff, json=json)
 
 
 @command()
@@ -118,14 +122,15 @@ def uninstall(
     check: bool = False,
     diff: bool = False,
     json: bool = False,
+    forks: int = FORKS,
+    timeout: float = TIMEOUT,
 ) -> int:
     """Remove what install made, and nothing else; the workers are stopped before."""
-    from daemon.fleet import here, report
-    from daemon.fleet import install as units
+    from daemon.fleet import fanout, here, report
 
-    fleet = here.fleet(inventory, limit)
-    results = units.uninstall(fleet.inventory, fleet.hosts, check=check)
-    return report.print_installed(results, check=check, diff=diff, json=json)
+    fleet, how = here.fleet(inventory, limit), fanout.How(forks, timeout)
+    answers = fanout.ask(*fleet, "uninstall", {"check": check}, how)
+    return report.print_installed(fleet.hosts, answers, check=check, diff=diff, json=json)
 
 
 @command()
@@ -146,7 +151,7 @@ def config(limit: str | None = None, inventory: str | None = None, json: bool = 
 @command(
     in_unit="try each agent where its attempts will run: its version and a prompt of one line, "
     "which spends a few tokens of your account",
-    timeout="seconds that the answer to such a prompt may take",
+    answer_timeout="seconds that the answer to such a prompt may take",
 )
 def doctor(
     role: str | None = None,
@@ -155,28 +160,18 @@ def doctor(
     workspace: str | None = None,
     json: bool = False,
     in_unit: bool = False,
-    timeout: int = 120,
+    answer_timeout: int = 120,
+    forks: int = FORKS,
+    timeout: float = TIMEOUT,
 ) -> int:
-    """Say whether this host is ready, and what to type where it is not."""
-    from daemon.fleet import doctor as checks
-    from daemon.fleet import here
-    from daemon.fleet.output import Style, as_json
+    """Say whether each host is ready, and what to type where it is not."""
+    from daemon.fleet import fanout, here, report
 
-    config = here.fleet(inventory, limit).config(workspace)
-    findings = checks.examine(config, role=role)
-    if in_unit:
-        from daemon.fleet import trying
-
-        def tell(line: str) -> None:
-            print(line, file=sys.stderr, flush=True)
-
-        roles = [config.roles[name] for name in ([role] if role else config.run)]
-        findings += trying.examine(config, roles, timeout, tell)
-    if json:
-        print(as_json([each._asdict() for each in findings]))
-    else:
-        print(checks.report(findings, Style.of(sys.stdout)))
-    return int(checks.failed(findings))
+    fleet, how = here.fleet(inventory, limit), fanout.How(forks, timeout)
+    asked, configs = here.of_role(fleet, role, workspace)
+    options = {"role": role, "in_unit": answer_timeout if in_unit else 0}
+    answers = fanout.ask(fleet.inventory, asked, "doctor", options, how, configs=configs)
+    return report.print_findings(asked, answers, json=json)
 
 
 @command(
@@ -217,31 +212,45 @@ def prompt(
 
 
 @command()
-def start(role: str | None = None, limit: str | None = None, inventory: str | None = None) -> int:
+def start(
+    role: str | None = None,
+    limit: str | None = None,
+    inventory: str | None = None,
+    forks: int = FORKS,
+    timeout: float = TIMEOUT,
+) -> int:
     """Start the workers."""
-    from daemon.fleet import agents, here, report
+    from daemon.fleet import agents, fanout, here
 
-    return report.print_done(agents.start(*here.fleet(inventory, limit), role))
+    return agents.tell(*here.fleet(inventory, limit), "start", role, fanout.How(forks, timeout))
 
 
 @command()
-def stop(role: str | None = None, limit: str | None = None, inventory: str | None = None) -> int:
+def stop(
+    role: str | None = None,
+    limit: str | None = None,
+    inventory: str | None = None,
+    forks: int = FORKS,
+    timeout: float = TIMEOUT,
+) -> int:
     """Stop the workers: attempts may end within the stop budget."""
-    from daemon.fleet import agents, here, report
-    from daemon.fleet.output import escape
+    from daemon.fleet import agents, fanout, here
 
-    def tell(line: str) -> None:
-        print(escape(line), file=sys.stderr, flush=True)
-
-    return report.print_done(agents.stop(*here.fleet(inventory, limit), role, tell=tell))
+    return agents.tell(*here.fleet(inventory, limit), "stop", role, fanout.How(forks, timeout))
 
 
 @command()
-def restart(role: str | None = None, limit: str | None = None, inventory: str | None = None) -> int:
+def restart(
+    role: str | None = None,
+    limit: str | None = None,
+    inventory: str | None = None,
+    forks: int = FORKS,
+    timeout: float = TIMEOUT,
+) -> int:
     """Restart the workers; attempts live on."""
-    from daemon.fleet import agents, here, report
+    from daemon.fleet import agents, fanout, here
 
-    return report.print_done(agents.restart(*here.fleet(inventory, limit), role))
+    return agents.tell(*here.fleet(inventory, limit), "restart", role, fanout.How(forks, timeout))
 
 
 @command()
@@ -249,14 +258,17 @@ def status(
     role: str | None = None,
     limit: str | None = None,
     inventory: str | None = None,
+    forks: int = FORKS,
+    timeout: float = TIMEOUT,
     json: bool = False,
 ) -> int:
     """Show each worker. Exit status: 0 all run, 3 some don't, 4 a host can't be reached."""
-    from daemon.fleet import agents, here
+    from daemon.fleet import agents, fanout, here
     from daemon.fleet.output import Style, as_json
 
-    rows = agents.status(*here.fleet(inventory, limit), role)
+    rows, failures = agents.status(*here.fleet(inventory, limit), role, fanout.How(forks, timeout))
     print(as_json(agents.as_json(rows)) if json else agents.table(rows, Style.of(sys.stdout)))
+    failures.tell()
     return int(agents.exit_status(rows))
 
 
@@ -265,13 +277,16 @@ def logs(
     role: str | None = None,
     limit: str | None = None,
     inventory: str | None = None,
+    forks: int = FORKS,
+    timeout: float = TIMEOUT,
     follow: bool = False,
     lines: int = 50,
 ) -> int:
     """Show what the workers and their attempts log."""
-    from daemon.fleet import agents, here
+    from daemon.fleet import agents, fanout, here
 
-    return int(agents.logs(*here.fleet(inventory, limit), role, follow=follow, lines=lines))
+    fleet, how = here.fleet(inventory, limit), fanout.How(forks, timeout)
+    return int(agents.logs(*fleet, role, how, follow=follow, lines=lines))
 
 
 @command(

@@ -36,6 +36,11 @@ class RolecallError(Exception):
     def __str__(self) -> str:
         return "\n".join(str(problem) for problem in self.problems)
 
+    @property
+    def short(self) -> str:
+        """What happened, in one line."""
+        return "; ".join(problem.what for problem in self.problems)
+
 
 class ConfigError(RolecallError):
     """A configuration that cannot be used; every problem of it at once."""

@@ -1,168 +1,145 @@
-"""The workers of the fleet: start, stop, restart, status, logs. What tasks.py calls."""
+"""The workers of the fleet, as an operator sees them: what tasks.py calls and prints."""
+# ruff: noqa: T201  # printing is what an operator asks for
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from daemon.config import Config
-from daemon.errors import EXIT_ERROR, RolecallError
-from daemon.fleet import effective, worktrees
-from daemon.fleet.connection import UNREACHABLE, Local, connect
+from daemon.fleet import effective, fanout, worktrees
+from daemon.fleet.answers import Attempt, Done, Row, known
+from daemon.fleet.connection import UNREACHABLE
+from daemon.fleet.fanout import HOW, Answer, How
 from daemon.fleet.here import one_of
 from daemon.fleet.output import Style, escape
 from daemon.fleet.output import table as draw
-from daemon.fleet.supervisor import State, Supervisor, Told, supervisor
-from daemon.model import format_time, parse_time
+from daemon.fleet.report import Failures, print_done
+from daemon.model import parse_time
 
 if TYPE_CHECKING:
+    from daemon.config import Config
     from daemon.inventory import Host, Inventory
-    from daemon.queue import Pause
 
 SOME_DO_NOT_RUN = 3
 COLOURS = {"running": "green", "failed": "red", "unreachable": "red"}
 UNSETTLED = "yellow"
 MINUTE, HOUR, DAY = 60, 3600, 86400
+NOT_INSTALLED = Done("", "", "not installed", ok=False, note="invoke install")
+NOT_THERE = {"start": NOT_INSTALLED, "restart": NOT_INSTALLED, "stop": Done("", "", "not running")}
 
 
-class Done(NamedTuple):
-    """What came of a command for one worker. ``note``: why not, in several lines.
+class Status(NamedTuple):
+    """The rows of all workers, and the hosts that gave none."""
 
-    ``exit_code`` is the exit status that it deserves where it is not ``ok``.
-    """
-
-    host: str
-    role: str
-    did: str
-    ok: bool = True
-    note: str = ""
-    exit_code: int = EXIT_ERROR
+    rows: list[Row]
+    failures: Failures
 
 
-class Attempt(NamedTuple):
-    """What a worker is working on. ``seconds``: for how long."""
-
-    task_id: str
-    attempt: int
-    seconds: float
-    pid: int
-
-
-class Row(NamedTuple):
-    """One worker's status. Times are RFC 3339 in UTC.
-
-    ``paused_until``: until when the role claims nothing; null also where a person is waited for.
-    ``worktrees``: those of the host's workspace (number, bytes, and whether that is all), None
-    without any. ``config_is_older``: install would change what the host's workers read.
-    """
-
-    host: str
-    role: str
-    supervisor: str
-    state: str
-    pid: int | None = None
-    since: str | None = None
-    working_on: tuple[Attempt, ...] = ()
-    restarts: int = 0
-    text: str = ""
-    paused_until: str | None = None
-    worktrees: dict[str, Any] | None = None
-    config_is_older: bool = False
-
-
-class Place(NamedTuple):
-    """A host that can be worked with, and its roles that are meant."""
-
-    connection: Local
-    config: Config
-    supervisor: Supervisor
-    roles: list[str]
-
-
-def start(inventory: Inventory, hosts: list[Host], role: str | None = None) -> list[Done]:
-    """Start the workers that do not run."""
-    return _told(inventory, hosts, role, lambda at: at.supervisor.start(at.roles))
-
-
-def stop(
+def tell(
     inventory: Inventory,
-    hosts: list[Host],
+    hosts: Sequence[Host],
+    verb: str,
     role: str | None = None,
-    *,
-    tell: Callable[[str], None] = lambda _: None,
-) -> list[Done]:
-    """Stop the workers, each after at most its stop budget; end attempts without a worker.
+    how: How = HOW,
+) -> int:
+    """Have workers start, stop or restart, and print what came of it; returns the exit status."""
+    asked, configs = running(inventory, hosts, role)
+    answers = fanout.ask(inventory, asked, verb, {"role": role}, how, configs=configs)
 
-    ``tell`` gets a line for what has to be waited for, before that.
+    def said(answer: Answer[Any]) -> Answer[list[Done]]:
+        host, facts, error = answer
+        if error:
+            return Answer(host, None, error)
+        if facts is None:  # there is no release that could be asked
+            roles = roles_of(configs[host.name], role)
+            return Answer(
+                host, [NOT_THERE[verb]._replace(host=host.name, role=each) for each in roles], None
+            )
+        return Answer(host, [known(Done, each)._replace(host=host.name) for each in facts], None)
+
+    return print_done(len(asked), map(said, answers), role)
+
+
+def running(
+    inventory: Inventory, hosts: Sequence[Host], role: str | None
+) -> tuple[list[Host], dict[str, Config]]:
+    """Those of the hosts that run the role, or any, and the configs of all.
+
+    Raises ConfigError with the problems of all of them, UsageError where none knows the role.
     """
-
-    def stop(at: Place) -> dict[str, Told]:
-        for name, attempts in _working(at.config, at.roles)[0].items():
-            tasks = ", ".join(each.task_id for each in attempts)
-            seconds = at.config.roles[name].stop_budget
-            tell(f"{at.connection.name}: {name}: waits up to {seconds:g} s for {tasks}")
-        return stop_here(*at)
-
-    return _told(inventory, hosts, role, stop)
+    configs = fanout.checked(inventory, hosts)
+    if role is not None:
+        one_of("role", role, dict.fromkeys(each for c in configs.values() for each in c.run))
+    return [host for host in hosts if roles_of(configs[host.name], role)], configs
 
 
-def restart(inventory: Inventory, hosts: list[Host], role: str | None = None) -> list[Done]:
-    """Replace the workers; their attempts live on."""
-    return _told(inventory, hosts, role, lambda at: at.supervisor.restart(at.roles))
+def roles_of(config: Config, role: str | None) -> list[str]:
+    """The roles of a host that are meant."""
+    return [each for each in config.run if role in (None, each)]
 
 
-def status(inventory: Inventory, hosts: list[Host], role: str | None = None) -> list[Row]:
+def status(
+    inventory: Inventory, hosts: Sequence[Host], role: str | None = None, how: How = HOW
+) -> Status:
     """How the workers are, one row each; one row for a host that cannot be reached."""
-    rows = []
-    for host, at in _places(inventory, hosts, role):
-        try:
-            rows += _rows(host, at) if isinstance(at, Place) else [_unreachable(host, at)]
-        except RolecallError as error:
-            rows.append(_unreachable(host, error))
-    return rows
+    asked, configs = running(inventory, hosts, role)
+    rows, failures = dict[str, list[Row]](), Failures(len(asked))
+    answers = fanout.ask(inventory, asked, "status", {"role": role}, how, configs=configs)
+    for host, value, error in answers:
+        if error:
+            failures.add(host, error)
+            rows[host.name] = [Row(host.name, "", "", "unreachable", text=error.short)]
+        elif value is None:
+            missing = Row(host.name, "", "", "not installed", text="invoke install")
+            roles = roles_of(configs[host.name], role)
+            rows[host.name] = [missing._replace(role=each) for each in roles]
+        else:
+            rows[host.name] = [Row.of(facts)._replace(host=host.name) for facts in value]
+    return Status([row for host in asked for row in rows[host.name]], failures)
 
 
-def logs(
+def logs(  # noqa: PLR0913  # as the command has options
     inventory: Inventory,
-    hosts: list[Host],
+    hosts: Sequence[Host],
     role: str | None = None,
+    how: How = HOW,
     *,
     follow: bool = False,
     lines: int = 50,
 ) -> int:
-    """Print what the workers said; control characters are escaped. Returns the exit status."""
-    exit_code = 0
-    several = len(hosts) > 1
-    for host, at in _places(inventory, hosts, role):
-        if not isinstance(at, Place):
-            sys.stderr.write(f"{escape(host.name)}: {at}\n")
-            exit_code = UNREACHABLE
-            continue
-        prefix = f"{host.name}: " if several else ""
-        with contextlib.suppress(KeyboardInterrupt):
-            for line in at.supervisor.logs(at.roles, lines, follow=follow):
-                sys.stdout.write(escape(prefix + line.replace("\t", "    ")) + "\n")
-                if follow:
-                    sys.stdout.flush()
-    return exit_code
+    """Print what the workers said; control characters are escaped. Returns the exit status.
 
+    One host after another, in the order of their answers; with ``follow``, as it is said.
+    """
+    asked, configs = running(inventory, hosts, role)
+    prefixed, kept = len(hosts) > 1, dict[str, list[str]]()
 
-def stop_here(
-    connection: Local, config: Config, found: Supervisor, roles: list[str]
-) -> dict[str, Told]:
-    """Stop the workers of one host, then what attempts they have left."""
-    from daemon.fleet import orphans  # noqa: PLC0415  # the queue, when needed
+    def hear(host: Host, kind: str, text: str) -> None:
+        if kind == "tell":
+            print(escape(f"{host.name}: {text}"), file=sys.stderr, flush=True)
+            return
+        said = escape(f"{host.name}: " * prefixed + text.replace("\t", "    "))
+        if follow or len(asked) == 1:
+            print(said, flush=follow)
+        else:
+            kept.setdefault(host.name, []).append(said)
 
-    told = found.stop(roles)
-    stopped = [role for role in roles if told[role].ok]
-    for role, tasks in orphans.end(connection, config, stopped).items():
-        note = f"its attempt on {', '.join(tasks)} had no worker, and was ended"
-        told[role] = told[role]._replace(note=note)
-    return told
+    failures = Failures(len(asked))
+    options = {"role": role, "follow": follow, "lines": lines}
+    if follow:  # none of them ends
+        how = how._replace(forks=max(how.forks, len(asked)))
+    with contextlib.suppress(KeyboardInterrupt):
+        for host, _, error in fanout.ask(
+            inventory, asked, "logs", options, how, hear=hear, configs=configs
+        ):
+            for said in kept.pop(host.name, []):
+                print(said)
+            if error:
+                failures.add(host, error)
+    return failures.tell()
 
 
 def exit_status(rows: Sequence[Row]) -> int:
@@ -175,9 +152,7 @@ def exit_status(rows: Sequence[Row]) -> int:
 
 def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The rows for a program."""
-    return [
-        {**row._asdict(), "working_on": [each._asdict() for each in row.working_on]} for row in rows
-    ]
+    return [row.facts() for row in rows]
 
 
 def table(rows: Sequence[Row], style: Style) -> str:
@@ -226,108 +201,3 @@ def span(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size}{unit} {whole % size // below}{unit_below}"
     return f"{whole}s"
-
-
-def _places(
-    inventory: Inventory, hosts: list[Host], role: str | None
-) -> Iterator[tuple[Host, Place | RolecallError]]:
-    configs = {host.name: inventory.config(host) for host in hosts}
-    if role is not None:
-        one_of("role", role, dict.fromkeys(each for c in configs.values() for each in c.run))
-    for host in hosts:
-        config = configs[host.name]
-        roles = [each for each in config.run if role in (None, each)]
-        if not roles:
-            continue
-        try:
-            connection = connect(host)
-            yield host, Place(connection, config, supervisor(connection, config), roles)
-        except RolecallError as error:
-            yield host, error
-
-
-def _told(
-    inventory: Inventory,
-    hosts: list[Host],
-    role: str | None,
-    tell: Callable[[Place], dict[str, Told]],
-) -> list[Done]:
-    done = []
-    for host, at in _places(inventory, hosts, role):
-        try:
-            if not isinstance(at, Place):
-                raise at
-            if foreign := effective.foreign(at.connection, at.config):
-                raise foreign
-            done += [Done(host.name, each, *said) for each, said in tell(at).items()]
-        except RolecallError as error:
-            who = role or "all roles"
-            failed = Done(host.name, who, "failed", ok=False, note=str(error))
-            done.append(failed._replace(exit_code=error.exit_code))
-    return done
-
-
-def _rows(host: Host, at: Place) -> list[Row]:
-    working, pauses, trouble = _working(at.config, at.roles)
-    used = worktrees.usage(at.config)
-    foreign = effective.foreign(at.connection, at.config)
-    if foreign:  # what runs under this prefix is not ours
-        states = dict.fromkeys(at.roles, State("not installed", text=_short(foreign)))
-    else:
-        states = at.supervisor.states(at.roles)
-    older = not foreign and effective.is_older(at.connection, at.config)
-    rows = []
-    for role, state in states.items():
-        pause = pauses.get(role)
-        rows.append(
-            Row(
-                host.name,
-                role,
-                at.supervisor.name,
-                state.state,
-                state.pid,
-                None if state.since is None else format_time(state.since),
-                tuple(working.get(role, ())),
-                state.restarts,
-                state.text if foreign else pause.why if pause else trouble or state.text,
-                format_time(pause.until) if pause and pause.until is not None else None,
-                used._asdict() if used else None,
-                older,
-            )
-        )
-    return rows
-
-
-def _unreachable(host: Host, error: RolecallError) -> Row:
-    return Row(host.name, "", "", "unreachable", text=_short(error))
-
-
-def _short(error: RolecallError) -> str:
-    return "; ".join(each.what for each in error.problems)
-
-
-def _working(
-    config: Config, roles: Sequence[str]
-) -> tuple[dict[str, list[Attempt]], dict[str, Pause], str]:
-    """The live attempts and the pauses of this host, by role, and why no worker can work."""
-    from daemon.queue.file import FileQueue  # noqa: PLC0415  # the queue, when needed
-
-    now = time.time()
-    queue = FileQueue(config)
-    working: dict[str, list[Attempt]] = {}
-    trouble = ""
-    try:
-        queue.snapshot()
-        for lease in queue.live(host=os.uname().nodename):
-            if lease.role in roles:
-                seconds = max(0.0, now - (parse_time(lease.started_at) or now))
-                attempt = Attempt(lease.task_id, lease.attempt, seconds, lease.pid)
-                working.setdefault(lease.role, []).append(attempt)
-    except RolecallError as error:  # it hides no worker
-        trouble = f"{error.problems[0].where}: {error.problems[0].what}"
-    pauses: dict[str, Pause] = {}
-    for role in roles:
-        found = [pause for pause in queue.pauses(role) if not pause.passing]
-        if found:
-            pauses[role] = max(found, key=lambda each: each.lasts)
-    return working, pauses, trouble

@@ -1,4 +1,4 @@
-"""The way to a host: run a command there, read and write its files. Local today."""
+"""A host, for what runs on it: run a command, read and write its files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
-from daemon import process
+from daemon import process, transient
 from daemon.errors import RolecallError
-
-if TYPE_CHECKING:
-    from daemon.inventory import Host
 
 READY = b"READY=1"
 UNREACHABLE = 4
@@ -51,16 +48,23 @@ class Started(NamedTuple):
 
 
 class Local:
-    """This machine, as the user who runs the command."""
+    """This machine, as the user who runs the command.
 
-    def __init__(self, name: str = "localhost") -> None:
+    ``name`` is the inventory's. ``checkout``: the folder that workers are to run, where that is
+    not the one that this process runs: the link to the current release of a host that has no
+    checkout.
+    """
+
+    def __init__(self, name: str = "localhost", checkout: str | None = None) -> None:
         self.name = name
         self.home = os.path.expanduser("~")
         # Under su, cron and some ssh servers nobody says where the user manager listens.
         self.environ = {"XDG_RUNTIME_DIR": f"/run/user/{os.getuid()}", **os.environ}
         #: The Python that has our dependencies, and the checkout it runs.
         self.python = sys.executable
-        self.checkout = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        self.checkout = checkout or transient.ROOT
+        #: Where the host's releases are; None where workers run a checkout.
+        self.releases = os.path.dirname(checkout) if checkout else None
 
     @property
     def user(self) -> str:
@@ -246,14 +250,3 @@ def _wait_ready(pid: int, channel: socket.socket, seconds: float) -> str:
         return f"not ready within {seconds:g} s: killed"
     finally:
         os.close(watch)
-
-
-def connect(host: Host) -> Local:
-    """The connection to a host of the inventory. Raises Unreachable."""
-    if host.connection == "local":
-        return Local(host.name)
-    raise Unreachable(
-        f"no way to reach a host by {host.connection} yet",
-        where=host.name,
-        hint="ansible_connection: local, and run the command on that host",
-    )

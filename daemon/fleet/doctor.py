@@ -48,10 +48,15 @@ class Place(NamedTuple):
     mountinfo: str = "/proc/self/mountinfo"
 
 
-def examine(config: Config, place: Place | None = None, role: str | None = None) -> list[Finding]:
+def examine(
+    config: Config,
+    place: Place | None = None,
+    role: str | None = None,
+    connection: Local | None = None,
+) -> list[Finding]:
     """Look at everything that the roles of this host need."""
-    place = place or Place(os.environ)
-    connection, units = Local(), place.environ
+    place, connection = place or Place(os.environ), connection or Local()
+    units = place.environ
     findings = [_python(connection)]
     if supervisor_name(connection, config) == SYSTEMD:
         manager = ask_manager(connection)

@@ -64,3 +64,22 @@ def fleet(inventory: str | None = None, limit: str | None = None) -> Fleet:
 
     loaded = Inventory.load(inventory or inventory_dir())
     return Fleet(loaded, loaded.hosts(limit))
+
+
+def of_role(
+    fleet: Fleet, role: str | None, workspace: str | None = None
+) -> tuple[list[Host], dict[str, Config]]:
+    """The hosts that a command looks at closely, those with the role; and their configs.
+
+    Another workspace than the inventory's can only be meant on this machine.
+    """
+    from daemon.fleet import fanout  # noqa: PLC0415  # it imports us
+
+    hosts = [fleet.here()] if workspace else fleet.hosts
+    if workspace:
+        configs = {hosts[0].name: fleet.config(workspace)}
+    else:
+        configs = fanout.checked(fleet.inventory, hosts)
+    if role:
+        one_of("role", role, dict.fromkeys(each for c in configs.values() for each in c.roles))
+    return [each for each in hosts if role in (None, *configs[each.name].roles)], configs

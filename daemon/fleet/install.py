@@ -6,42 +6,18 @@ import compileall
 import difflib
 import os
 import shutil
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from daemon.config import Config
-from daemon.errors import RolecallError
-from daemon.fleet import agents, effective, linger, units
-from daemon.fleet.connection import Local, connect
+from daemon.fleet import effective, linger, units, workers
+from daemon.fleet.answers import Change, Installed
+from daemon.fleet.connection import Local
 from daemon.fleet.supervisor import SYSTEMD, Supervisor, supervisor
 from daemon.fleet.systemd import bus_problem
 from daemon.transient import ROOT
 
-if TYPE_CHECKING:
-    from daemon.inventory import Host, Inventory
-
 UNIT_MODE, CONFIG_MODE = 0o644, 0o600
 LINGER_RECORD = "linger"  # beside the configs: install has turned lingering on
-
-
-class Change(NamedTuple):
-    """One thing that was, or would be, done. ``kind``: create, change, remove, action."""
-
-    host: str
-    path: str
-    kind: str
-    text: str = ""
-    diff: str = ""
-
-
-class Installed(NamedTuple):
-    """What became of one host. ``notes``: what a person has to do."""
-
-    host: str
-    supervisor: str
-    changes: tuple[Change, ...] = ()
-    notes: tuple[str, ...] = ()
-    error: RolecallError | None = None
 
 
 class Difference(NamedTuple):
@@ -50,30 +26,6 @@ class Difference(NamedTuple):
     write: dict[str, str]  # path to text: files to create or change
     remove: tuple[str, ...]
     changes: tuple[Change, ...]
-
-
-def install(inventory: Inventory, hosts: list[Host], *, check: bool = False) -> list[Installed]:
-    """Make every host run the roles that its config names; ``check`` only says what would be."""
-    return [_on(inventory, host, lambda *of: _install(*of, check=check)) for host in hosts]
-
-
-def uninstall(inventory: Inventory, hosts: list[Host], *, check: bool = False) -> list[Installed]:
-    """Remove what install made, and nothing else; workers drain first."""
-    return [_on(inventory, host, lambda *of: _uninstall(*of, check=check)) for host in hosts]
-
-
-Doing = Callable[[Local, Config, Supervisor], Installed]
-
-
-def _on(inventory: Inventory, host: Host, do: Doing) -> Installed:
-    name = ""
-    try:
-        connection, config = connect(host), inventory.config(host)
-        found = supervisor(connection, config)
-        name = found.name
-        return do(connection, config, found)
-    except RolecallError as error:
-        return Installed(host.name, name, error=error)
 
 
 def compare(connection: Local, config: Config, found: Supervisor) -> Difference:
@@ -91,7 +43,9 @@ def compare(connection: Local, config: Config, found: Supervisor) -> Difference:
     return Difference(write, remove, tuple(changes))
 
 
-def _install(connection: Local, config: Config, found: Supervisor, *, check: bool) -> Installed:
+def install(connection: Local, config: Config, *, check: bool = False) -> Installed:
+    """Make the host run the roles that its config names; ``check`` only says what would be."""
+    found = supervisor(connection, config)
     path = effective.path(connection, config)
     if not check:
         # Neither invoke nor a unit, which may not write the checkout, would ever keep compiled
@@ -99,18 +53,9 @@ def _install(connection: Local, config: Config, found: Supervisor, *, check: boo
         compileall.compile_dir(os.path.join(ROOT, "daemon"), quiet=2)
     differs = compare(connection, config, found)
     units_changed = [*differs.remove, *(each for each in differs.write if each != path)]
-    actions, notes = [], []
-    if found.name == SYSTEMD and not linger.state(connection):
-        # First, for it also starts a user manager where there is none yet.
-        note = "" if check else linger.enable(connection)
-        notes += [note] if note else []
-        actions += [] if note else [f"enable lingering of {connection.user}"]
-        if not (check or note):
-            connection.write(_record(connection), "invoke install did it\n", CONFIG_MODE)
+    actions, notes = prepare(connection, found, check=check)
     actions += found.missing(units_changed)
-    if found.name == SYSTEMD and (note := bus_problem(connection)):
-        notes.append(note)
-    notes += _missing_agents(config)
+    notes += lacks(connection, config, found)
     if path in differs.write and connection.exists(path) and not check:
         running = [r for r, each in found.states(config.run).items() if each.state == "running"]
         if running:
@@ -122,12 +67,41 @@ def _install(connection: Local, config: Config, found: Supervisor, *, check: boo
     if check or not changes:
         return done
     found.forget(differs.remove)
-    for each, text in differs.write.items():
-        connection.write(each, text, CONFIG_MODE if each == path else UNIT_MODE)
+    write(connection, path, differs.write)
     for each in differs.remove:
         connection.remove(each)
     found.refresh(units_changed)
     return done
+
+
+def prepare(
+    connection: Local, found: Supervisor, *, check: bool = False
+) -> tuple[list[str], list[str]]:
+    """Have the workers outlive the last logout, where that takes something.
+
+    Returns what was, or would be, done, and what a person has to do.
+    """
+    if found.name != SYSTEMD or linger.state(connection):
+        return [], []
+    # First of all, for it also starts a user manager where there is none yet.
+    note = "" if check else linger.enable(connection)
+    if note:
+        return [], [note]
+    if not check:
+        connection.write(_record(connection), "invoke install did it\n", CONFIG_MODE)
+    return [f"enable lingering of {connection.user}"], []
+
+
+def lacks(connection: Local, config: Config, found: Supervisor) -> list[str]:
+    """What a person has to do before attempts can run."""
+    bus = bus_problem(connection) if found.name == SYSTEMD else ""
+    return ([bus] if bus else []) + _missing_agents(config)
+
+
+def write(connection: Local, config_file: str, files: dict[str, str]) -> None:
+    """Write these files, each with the mode that its kind has."""
+    for path, text in files.items():
+        connection.write(path, text, CONFIG_MODE if path == config_file else UNIT_MODE)
 
 
 def _missing_agents(config: Config) -> list[str]:
@@ -144,8 +118,9 @@ def _missing_agents(config: Config) -> list[str]:
     ]
 
 
-def _uninstall(connection: Local, config: Config, found: Supervisor, *, check: bool) -> Installed:
-    name = connection.name
+def uninstall(connection: Local, config: Config, *, check: bool = False) -> Installed:
+    """Remove what install made, and nothing else; workers drain first."""
+    found, name = supervisor(connection, config), connection.name
     path = effective.path(connection, config)
     present = _present(connection, found, path)
     _refuse_foreign(config, present)
@@ -163,7 +138,7 @@ def _uninstall(connection: Local, config: Config, found: Supervisor, *, check: b
         return Installed(name, found.name, tuple(changes))
     notes = [
         f"{role}: {told.did}: {told.note}"
-        for role, told in agents.stop_here(connection, config, found, list(config.roles)).items()
+        for role, told in workers.stop_here(connection, config, found, list(config.roles)).items()
         if not told.ok
     ]
     unit_files = [each for each in present if each != path]

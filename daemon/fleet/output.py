@@ -17,6 +17,7 @@ __all__ = [
     "as_json",
     "error_text",
     "escape",
+    "fit",
     "shown",
     "table",
     "value_text",
@@ -85,7 +86,8 @@ def width(text: str) -> int:
     )
 
 
-def _fit(text: str, columns: int) -> str:
+def fit(text: str, columns: int) -> str:
+    """The text, cut where it would take more columns of a terminal."""
     if width(text) <= columns:
         return text
     while text and width(text) > columns - 1:
@@ -118,7 +120,7 @@ def table(
     def line(row: Sequence[str], paint: Mapping[int, str]) -> str:
         parts = []
         for i in kept:
-            text = _fit(row[i], widths[i])
+            text = fit(row[i], widths[i])
             padding = "" if i == kept[-1] else " " * (widths[i] - width(text))
             parts.append(style.paint(text, paint.get(i)) + padding)
         return GAP.join(parts).rstrip()

@@ -5,35 +5,38 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from daemon.errors import EXIT_ERROR
+from daemon.fleet.answers import Done, Installed, known
+from daemon.fleet.connection import UNREACHABLE
+from daemon.fleet.finding import FAIL, Finding, failed, report
 from daemon.fleet.output import Style, as_json, error_text, escape
 
 if TYPE_CHECKING:
-    from daemon.fleet.agents import Done
-    from daemon.fleet.install import Installed
+    from daemon.errors import RolecallError
+    from daemon.fleet.fanout import Answer
+    from daemon.inventory import Host
 
 DID = {"create": "created", "change": "changed", "remove": "removed"}
 
 
-def installed(results: Sequence[Installed], style: Style, *, check: bool, diff: bool) -> str:
+def installed(result: Installed, style: Style, *, check: bool, diff: bool) -> str:
     """A line for each change, its diff below it where it is asked for."""
-    lines = []
-    for result in results:
-        host = escape(result.host)
-        for change in result.changes:
-            if change.kind == "action":
-                did = f"would {change.text}" if check else change.text
-            else:
-                verb = f"would {change.kind}" if check else DID[change.kind]
-                did = f"{verb} {_home(change.path)}" + f" ({change.text})" * bool(change.text)
-            lines.append(f"{host}: {escape(did)}")
-            if diff and change.diff:
-                lines += [_diff_line(line, style) for line in change.diff.splitlines()]
-        if not result.changes and not result.error:
-            lines.append(f"{host}: nothing to do")
-        lines += [f"{host}: {style.paint('note', 'yellow')}: {escape(n)}" for n in result.notes]
+    lines, host = [], escape(result.host)
+    for change in result.changes:
+        if change.kind == "action":
+            did = f"would {change.text}" if check else change.text
+        else:
+            verb = f"would {change.kind}" if check else DID[change.kind]
+            did = f"{verb} {_home(change.path)}" + f" ({change.text})" * bool(change.text)
+        lines.append(f"{host}: {escape(did)}")
+        if diff and change.diff:
+            lines += [_diff_line(line, style) for line in change.diff.splitlines()]
+    if not result.changes:
+        lines.append(f"{host}: nothing to do")
+    lines += [f"{host}: {style.paint('note', 'yellow')}: {escape(n)}" for n in result.notes]
     return "\n".join(lines)
 
 
@@ -47,29 +50,6 @@ def _diff_line(line: str, style: Style) -> str:
     return style.paint(escape(line), marks.get(line[:1]))
 
 
-def installed_facts(results: Sequence[Installed]) -> list[dict[str, Any]]:
-    """The same for a program."""
-    return [
-        {
-            "host": result.host,
-            "supervisor": result.supervisor,
-            "changes": [change._asdict() for change in result.changes],
-            "notes": list(result.notes),
-            "error": str(result.error) if result.error else None,
-        }
-        for result in results
-    ]
-
-
-def errors(results: Sequence[Installed]) -> int:
-    """Say on stderr what went wrong where; returns the exit status."""
-    failed = [result for result in results if result.error]
-    for result in failed:
-        print(f"{escape(result.host)}: {error_text(result.error)}", file=sys.stderr)
-    statuses = [result.error.exit_code for result in failed if result.error]
-    return max(statuses, default=0)
-
-
 def done(results: Sequence[Done], style: Style) -> str:
     """A line for each worker, and below it why it did not do as told."""
     lines = []
@@ -80,19 +60,109 @@ def done(results: Sequence[Done], style: Style) -> str:
     return "\n".join(lines)
 
 
-def exit_status(results: Sequence[Done]) -> int:
-    """0 where everything was done, else what the worst deserves."""
-    return max((each.exit_code for each in results if not each.ok), default=0)
+class Failures:
+    """The hosts that failed: said at the end, beneath what the others did.
+
+    ``hosts``: how many were asked.
+    """
+
+    def __init__(self, hosts: int) -> None:
+        self._hosts = hosts
+        self._errors: dict[str, RolecallError] = {}
+        self._statuses: dict[str, int] = {}
+
+    def add(self, host: Host, error: RolecallError) -> None:
+        """A host of which nothing else is said."""
+        self._errors[host.name] = error
+        self.count(host, error.exit_code)
+
+    def count(self, host: Host, status: int) -> None:
+        """A host of which all has been said, and the exit status that it deserves."""
+        self._statuses[host.name] = status
+
+    @property
+    def exit_status(self) -> int:
+        """0 where none failed, 4 where one can't be reached, else what the worst deserves."""
+        statuses = self._statuses.values()
+        return UNREACHABLE if UNREACHABLE in statuses else max(statuses, default=0)
+
+    def tell(self) -> int:
+        """Say on stderr what went wrong where, and what to type; returns the exit status."""
+        sys.stdout.flush()
+        for name, error in self._errors.items():
+            print(f"{escape(name)}: {error_text(error)}", file=sys.stderr)
+        if self._statuses and self._hosts > 1:
+            names = ",".join(self._statuses)
+            text = f"{len(self._statuses)} of {self._hosts} hosts failed; look closer: "
+            print(escape(f"{text}invoke doctor --limit {names}"), file=sys.stderr)
+        return self.exit_status
 
 
-def print_installed(results: Sequence[Installed], *, check: bool, diff: bool, json: bool) -> int:
-    """Print what install or uninstall did; returns the exit status."""
-    text = installed(results, Style.of(sys.stdout), check=check, diff=diff)
-    print(as_json(installed_facts(results)) if json else text)
-    return errors(results)
+def gave_up(host: Host, error: RolecallError, style: Style) -> str:
+    """A line for a host of which all else is said at the end."""
+    did = "unreachable" if error.exit_code == UNREACHABLE else "failed"
+    return f"{escape(host.name)}: {style.paint(did, 'red')}"
 
 
-def print_done(results: Sequence[Done]) -> int:
-    """Print what start, stop or restart did; returns the exit status."""
-    print(done(results, Style.of(sys.stdout)))
-    return exit_status(results)
+def print_installed(
+    asked: Sequence[Host], answers: Iterable[Answer[Any]], *, check: bool, diff: bool, json: bool
+) -> int:
+    """Print what install or uninstall did, host by host as they end; returns the exit status."""
+    failures, style, found = Failures(len(asked)), Style.of(sys.stdout), dict[str, Any]()
+    for host, facts, error in answers:
+        result = Installed(host.name, "")
+        if facts is not None:  # else there was nothing there, or no answer
+            result = Installed.of(facts)._replace(host=host.name)
+        found[host.name] = {**result.facts(), "error": str(error) if error else None}
+        if error:
+            failures.add(host, error)
+        if not json and not error:
+            print(installed(result, style, check=check, diff=diff), flush=True)
+        elif not json and error and len(asked) > 1:
+            print(gave_up(host, error, style), flush=True)
+    if json:
+        print(as_json([found[host.name] for host in asked]))
+    return failures.tell()
+
+
+def print_done(hosts: int, answers: Iterable[Answer[list[Done]]], role: str | None) -> int:
+    """Print what start, stop or restart did, host by host; returns the exit status.
+
+    ``hosts``: how many were asked.
+    """
+    failures, style = Failures(hosts), Style.of(sys.stdout)
+    for host, told, error in answers:
+        if error and hosts > 1:
+            failures.add(host, error)
+            print(gave_up(host, error, style), flush=True)
+            continue
+        results = told or []
+        if error:  # of the only one it is said at once
+            one = Done(host.name, role or "all roles", "failed", ok=False, note=str(error))
+            results = [one._replace(exit_code=error.exit_code)]
+        worst = max((each.exit_code for each in results if not each.ok), default=0)
+        if worst:
+            failures.count(host, worst)
+        print(done(results, style), flush=True)
+    return failures.tell()
+
+
+def print_findings(asked: Sequence[Host], answers: Iterable[Answer[Any]], *, json: bool) -> int:
+    """Print what the doctor found, a block for each host; exit status 1 where something fails."""
+    failures, style, found = Failures(len(asked)), Style.of(sys.stdout), dict[str, list[Finding]]()
+    for host, facts, error in answers:
+        if error:
+            failures.add(host, error)
+            continue
+        missing = [Finding("release", FAIL, "Rolecall is not installed there", "invoke install")]
+        found[host.name] = missing if facts is None else [known(Finding, each) for each in facts]
+        if failed(found[host.name]):
+            failures.count(host, EXIT_ERROR)
+        if not json:
+            if len(asked) > 1:
+                print("\n" * (len(found) > 1) + style.paint(escape(host.name), "bold"))
+            print(report(found[host.name], style), flush=True)
+    if json:
+        every = [(host.name, each) for host in asked for each in found.get(host.name, [])]
+        print(as_json([{"host": name, **each._asdict()} for name, each in every]))
+    return failures.tell()

@@ -182,7 +182,7 @@ def test_what_the_cli_says_of_itself_counts(tmp_path: Path) -> None:
 def test_an_agent_that_never_answers_is_ended(tmp_path: Path) -> None:
     """With all its processes, when its time is up."""
     tried = Tried(tmp_path, "setsid sleep 300 & sleep 300")
-    finding = tried.doctor("--timeout", "1")["answer"]
+    finding = tried.doctor("--answer-timeout", "1")["answer"]
     assert (finding["state"], "timed out" in finding["what"]) == ("fail", True)
     assert tried.is_clean()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from daemon.fleet import agents, doctor, worktrees
-from daemon.fleet.agents import Row
+from daemon.fleet.answers import Row
 from daemon.fleet.output import Style
 from tests.queues import FileBackend
 from tests.repository import Repository, repository

@@ -1,0 +1,107 @@
+"""What a host answers: plain values that its own code and the operator's both know."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeVar
+
+from daemon.errors import EXIT_ERROR, RolecallError
+
+N = TypeVar("N", bound=tuple[Any, ...])
+
+
+class Change(NamedTuple):
+    """One thing that was, or would be, done. ``kind``: create, change, remove, action."""
+
+    host: str
+    path: str
+    kind: str
+    text: str = ""
+    diff: str = ""
+
+
+class Installed(NamedTuple):
+    """What became of one host. ``notes``: what a person has to do."""
+
+    host: str
+    supervisor: str
+    changes: tuple[Change, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """The same for a program."""
+        changes = [change._asdict() for change in self.changes]
+        return {**self._asdict(), "changes": changes, "notes": list(self.notes)}
+
+    @classmethod
+    def of(cls, facts: Any) -> Installed:
+        """What a host said of itself."""
+        found = known(cls, facts)
+        changes = tuple(known(Change, each) for each in found.changes)
+        return found._replace(changes=changes, notes=tuple(found.notes))
+
+
+class Done(NamedTuple):
+    """What came of a command for one worker. ``note``: why not, in several lines.
+
+    ``exit_code`` is the exit status that it deserves where it is not ``ok``.
+    """
+
+    host: str
+    role: str
+    did: str
+    ok: bool = True
+    note: str = ""
+    exit_code: int = EXIT_ERROR
+
+
+class Attempt(NamedTuple):
+    """What a worker is working on. ``seconds``: for how long."""
+
+    task_id: str
+    attempt: int
+    seconds: float
+    pid: int
+
+
+class Row(NamedTuple):
+    """One worker's status. Times are RFC 3339 in UTC.
+
+    ``paused_until``: until when the role claims nothing; null also where a person is waited for.
+    ``worktrees``: those of the host's workspace (number, bytes, and whether that is all), None
+    without any. ``config_is_older``: install would change what the host's workers read.
+    """
+
+    host: str
+    role: str
+    supervisor: str
+    state: str
+    pid: int | None = None
+    since: str | None = None
+    working_on: tuple[Attempt, ...] = ()
+    restarts: int = 0
+    text: str = ""
+    paused_until: str | None = None
+    worktrees: dict[str, Any] | None = None
+    config_is_older: bool = False
+
+    def facts(self) -> dict[str, Any]:
+        """The row for a program."""
+        return {**self._asdict(), "working_on": [each._asdict() for each in self.working_on]}
+
+    @classmethod
+    def of(cls, facts: Any) -> Row:
+        """What a host said of one of its workers."""
+        found = known(cls, facts)
+        return found._replace(working_on=tuple(known(Attempt, each) for each in found.working_on))
+
+
+def known(kind: type[N], facts: Any) -> N:
+    """What a host said, as the value that it is; its release may tell more than we know, or less.
+
+    Raises RolecallError for what makes no sense.
+    """
+    fields = getattr(kind, "_fields", ())
+    try:
+        return kind(**{key: facts[key] for key in fields if key in facts})
+    except TypeError as error:
+        raise RolecallError("its answer makes no sense here", hint="invoke deploy") from error

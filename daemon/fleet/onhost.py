@@ -1,0 +1,137 @@
+"""What is done on a host: by this code, in that host's own process, for whoever asks from afar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from daemon.config import Config
+from daemon.errors import RolecallError
+from daemon.fleet.connection import Local
+
+PROTOCOL = 1
+MARK = b"\x1erolecall "  # before each message: whatever else is printed to the pipe is noise
+ALIVE = 2.0  # seconds between two signs of life, of the 10 that an operator waits
+CHANGING = ("install", "uninstall", "start", "stop", "restart", "deploy")
+
+Tell = Callable[[str], None]
+Options = dict[str, Any]
+
+
+class Asked(NamedTuple):
+    """What a verb gets. ``tell`` takes a line for a person, ``line`` one of a log."""
+
+    connection: Local
+    config: Config
+    options: Options
+    tell: Tell
+    line: Tell
+
+
+Verb = Callable[[Asked], Any]
+
+
+def _install(asked: Asked) -> Any:
+    from daemon.fleet import install  # noqa: PLC0415  # each verb imports what it needs alone
+
+    check = asked.options.get("check", False)
+    return install.install(asked.connection, asked.config, check=check).facts()
+
+
+def _uninstall(asked: Asked) -> Any:
+    from daemon.fleet import install  # noqa: PLC0415
+
+    check = asked.options.get("check", False)
+    return install.uninstall(asked.connection, asked.config, check=check).facts()
+
+
+def _start(asked: Asked) -> Any:
+    from daemon.fleet import workers  # noqa: PLC0415
+
+    return [each._asdict() for each in workers.start(_place(asked))]
+
+
+def _stop(asked: Asked) -> Any:
+    from daemon.fleet import workers  # noqa: PLC0415
+
+    return [each._asdict() for each in workers.stop(_place(asked), asked.tell)]
+
+
+def _restart(asked: Asked) -> Any:
+    from daemon.fleet import workers  # noqa: PLC0415
+
+    return [each._asdict() for each in workers.restart(_place(asked))]
+
+
+def _status(asked: Asked) -> Any:
+    from daemon.fleet import workers  # noqa: PLC0415
+
+    return [each.facts() for each in workers.status(_place(asked))]
+
+
+def _logs(asked: Asked) -> Any:
+    from daemon.fleet import workers  # noqa: PLC0415
+
+    options = asked.options
+    lines, follow = options.get("lines", 50), options.get("follow", False)
+    for line in workers.logs(_place(asked), lines, follow=follow):
+        asked.line(line)
+
+
+def _doctor(asked: Asked) -> Any:
+    from daemon.fleet import doctor  # noqa: PLC0415
+
+    options, config = asked.options, asked.config
+    findings = doctor.examine(config, role=options.get("role"), connection=asked.connection)
+    if seconds := options.get("in_unit"):
+        from daemon.fleet import trying  # noqa: PLC0415  # only where a trial is asked for
+
+        names = [options["role"]] if options.get("role") else config.run
+        roles = [config.roles[name] for name in names]
+        findings += trying.examine(config, roles, seconds, asked.tell)
+    return [each._asdict() for each in findings]
+
+
+def _deploy(_asked: Asked) -> Any:
+    raise RolecallError("this release does not know how to deploy", hint="invoke install")
+
+
+def _place(asked: Asked) -> Any:
+    from daemon.fleet import workers  # noqa: PLC0415
+
+    return workers.place(asked.connection, asked.config, asked.options.get("role"))
+
+
+VERBS: MappingProxyType[str, Verb] = MappingProxyType(
+    {
+        "install": _install,
+        "uninstall": _uninstall,
+        "start": _start,
+        "stop": _stop,
+        "restart": _restart,
+        "status": _status,
+        "logs": _logs,
+        "doctor": _doctor,
+        "deploy": _deploy,
+    }
+)
+
+
+def perform(  # noqa: PLR0913, PLR0917  # where, what, and who is told
+    connection: Local,
+    config: Config,
+    verb: str,
+    options: Options,
+    tell: Tell,
+    line: Tell | None = None,
+) -> Any:
+    """Do it here; returns what JSON can say. Raises RolecallError.
+
+    ``tell`` gets lines for a person at once, ``line`` those of a log.
+    """
+    if verb not in VERBS:
+        raise RolecallError(
+            f'the release on this host does not know "{verb}"', hint="invoke deploy"
+        )
+    return VERBS[verb](Asked(connection, config, options, tell, line or tell))

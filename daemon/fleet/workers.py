@@ -1,0 +1,144 @@
+"""The workers of one host, on that host: start, stop, restart, status, logs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from daemon.config import Config
+from daemon.errors import RolecallError
+from daemon.fleet import effective, worktrees
+from daemon.fleet.answers import Attempt, Done, Row
+from daemon.fleet.connection import Local
+from daemon.fleet.supervisor import State, Supervisor, Told, supervisor
+from daemon.model import format_time, parse_time
+
+if TYPE_CHECKING:
+    from daemon.queue import Pause
+
+
+class Place(NamedTuple):
+    """A host that can be worked with, and its roles that are meant."""
+
+    connection: Local
+    config: Config
+    supervisor: Supervisor
+    roles: list[str]
+
+
+def place(connection: Local, config: Config, role: str | None = None) -> Place:
+    """The host with the roles that it runs, or the one of them that is meant."""
+    roles = [each for each in config.run if role in (None, each)]
+    return Place(connection, config, supervisor(connection, config), roles)
+
+
+def start(at: Place) -> list[Done]:
+    """Start the workers that do not run."""
+    return _told(at, lambda: at.supervisor.start(at.roles))
+
+
+def stop(at: Place, tell: Callable[[str], None]) -> list[Done]:
+    """Stop the workers, each after at most its stop budget; end attempts without a worker.
+
+    ``tell`` gets a line for what has to be waited for, before that.
+    """
+
+    def stop() -> dict[str, Told]:
+        for name, attempts in _working(at.config, at.roles)[0].items():
+            tasks = ", ".join(each.task_id for each in attempts)
+            seconds = at.config.roles[name].stop_budget
+            tell(f"{name}: waits up to {seconds:g} s for {tasks}")
+        return stop_here(*at)
+
+    return _told(at, stop)
+
+
+def restart(at: Place) -> list[Done]:
+    """Replace the workers; their attempts live on."""
+    return _told(at, lambda: at.supervisor.restart(at.roles))
+
+
+def logs(at: Place, lines: int, *, follow: bool) -> Iterator[str]:
+    """What the workers said, and with ``follow`` what they say."""
+    return at.supervisor.logs(at.roles, lines, follow=follow)
+
+
+def stop_here(
+    connection: Local, config: Config, found: Supervisor, roles: list[str]
+) -> dict[str, Told]:
+    """Stop the workers of one host, then what attempts they have left."""
+    from daemon.fleet import orphans  # noqa: PLC0415  # the queue, when needed
+
+    told = found.stop(roles)
+    stopped = [role for role in roles if told[role].ok]
+    for role, tasks in orphans.end(connection, config, stopped).items():
+        note = f"its attempt on {', '.join(tasks)} had no worker, and was ended"
+        told[role] = told[role]._replace(note=note)
+    return told
+
+
+def _told(at: Place, tell: Callable[[], dict[str, Told]]) -> list[Done]:
+    if foreign := effective.foreign(at.connection, at.config):
+        raise foreign
+    return [Done(at.connection.name, role, *said) for role, said in tell().items()]
+
+
+def status(at: Place) -> list[Row]:
+    """How the workers are, one row each."""
+    working, pauses, trouble = _working(at.config, at.roles)
+    used = worktrees.usage(at.config)
+    foreign = effective.foreign(at.connection, at.config)
+    if foreign:  # what runs under this prefix is not ours
+        states = dict.fromkeys(at.roles, State("not installed", text=foreign.short))
+    else:
+        states = at.supervisor.states(at.roles)
+    older = not foreign and effective.is_older(at.connection, at.config)
+    rows = []
+    for role, state in states.items():
+        pause = pauses.get(role)
+        rows.append(
+            Row(
+                at.connection.name,
+                role,
+                at.supervisor.name,
+                state.state,
+                state.pid,
+                None if state.since is None else format_time(state.since),
+                tuple(working.get(role, ())),
+                state.restarts,
+                state.text if foreign else pause.why if pause else trouble or state.text,
+                format_time(pause.until) if pause and pause.until is not None else None,
+                used._asdict() if used else None,
+                older,
+            )
+        )
+    return rows
+
+
+def _working(
+    config: Config, roles: Sequence[str]
+) -> tuple[dict[str, list[Attempt]], dict[str, Pause], str]:
+    """The live attempts and the pauses of this host, by role, and why no worker can work."""
+    from daemon.queue.file import FileQueue  # noqa: PLC0415  # the queue, when needed
+
+    now = time.time()
+    queue = FileQueue(config)
+    working: dict[str, list[Attempt]] = {}
+    trouble = ""
+    try:
+        queue.snapshot()
+        for lease in queue.live(host=os.uname().nodename):
+            if lease.role in roles:
+                seconds = max(0.0, now - (parse_time(lease.started_at) or now))
+                attempt = Attempt(lease.task_id, lease.attempt, seconds, lease.pid)
+                working.setdefault(lease.role, []).append(attempt)
+    except RolecallError as error:  # it hides no worker
+        trouble = f"{error.problems[0].where}: {error.problems[0].what}"
+    pauses: dict[str, Pause] = {}
+    for role in roles:
+        found = [pause for pause in queue.pauses(role) if not pause.passing]
+        if found:
+            pauses[role] = max(found, key=lambda each: each.lasts)
+    return working, pauses, trouble
