@@ -75,7 +75,7 @@ class Systemd:
         """Which units are to be enabled, and whether the manager has to read them again."""
         self._reach()
         reload = ["reload the user manager"] if changed or self._outdated() else []
-        return reload + [f"enable {name}" for name in self._disabled()]
+        return reload + [f"enable {name}" for name in self.disabled()]
 
     def forget(self, removed: Sequence[str]) -> None:
         """Stop the units of these files, and take them out of what starts at boot."""
@@ -90,7 +90,7 @@ class Systemd:
         """Let the manager read units that have changed; enable those that are not."""
         if changed or self._outdated():
             self._systemctl("daemon-reload", check=True)
-        disabled = self._disabled() if enable else []
+        disabled = self.disabled() if enable else []
         if disabled:
             self._systemctl("enable", "--quiet", *disabled, check=True)
 
@@ -101,7 +101,8 @@ class Systemd:
         said = self._systemctl("show", "--property=NeedDaemonReload", "--value", "--", *names)
         return "yes" in said.out.split()
 
-    def _disabled(self) -> list[str]:
+    def disabled(self) -> list[str]:
+        """Which of the host's units are not to start at boot."""
         # The links that `enable` makes: asking the manager would cost more than looking.
         wants = {
             name: os.path.join(self.folder, f"{units.target(self.prefix)}.wants", name)
@@ -110,6 +111,11 @@ class Systemd:
         target = units.target(self.prefix)
         wants[target] = os.path.join(self.folder, "default.target.wants", target)
         return [name for name, link in wants.items() if not self.connection.exists(link)]
+
+    def disable(self, names: Sequence[str]) -> None:
+        """Take these units out of what starts at boot."""
+        if names:
+            self._systemctl("disable", "--quiet", *names, check=True)
 
     # --- workers ---------------------------------------------------------------------------
 
@@ -173,8 +179,8 @@ class Systemd:
         """Tell each worker to hand over, wait until it has gone, start the next one."""
         before = self.states(roles)
         running = [role for role in roles if before[role].state in {"running", "starting"}]
-        waiting = list(running)
-        for role in running:
+        waiting = [role for role in running if before[role].pid]
+        for role in waiting:
             name = service(self.prefix, role)
             self._systemctl("kill", "--kill-who=main", "--signal=SIGUSR1", name)
         until = time.monotonic() + HAND_OVER_SECONDS
@@ -193,6 +199,12 @@ class Systemd:
             else:
                 told[role] = started[role]
         return told
+
+    def kill(self, roles: Sequence[str]) -> None:
+        """KILL what is left of them; the manager may start them again by itself."""
+        for role in roles:
+            name = service(self.prefix, role)
+            self._systemctl("kill", "--kill-who=main", "--signal=SIGKILL", name)
 
     def logs(self, roles: Sequence[str], lines: int, *, follow: bool) -> Iterator[str]:
         """The journal of the workers and of their attempts."""
