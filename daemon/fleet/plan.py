@@ -10,10 +10,11 @@ from typing import NamedTuple
 from daemon import process, transient
 from daemon.config import Config
 from daemon.errors import ConfigError
-from daemon.fleet import effective, install, snapshot
+from daemon.fleet import bootstrap, effective, install, snapshot
 from daemon.fleet.connection import Local
 from daemon.fleet.install import Change, Difference
-from daemon.fleet.snapshot import RUNNING, Links, Snapshot
+from daemon.fleet.releases import Links
+from daemon.fleet.snapshot import RUNNING, Snapshot
 from daemon.fleet.supervisor import State, Supervisor, supervisor_name
 
 START = 0.05  # seconds that a process takes at least before it reads its config
@@ -49,7 +50,7 @@ def of(connection: Local, config: Config, found: Supervisor, *, check: bool) -> 
     differs = install.compare(connection, config, found)
     now = snapshot.take(connection, config, install.files_of(connection, found, path))
     cut = snapshot.kept(connection, config)
-    before = cut or now
+    before = cut if cut and _is_there(connection, config, cut) else now
     old = snapshot.parsed(before.files.get(path))
     _refuse_other(connection, found, old, path)
     actions, notes = install.prepare(connection, found, check=check)
@@ -59,7 +60,7 @@ def of(connection: Local, config: Config, found: Supervisor, *, check: bool) -> 
             f"the deploy of {cut.began} was cut short: should this one fail, what was there "
             "before that one is put back"
         )
-    links = _links(connection, before.links)
+    links = _links(connection, config, before.links)
     changed = bool(cut or differs.changes or now.links.current != links.current)
     states = found.states(config.run)
     running = [role for role in config.run if states[role].state in RUNNING]
@@ -96,12 +97,19 @@ def _refuse_other(connection: Local, found: Supervisor, old: Config | None, path
         )
 
 
-def _links(connection: Local, before: Links) -> Links:
+def _links(connection: Local, config: Config, before: Links) -> Links:
     """What the host's links are to name: the release that this very process runs."""
-    if not snapshot.copied(connection):
-        return Links()
-    new = os.path.basename(transient.ROOT)
+    if not snapshot.place_of(connection, config):
+        return snapshot.NONE
+    with open(os.path.join(transient.ROOT, bootstrap.MANIFEST), "rb") as file:
+        new = bootstrap.identify(file.read())
     return Links(new, before.previous if new == before.current else before.current)
+
+
+def _is_there(connection: Local, config: Config, before: Snapshot) -> bool:
+    """Whether its release is still there, to be put back."""
+    place, release = snapshot.place_of(connection, config), before.links.current
+    return not (place and release) or release in bootstrap.present(place)
 
 
 def _newest(files: list[str], *, code: bool) -> float:

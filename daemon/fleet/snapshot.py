@@ -9,22 +9,15 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from daemon.config import Config, from_json
-from daemon.fleet import effective, units
+from daemon.fleet import bootstrap, effective, releases, units
 from daemon.fleet.connection import Local
+from daemon.fleet.releases import Links
 from daemon.fleet.supervisor import supervisor
 from daemon.model import format_time
 
-CURRENT, PREVIOUS = "current", "previous"
-RELEASES = "releases"
+NONE = Links(None, None)
 MODE = 0o600  # it holds the effective config
 RUNNING = ("running", "starting")
-
-
-class Links(NamedTuple):
-    """The releases that a host's links name; None where there is no such link."""
-
-    current: str | None = None
-    previous: str | None = None
 
 
 class Snapshot(NamedTuple):
@@ -52,7 +45,7 @@ def take(connection: Local, config: Config, files: dict[str, str]) -> Snapshot:
         name for name in found.disabled() if any(os.path.basename(each) == name for each in files)
     ]
     now = format_time(time.time())
-    return Snapshot(now, links(connection), files, tuple(pids), tuple(disabled), pids)
+    return Snapshot(now, links(connection, config), files, tuple(pids), tuple(disabled), pids)
 
 
 def parsed(text: str | None) -> Config | None:
@@ -80,7 +73,7 @@ def keep(connection: Local, config: Config, snapshot: Snapshot) -> None:
         json.dumps({**snapshot._asdict(), "links": snapshot.links._asdict(), "pids": {}}),
         MODE,
     )
-    _settle(os.path.dirname(file(connection, config)))
+    bootstrap.sync_one(os.path.dirname(file(connection, config)))
 
 
 def kept(connection: Local, config: Config) -> Snapshot | None:
@@ -110,35 +103,16 @@ def forget(connection: Local, config: Config) -> None:
 # --- releases -------------------------------------------------------------------------------
 
 
-def links(connection: Local) -> Links:
+def place_of(connection: Local, config: Config) -> str:
+    """Where the host's releases are; "" where it runs a checkout."""
+    place = bootstrap.place_of(connection.home, config.unit_prefix)
+    return place if connection.checkout == os.path.join(place, bootstrap.CURRENT) else ""
+
+
+def links(connection: Local, config: Config) -> Links:
     """Which releases the host's links name."""
-    if not copied(connection):
-        return Links()
-    folder = os.path.dirname(connection.checkout)
-    return Links(*(_named(os.path.join(folder, name)) for name in (CURRENT, PREVIOUS)))
-
-
-def point(connection: Local, wanted: Links) -> None:
-    """Have the links name these releases; each is switched at once, whoever looks."""
-    if not copied(connection):
-        return
-    folder = os.path.dirname(connection.checkout)
-    for name, release in zip((PREVIOUS, CURRENT), (wanted.previous, wanted.current), strict=True):
-        link = os.path.join(folder, name)
-        if release is None:
-            connection.remove(link)
-        elif _named(link) != release:
-            aside = f"{link}.{os.getpid()}.tmp"
-            os.symlink(os.path.join(RELEASES, release), aside)
-            os.rename(aside, link)
-    if os.path.isdir(folder):
-        _settle(folder)
-
-
-def copied(connection: Local) -> bool:
-    """Whether the host runs releases that were copied to it, and not a checkout."""
-    ours = os.path.join(connection.home, ".local", "share", "rolecall")
-    return os.path.dirname(os.path.dirname(connection.checkout)) == ours
+    place = place_of(connection, config)
+    return releases.links(place) if place else NONE
 
 
 def release_of(pid: int | None) -> str | None:
@@ -147,19 +121,3 @@ def release_of(pid: int | None) -> str | None:
         return os.path.basename(os.readlink(f"/proc/{pid}/cwd"))
     except OSError:
         return None
-
-
-def _named(link: str) -> str | None:
-    try:
-        return os.path.basename(os.readlink(link))
-    except OSError:
-        return None
-
-
-def _settle(folder: str) -> None:
-    """Let a rename in the folder outlive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

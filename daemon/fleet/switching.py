@@ -10,14 +10,15 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from daemon.config import Config
 from daemon.errors import Problem, RolecallError
-from daemon.fleet import agents, effective, install, plan, snapshot
+from daemon.fleet import agents, bootstrap, effective, install, plan, releases, snapshot
 from daemon.fleet.connection import Local
 from daemon.fleet.install import Change
 from daemon.fleet.plan import Plan
+from daemon.fleet.releases import Links
 from daemon.fleet.snapshot import RUNNING
 from daemon.fleet.supervisor import State, Supervisor, Told, supervisor
 
@@ -57,6 +58,16 @@ class Switched(NamedTuple):
     workers: tuple[Worker, ...] = ()
     notes: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
+
+
+def as_json(switched: Switched) -> dict[str, Any]:
+    """The same for a program."""
+    return {
+        **switched._asdict(),
+        "changes": [each._asdict() for each in switched.changes],
+        "workers": [each._asdict() for each in switched.workers],
+        "problems": [each._asdict() for each in switched.problems],
+    }
 
 
 class Failed(RolecallError):
@@ -104,11 +115,14 @@ def _do(switch: _Switch) -> Switched:
             switch.found,
             todo,
             BROKEN if worse else PUT_BACK,
-            release=snapshot.links(connection).current,
+            release=snapshot.links(connection, config).current,
             workers=tuple(switch.workers),
             problems=(*why, *worse),
         )
     snapshot.forget(connection, config)
+    if place := snapshot.place_of(connection, config):
+        with contextlib.suppress(OSError):  # room is made next time
+            releases.prune(place)
     return _switched(
         connection,
         switch.found,
@@ -146,13 +160,18 @@ class _Switch:
         """Everything that the plan says. Raises what went wrong first."""
         connection, found, todo = self.connection, self.found, self.plan
         install.put(connection, self.config_file, todo.differs.write)
-        snapshot.point(connection, todo.links)
+        self._point(todo.links)
         found.refresh(self._units(todo.differs.write))
         if todo.restart or todo.start:
             self.tell(f"hands over to {_release(todo.links.current)}")
-        told = found.restart(todo.restart) if todo.restart else {}
-        self._note(told | (found.start(todo.start) if todo.start else {}))
-        self._steady(found, (*todo.restart, *todo.start))
+        # One after another: where the first fails, the others have never been touched.
+        for role in todo.restart:
+            self._note(found.restart([role]))
+        for role in todo.start:
+            self._note(found.start([role]))
+        if roles := (*todo.restart, *todo.start):
+            found.start(roles)  # which are all: so that their target is, too
+        self._steady(found, roles)
         self._drop()
 
     def _note(self, told: dict[str, Told]) -> None:
@@ -198,7 +217,7 @@ class _Switch:
         self.workers = []
         problems: list[Problem] = []
         steps: list[Callable[[], object]] = [
-            lambda: snapshot.point(self.connection, before.links),
+            lambda: self._point(before.links),
             self._write_back,
             self._hand_back,
             self._take_away,
@@ -251,6 +270,10 @@ class _Switch:
     def _created(self) -> list[str]:
         now = install.files_of(self.connection, self.found, self.config_file)
         return [path for path in now if path not in self.plan.before.files]
+
+    def _point(self, to: Links) -> None:
+        if place := snapshot.place_of(self.connection, self.config):
+            releases.point(place, to)
 
     def _units(self, files: Iterable[str]) -> list[str]:
         return [path for path in files if path != self.config_file]
@@ -331,10 +354,19 @@ def _deaf(tell: Tell) -> Tell:
     return say
 
 
+def _alone(connection: Local, config: Config) -> contextlib.AbstractContextManager[object]:
+    """No other command that changes the host at the same time."""
+    place = snapshot.place_of(connection, config)
+    return (
+        bootstrap.Lock(place)
+        if place
+        else _locked(os.path.dirname(effective.path(connection, config)))
+    )
+
+
 @contextlib.contextmanager
-def _alone(connection: Local, config: Config) -> Iterator[None]:
-    """No other deploy of this account at the same time. Raises RolecallError where there is one."""
-    folder = os.path.dirname(effective.path(connection, config))
+def _locked(folder: str) -> Iterator[None]:
+    """Hold a folder. Raises RolecallError where another does, for longer than LOCK_SECONDS."""
     os.makedirs(folder, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     until = time.monotonic() + LOCK_SECONDS
