@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import time
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from typing import NamedTuple
 from daemon import process, transient
 from daemon.config import Config
 from daemon.errors import ConfigError
-from daemon.fleet import bootstrap, effective, install, snapshot
+from daemon.fleet import effective, install, place, snapshot
 from daemon.fleet.connection import Local
 from daemon.fleet.install import Change, Difference
 from daemon.fleet.releases import Links
@@ -101,15 +102,15 @@ def _links(connection: Local, config: Config, before: Links) -> Links:
     """What the host's links are to name: the release that this very process runs."""
     if not snapshot.place_of(connection, config):
         return snapshot.NONE
-    with open(os.path.join(transient.ROOT, bootstrap.MANIFEST), "rb") as file:
-        new = bootstrap.identify(file.read())
+    with open(os.path.join(transient.ROOT, place.MANIFEST), "rb") as file:
+        new = hashlib.sha256(file.read()).hexdigest()[: place.DIGITS]
     return Links(new, before.previous if new == before.current else before.current)
 
 
 def _is_there(connection: Local, config: Config, before: Snapshot) -> bool:
     """Whether its release is still there, to be put back."""
-    place, release = snapshot.place_of(connection, config), before.links.current
-    return not (place and release) or release in bootstrap.present(place)
+    where, release = snapshot.place_of(connection, config), before.links.current
+    return not (where and release) or release in place.present(where)
 
 
 def _newest(files: list[str], *, code: bool) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from daemon.config import Config, from_json
-from daemon.fleet import bootstrap, effective, releases, units
+from daemon.fleet import arrival, effective, place, releases, units
 from daemon.fleet.connection import Local
 from daemon.fleet.releases import Links
 from daemon.fleet.supervisor import supervisor
@@ -73,7 +73,7 @@ def keep(connection: Local, config: Config, snapshot: Snapshot) -> None:
         json.dumps({**snapshot._asdict(), "links": snapshot.links._asdict(), "pids": {}}),
         MODE,
     )
-    bootstrap.sync_one(os.path.dirname(file(connection, config)))
+    arrival.sync_one(os.path.dirname(file(connection, config)))
 
 
 def kept(connection: Local, config: Config) -> Snapshot | None:
@@ -105,14 +105,14 @@ def forget(connection: Local, config: Config) -> None:
 
 def place_of(connection: Local, config: Config) -> str:
     """Where the host's releases are; "" where it runs a checkout."""
-    place = bootstrap.place_of(connection.home, config.unit_prefix)
-    return place if connection.checkout == os.path.join(place, bootstrap.CURRENT) else ""
+    where = place.place_of(connection.home, config.unit_prefix)
+    return where if connection.checkout == os.path.join(where, place.CURRENT) else ""
 
 
 def links(connection: Local, config: Config) -> Links:
     """Which releases the host's links name."""
-    place = place_of(connection, config)
-    return releases.links(place) if place else NONE
+    where = place_of(connection, config)
+    return releases.links(where) if where else NONE
 
 
 def release_of(pid: int | None) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from daemon.config import Config
 from daemon.errors import Problem, RolecallError
-from daemon.fleet import agents, bootstrap, effective, install, plan, releases, snapshot
+from daemon.fleet import agents, effective, install, place, plan, releases, snapshot
 from daemon.fleet.connection import Local
 from daemon.fleet.install import Change
 from daemon.fleet.plan import Plan
@@ -120,9 +120,9 @@ def _do(switch: _Switch) -> Switched:
             problems=(*why, *worse),
         )
     snapshot.forget(connection, config)
-    if place := snapshot.place_of(connection, config):
+    if where := snapshot.place_of(connection, config):
         with contextlib.suppress(OSError):  # room is made next time
-            releases.prune(place)
+            releases.prune(where)
     return _switched(
         connection,
         switch.found,
@@ -171,7 +171,7 @@ class _Switch:
             self._note(found.start([role]))
         if roles := (*todo.restart, *todo.start):
             found.start(roles)  # which are all: so that their target is, too
-        self._steady(found, roles)
+        self._steady(found, roles, self.settle)
         self._drop()
 
     def _note(self, told: dict[str, Told]) -> None:
@@ -180,13 +180,13 @@ class _Switch:
         if bad := [each for each in workers if not each.ok]:
             raise Failed(bad)
 
-    def _steady(self, found: Supervisor, roles: Sequence[str]) -> None:
+    def _steady(self, found: Supervisor, roles: Sequence[str], seconds: float) -> None:
         """See that the workers stay what they are while they are watched."""
         if not roles:
             return
-        self.tell(f"watches {', '.join(roles)} for {self.settle:g} s")
+        self.tell(f"watches {', '.join(roles)} for {seconds:g} s")
         first = found.states(roles)
-        until = time.monotonic() + self.settle
+        until = time.monotonic() + seconds
         while True:
             now = found.states(roles)
             if bad := [role for role in roles if not _stays(first[role], now[role])]:
@@ -222,7 +222,7 @@ class _Switch:
             self._hand_back,
             self._take_away,
             lambda: self.old.disable(before.disabled),
-            lambda: self._steady(self.old, before.ran),
+            lambda: self._steady(self.old, before.ran, min(self.settle, SETTLE)),
         ]
         for step in steps:
             try:
@@ -272,8 +272,8 @@ class _Switch:
         return [path for path in now if path not in self.plan.before.files]
 
     def _point(self, to: Links) -> None:
-        if place := snapshot.place_of(self.connection, self.config):
-            releases.point(place, to)
+        if where := snapshot.place_of(self.connection, self.config):
+            releases.point(where, to)
 
     def _units(self, files: Iterable[str]) -> list[str]:
         return [path for path in files if path != self.config_file]
@@ -356,11 +356,9 @@ def _deaf(tell: Tell) -> Tell:
 
 def _alone(connection: Local, config: Config) -> contextlib.AbstractContextManager[object]:
     """No other command that changes the host at the same time."""
-    place = snapshot.place_of(connection, config)
+    where = snapshot.place_of(connection, config)
     return (
-        bootstrap.Lock(place)
-        if place
-        else _locked(os.path.dirname(effective.path(connection, config)))
+        place.Lock(where) if where else _locked(os.path.dirname(effective.path(connection, config)))
     )
 
 
