@@ -80,6 +80,13 @@ class PidFiles:
     def refresh(self, changed: Sequence[str], *, enable: bool = True) -> None:
         """Nothing to read, and nothing that starts pid-file workers at boot."""
 
+    def disabled(self) -> list[str]:
+        """None: there are no units."""
+        return []
+
+    def disable(self, names: Sequence[str]) -> None:
+        """Nothing that could be."""
+
     # --- workers ---------------------------------------------------------------------------
 
     def states(self, roles: Sequence[str]) -> dict[str, State]:
@@ -158,6 +165,15 @@ class PidFiles:
             started = self._start(role)
             told[role] = Told("restarted") if role in workers and started.ok else started
         return told
+
+    def kill(self, roles: Sequence[str]) -> None:
+        """KILL, and wait until they are gone: they are not, if the kernel holds them."""
+        workers = [worker for role in roles if (worker := self._worker(role))]
+        for worker in workers:
+            self.connection.signal(*worker, signal.SIGKILL)
+        until = time.monotonic() + KILL_SECONDS
+        for worker in workers:
+            _wait_gone(worker, until)
 
     def logs(self, roles: Sequence[str], lines: int, *, follow: bool) -> Iterator[str]:
         """The workers' log files, one after another; then what is added to them."""

@@ -65,6 +65,14 @@ class Supervisor(Protocol):
         """Read changed files again; have the workers start at boot, where it can."""
         ...
 
+    def disabled(self) -> list[str]:
+        """Which of its units are not to start at boot."""
+        ...
+
+    def disable(self, names: Sequence[str]) -> None:
+        """Have these units not start at boot; those that run are left alone."""
+        ...
+
     def states(self, roles: Sequence[str]) -> dict[str, State]:
         """How the workers are."""
         ...
@@ -79,6 +87,10 @@ class Supervisor(Protocol):
 
     def restart(self, roles: Sequence[str]) -> dict[str, Told]:
         """Hand the attempts over to new workers."""
+        ...
+
+    def kill(self, roles: Sequence[str]) -> None:
+        """End workers that heed nothing, at once. Their attempts live on."""
         ...
 
     def logs(self, roles: Sequence[str], lines: int, *, follow: bool) -> Iterator[str]:

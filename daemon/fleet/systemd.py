@@ -59,7 +59,7 @@ class Systemd:
         """Which units are to be enabled, and whether the manager has to read them again."""
         self._reach()
         reload = ["reload the user manager"] if changed or self._outdated() else []
-        return reload + [f"enable {name}" for name in self._disabled()]
+        return reload + [f"enable {name}" for name in self.disabled()]
 
     def notes(self, *, fresh: bool) -> list[str]:
         """Without a bus no attempt starts; a journal that cannot be read is said once."""
@@ -91,7 +91,7 @@ class Systemd:
             except NoManager:  # the next one reads them when it starts
                 if enable:
                     raise
-        disabled = self._disabled() if enable else []
+        disabled = self.disabled() if enable else []
         if disabled:
             self._systemctl("enable", "--quiet", *disabled, check=True)
 
@@ -102,7 +102,8 @@ class Systemd:
         said = self._systemctl("show", "--property=NeedDaemonReload", "--value", "--", *names)
         return "yes" in said.out.split()
 
-    def _disabled(self) -> list[str]:
+    def disabled(self) -> list[str]:
+        """Which of the host's units are not to start at boot."""
         # The links that `enable` makes: asking the manager would cost more than looking.
         names = [service(self.prefix, role) for role in self.config.run]
         names.append(units.target(self.prefix))
@@ -112,6 +113,11 @@ class Systemd:
         target = units.target(self.prefix)
         wanted_by = "default.target" if name == target else target
         return os.path.join(self.folder, f"{wanted_by}.wants", name)
+
+    def disable(self, names: Sequence[str]) -> None:
+        """Take these units out of what starts at boot."""
+        if names:
+            self._systemctl("disable", "--quiet", *names, check=True)
 
     # --- workers ---------------------------------------------------------------------------
 
@@ -189,8 +195,8 @@ class Systemd:
         """Tell each worker to hand over, wait until it has gone, start the next one."""
         before = self._ask(roles)
         running = [role for role in roles if before[role].state in {"running", "starting"}]
-        waiting = list(running)
-        for role in running:
+        waiting = [role for role in running if before[role].pid]
+        for role in waiting:
             name = service(self.prefix, role)
             self._systemctl("kill", "--kill-who=main", "--signal=SIGUSR1", name)
         until = time.monotonic() + HAND_OVER_SECONDS
@@ -209,6 +215,12 @@ class Systemd:
             else:
                 told[role] = started[role]
         return told
+
+    def kill(self, roles: Sequence[str]) -> None:
+        """KILL what is left of them; the manager may start them again by itself."""
+        for role in roles:
+            name = service(self.prefix, role)
+            self._systemctl("kill", "--kill-who=main", "--signal=SIGKILL", name)
 
     def logs(self, roles: Sequence[str], lines: int, *, follow: bool) -> Iterator[str]:
         """The journal of the workers and of their attempts.

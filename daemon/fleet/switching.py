@@ -1,0 +1,386 @@
+"""A host switched to new code and config: all of it, or what was there before runs again.
+
+One call in one process on the host. It needs nobody to listen to go on, or to go back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from daemon.config import Config
+from daemon.errors import Problem, RolecallError
+from daemon.fleet import agents, effective, install, place, plan, releases, snapshot
+from daemon.fleet.connection import Local
+from daemon.fleet.install import Change
+from daemon.fleet.plan import Plan
+from daemon.fleet.releases import Links
+from daemon.fleet.snapshot import RUNNING
+from daemon.fleet.supervisor import State, Supervisor, Told, supervisor
+
+SETTLE = 5.0  # seconds that a worker must stay up after it said READY
+LOCK_SECONDS = 5.0
+POLL = 0.25
+LOG_LINES = 10
+UNCHANGED, WOULD, DEPLOYED = "nothing to do", "would deploy", "deployed"
+PUT_BACK, BROKEN = "put back", "broken"
+
+Tell = Callable[[str], None]
+
+
+class Worker(NamedTuple):
+    """What became of one worker. ``note``: why, in several lines, where it is not ``ok``."""
+
+    role: str
+    did: str
+    ok: bool = True
+    note: str = ""
+
+
+class Switched(NamedTuple):
+    """What became of a host. ``release``: the id that runs, None where a checkout runs.
+
+    ``state``: "deployed", "nothing to do", "would deploy" (a check), "put back" (it failed, and
+    what was there runs again) or "broken" (it failed, and so did going back). ``before`` is the id
+    of the release that ran before. ``problems`` say why it failed, and why going back did.
+    """
+
+    host: str
+    supervisor: str
+    state: str
+    release: str | None = None
+    before: str | None = None
+    changes: tuple[Change, ...] = ()
+    workers: tuple[Worker, ...] = ()
+    notes: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+def as_json(switched: Switched) -> dict[str, Any]:
+    """The same for a program."""
+    return {
+        **switched._asdict(),
+        "changes": [each._asdict() for each in switched.changes],
+        "workers": [each._asdict() for each in switched.workers],
+        "problems": [each._asdict() for each in switched.problems],
+    }
+
+
+class Failed(RolecallError):
+    """Workers that are not what they should be, each with what it said."""
+
+    def __init__(self, workers: list[Worker]) -> None:
+        super().__init__("")
+        self.problems = tuple(
+            Problem("", "\n  ".join([f"{each.role}: {each.did}", *each.note.splitlines()]))
+            for each in workers
+        )
+
+
+def deploy(
+    connection: Local, config: Config, *, settle: float = SETTLE, check: bool = False, tell: Tell
+) -> Switched:
+    """Switch the host to the code that this process runs, and to the config.
+
+    Returns what became of it, also where it failed: only what kept it from beginning is raised.
+    """
+    found = supervisor(connection, config)
+    if check:
+        return _would(connection, found, plan.of(connection, config, found, check=True))
+    with _alone(connection, config):
+        todo = plan.of(connection, config, found, check=False)
+        if todo.empty:
+            snapshot.forget(connection, config)
+            return _switched(connection, found, todo, UNCHANGED)
+        return _do(_Switch(connection, config, found, todo, settle, _deaf(tell)))
+
+
+def _do(switch: _Switch) -> Switched:
+    """Forwards; and back, where that fails, or is interrupted."""
+    connection, config, todo = switch.connection, switch.config, switch.plan
+    snapshot.keep(connection, config, todo.before)
+    try:
+        switch.forwards()
+    except BaseException as error:
+        why = _problems(error)
+        worse = switch.back(why)
+        if not isinstance(error, Exception):
+            raise
+        return _switched(
+            connection,
+            switch.found,
+            todo,
+            BROKEN if worse else PUT_BACK,
+            release=snapshot.links(connection, config).current,
+            workers=tuple(switch.workers),
+            problems=(*why, *worse),
+        )
+    snapshot.forget(connection, config)
+    if where := snapshot.place_of(connection, config):
+        with contextlib.suppress(OSError):  # room is made next time
+            releases.prune(where)
+    return _switched(
+        connection,
+        switch.found,
+        todo,
+        DEPLOYED,
+        changes=tuple(plan.changes(connection, todo)),
+        workers=tuple(switch.workers),
+    )
+
+
+class _Switch:
+    """The steps, forwards and back. ``workers``: what was done to each, in the end."""
+
+    def __init__(  # noqa: PLR0913, PLR0917  # what it acts on
+        self,
+        connection: Local,
+        config: Config,
+        found: Supervisor,
+        todo: Plan,
+        settle: float,
+        tell: Tell,
+    ) -> None:
+        self.connection, self.config, self.found = connection, config, found
+        self.plan, self.settle, self.tell = todo, settle, tell
+        self.config_file = effective.path(connection, config)
+        before = snapshot.parsed(todo.before.files.get(self.config_file))
+        self.was_run = before.run if before else ()
+        self.old_config = before or config
+        self.old = supervisor(connection, self.old_config)
+        self.workers: list[Worker] = []
+
+    # --- forwards ----------------------------------------------------------------------------
+
+    def forwards(self) -> None:
+        """Everything that the plan says. Raises what went wrong first."""
+        connection, found, todo = self.connection, self.found, self.plan
+        install.put(connection, self.config_file, todo.differs.write)
+        self._point(todo.links)
+        found.refresh(self._units(todo.differs.write))
+        if todo.restart or todo.start:
+            self.tell(f"hands over to {_release(todo.links.current)}")
+        # One after another: where the first fails, the others have never been touched.
+        for role in todo.restart:
+            self._note(found.restart([role]))
+        for role in todo.start:
+            self._note(found.start([role]))
+        if roles := (*todo.restart, *todo.start):
+            found.start(roles)  # which are all: so that their target is, too
+        self._steady(found, roles, self.settle)
+        self._drop()
+
+    def _note(self, told: dict[str, Told]) -> None:
+        workers = [Worker(role, *each) for role, each in told.items()]
+        self.workers += workers
+        if bad := [each for each in workers if not each.ok]:
+            raise Failed(bad)
+
+    def _steady(self, found: Supervisor, roles: Sequence[str], seconds: float) -> None:
+        """See that the workers stay what they are while they are watched."""
+        if not roles:
+            return
+        self.tell(f"watches {', '.join(roles)} for {seconds:g} s")
+        first = found.states(roles)
+        until = time.monotonic() + seconds
+        while True:
+            now = found.states(roles)
+            if bad := [role for role in roles if not _stays(first[role], now[role])]:
+                raise Failed([_died(found, role, now[role]) for role in bad])
+            if time.monotonic() >= until:
+                return
+            time.sleep(min(POLL, max(0.0, until - time.monotonic())))
+
+    def _drop(self) -> None:
+        """Roles that run here no more: last of all, for attempts that end so do not come back."""
+        todo = self.plan
+        if todo.dropped:
+            self.tell(f"stops {', '.join(todo.dropped)}, not to run here any more")
+            dropped = list(todo.dropped)
+            self._note(agents.stop_here(self.connection, self.old_config, self.old, dropped))
+        if todo.differs.remove:
+            self.found.forget(todo.differs.remove)
+            for each in todo.differs.remove:
+                self.connection.remove(each)
+            self.found.refresh(todo.differs.remove)
+
+    # --- back --------------------------------------------------------------------------------
+
+    def back(self, why: Sequence[Problem]) -> tuple[Problem, ...]:
+        """Put everything back; returns what could not be. Each step is worth trying."""
+        before = self.plan.before
+        self.tell(f"{why[0].what}: puts {_release(before.links.current)} back")
+        self.workers = []
+        problems: list[Problem] = []
+        steps: list[Callable[[], object]] = [
+            lambda: self._point(before.links),
+            self._write_back,
+            self._hand_back,
+            self._take_away,
+            lambda: self.old.disable(before.disabled),
+            lambda: self._steady(self.old, before.ran, min(self.settle, SETTLE)),
+        ]
+        for step in steps:
+            try:
+                step()
+            except Exception as error:  # noqa: BLE001  # told, whatever it is
+                problems += [each for each in _problems(error) if each not in problems]
+        if not problems:
+            snapshot.forget(self.connection, self.config)
+        return tuple(problems)
+
+    def _write_back(self) -> None:
+        """The files as they were; what is new stays until its workers have ended."""
+        was = self.plan.before.files
+        changed = {path: text for path, text in was.items() if self.connection.read(path) != text}
+        install.put(self.connection, self.config_file, changed)
+        units = self._units([*changed, *self._created()])
+        self.old.refresh(units, enable=bool(self.was_run))
+
+    def _hand_back(self) -> None:
+        """Have the old code take over from whatever runs now, one that heeds nothing included."""
+        old, before = self.old, self.plan.before
+        # What had failed before is tried as well: its new worker may have taken attempts over.
+        tried = [role for role in self.plan.start if role in self.was_run]
+        now = old.states([*before.ran, *tried])
+        again = [role for role in before.ran if not _is(now[role], before.pids.get(role))]
+        again += [role for role in tried if role not in again and now[role].state in RUNNING]
+        told = old.restart(again) if again else {}
+        if stubborn := [role for role in again if told[role].did == "not restarted"]:
+            old.kill(stubborn)
+            told |= old.start(stubborn)
+        self._note({role: each for role, each in told.items() if role in before.ran})
+
+    def _take_away(self) -> None:
+        """What was not there before: its workers drain."""
+        if new := [role for role in self.plan.start if role not in self.was_run]:
+            agents.stop_here(self.connection, self.config, self.found, new)
+        created = self._created()
+        units = self._units(created)
+        self.found.forget(units)
+        for each in created:
+            self.connection.remove(each)
+        if units:
+            self.old.refresh(units, enable=False)
+
+    def _created(self) -> list[str]:
+        now = install.files_of(self.connection, self.found, self.config_file)
+        return [path for path in now if path not in self.plan.before.files]
+
+    def _point(self, to: Links) -> None:
+        if where := snapshot.place_of(self.connection, self.config):
+            releases.point(where, to)
+
+    def _units(self, files: Iterable[str]) -> list[str]:
+        return [path for path in files if path != self.config_file]
+
+
+def _is(state: State, pid: int | None) -> bool:
+    return state.state == "running" and pid is not None and state.pid == pid
+
+
+def _stays(first: State, now: State) -> bool:
+    return _is(now, first.pid) and now.restarts == first.restarts
+
+
+def _died(found: Supervisor, role: str, now: State) -> Worker:
+    again = ", and was started again" if now.state == "running" else ""
+    said = list(found.logs([role], LOG_LINES, follow=False))[-LOG_LINES:]
+    note = "\n".join([*([now.text] if now.text else []), *said])
+    return Worker(role, f"died after it was ready{again}", ok=False, note=note)
+
+
+def _would(connection: Local, found: Supervisor, todo: Plan) -> Switched:
+    changes = plan.changes(connection, todo)
+    for verb, roles in (
+        ("restart", todo.restart),
+        ("start", todo.start),
+        ("stop", todo.dropped),
+    ):
+        changes += [Change(connection.name, "", "action", f"{verb} {role}") for role in roles]
+    state = UNCHANGED if todo.empty else WOULD
+    return _switched(connection, found, todo, state, changes=tuple(changes))
+
+
+def _switched(  # noqa: PLR0913  # what there is to say of it
+    connection: Local,
+    found: Supervisor,
+    todo: Plan,
+    state: str,
+    *,
+    release: str | None = None,
+    changes: tuple[Change, ...] = (),
+    workers: tuple[Worker, ...] = (),
+    problems: tuple[Problem, ...] = (),
+) -> Switched:
+    return Switched(
+        connection.name,
+        found.name,
+        state,
+        release if problems else todo.links.current,
+        todo.before.links.current,
+        changes,
+        workers,
+        plan.notes(todo),
+        problems,
+    )
+
+
+def _release(release: str | None) -> str:
+    return f"release {release}" if release else "what was there"
+
+
+def _problems(error: BaseException) -> tuple[Problem, ...]:
+    if isinstance(error, RolecallError):
+        return error.problems
+    if isinstance(error, OSError):
+        return (Problem(str(error.filename or ""), error.strerror or str(error)),)
+    if isinstance(error, KeyboardInterrupt):
+        return (Problem("", "interrupted"),)
+    return (Problem("", f"{type(error).__name__}: {error}"),)
+
+
+def _deaf(tell: Tell) -> Tell:
+    """Say it to whoever still listens."""
+
+    def say(line: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            tell(line)
+
+    return say
+
+
+def _alone(connection: Local, config: Config) -> contextlib.AbstractContextManager[object]:
+    """No other command that changes the host at the same time."""
+    where = snapshot.place_of(connection, config)
+    return (
+        place.Lock(where) if where else _locked(os.path.dirname(effective.path(connection, config)))
+    )
+
+
+@contextlib.contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    """Hold a folder. Raises RolecallError where another does, for longer than LOCK_SECONDS."""
+    os.makedirs(folder, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    until = time.monotonic() + LOCK_SECONDS
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise RolecallError(
+                        "another deploy is at work on this host",
+                        hint="it finishes, or puts everything back, by itself; "
+                        "then type this again",
+                    ) from None
+                time.sleep(POLL)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,288 @@
+"""A host switched to another release, and back where that fails: by effect, on real workers."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fleet import build
+from tests.releases import DIES, EXITS, IGNORES, NEVER_READY, Copied
+from tests.workspace import wait_for
+
+#: Works until it is told to end, and says once that it did.
+PATIENT = "cat >/dev/null; echo $$ >agent.pid; until [ -e go ]; do sleep 0.05; done; echo >>ends"
+QUIET: dict[str, dict[str, Any]] = {
+    "builder": {"script": "cat >/dev/null"},
+    "tester": {"script": "cat >/dev/null"},
+}
+BUSY = {**QUIET, "builder": {"script": PATIENT, "timeout": 120}}
+
+
+@pytest.fixture
+def host(home: Path) -> Iterator[Copied]:
+    made = Copied(home)
+    made.configure(QUIET)
+    yield made
+    done = made.invoke("uninstall")
+    assert done.returncode == 0, done.stderr
+
+
+def did(result: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(each["role"], each["did"]) for each in result["workers"]]
+
+
+def unlocked(host: Copied) -> list[str]:
+    """Every file, with its time, but the lock, which says who had it last."""
+    return [line for line in host.files().splitlines() if ".lock " not in line]
+
+
+def test_a_first_deploy_starts_every_role(host: Copied) -> None:
+    """What install would have written is there, and the workers stand in the release's folder."""
+    first = host.release()
+    result = host.deploy(first)
+    assert (result["state"], result["before"], result["release"]) == ("deployed", None, first)
+    assert did(result) == [("builder", "started"), ("tester", "started")]
+    assert host.workers() == {"builder": first, "tester": first}
+    assert host.links() == (first, None)
+    assert host.files().count("agent.yml") == 1
+
+
+def test_a_second_deploy_of_the_same_has_nothing_to_do(host: Copied) -> None:
+    """The same pids; not a file has changed."""
+    first = host.release()
+    host.deploy(first)
+    before, files = host.rows(), unlocked(host)
+    result = host.deploy(first)
+    assert (result["state"], result["changes"], did(result)) == ("nothing to do", [], [])
+    assert {role: row["pid"] for role, row in host.rows().items()} == {
+        role: row["pid"] for role, row in before.items()
+    }
+    assert unlocked(host) == files
+
+
+def test_an_attempt_lives_through_a_deploy(host: Copied) -> None:
+    """The same agent, under a new worker of the new release; its task ends once."""
+    host.configure(BUSY)
+    host.write_queue(build())
+    first = host.release()
+    host.deploy(first)
+    agent = host.agent()
+    second = host.release(version="2")
+    result = host.deploy(second)
+    assert (result["state"], result["before"], result["release"]) == ("deployed", first, second)
+    assert did(result) == [("builder", "restarted"), ("tester", "restarted")]
+    assert host.workers() == {"builder": second, "tester": second}
+    assert host.links() == (second, first)
+    assert host.alive(agent)
+    host.sh("touch work/go")
+    host.wait_status("ready_for_integrator")
+    assert host.sh("cat work/ends") == "\n"
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        (EXITS, "builder: not started\n  ended with exit status 1 before it was ready"),
+        (DIES, "builder: died after it was ready"),
+        (NEVER_READY, "builder: not started\n  not ready within"),
+    ],
+    ids=["exits", "dies", "never ready"],
+)
+def test_a_release_whose_workers_fail_is_put_back(host: Copied, how: str, why: str) -> None:
+    """Links, config and workers are the old ones; the attempt lives through all of it."""
+    host.configure(BUSY)
+    host.write_queue(build())
+    first = host.release()
+    host.deploy(first)
+    second = host.release(builder=how)
+    agent, config = host.agent(), host.sh("cat .config/rolecall/agent.yml")
+    host.configure({**BUSY, "builder": {**BUSY["builder"], "heartbeat": 2}})
+    result = host.deploy(second, settle=3)
+    assert (result["state"], result["before"], result["release"]) == ("put back", first, first)
+    assert result["problems"][0]["what"].startswith(why)
+    assert host.workers() == {"builder": first, "tester": first}
+    assert host.links() == (first, None)
+    assert host.sh("cat .config/rolecall/agent.yml") == config
+    assert not host.sh("ls .config/rolecall").count("deploying")
+    assert host.alive(agent)
+    host.sh("touch work/go")
+    host.wait_status("ready_for_integrator")
+    assert host.sh("cat work/ends") == "\n"
+
+
+def test_a_first_deploy_that_fails_leaves_nothing(host: Copied) -> None:
+    """But the release itself, so that it need not be copied again."""
+    second = host.release(builder=DIES)
+    before = host.files()
+    result = host.deploy(second, settle=3)
+    assert (result["state"], result["release"]) == ("put back", None)
+    assert host.links() == (None, None)
+    assert {row["state"] for row in host.rows().values()} == {"not installed"}
+    assert [line for line in host.files().splitlines() if ".config" in line] == []
+    assert before.count("MANIFEST") == host.files().count("MANIFEST") == 1
+
+
+def test_workers_that_have_handed_over_are_handed_back(host: Copied) -> None:
+    """Though they are well, and heed no signal: what fails is the next role. Attempts live on."""
+    host.configure(BUSY)
+    host.write_queue(build())
+    first = host.release()
+    host.deploy(first)
+    agent = host.agent()
+    second = host.release(builder=IGNORES, tester=EXITS)
+    result = host.deploy(second)
+    assert result["state"] == "put back"
+    assert [each["what"].partition("\n")[0] for each in result["problems"]] == [
+        "tester: not started"
+    ]
+    assert host.workers() == {"builder": first, "tester": first}
+    assert host.alive(agent)
+
+
+def test_what_a_person_stopped_stays_stopped(host: Copied) -> None:
+    """And is told, with what starts it."""
+    host.deploy(host.release())
+    host.do("agents.stop", "--role", "tester")
+    second = host.release("2")
+    result = host.deploy(second)
+    assert did(result) == [("builder", "restarted")]
+    told = "tester: stopped before, and left so: invoke agents.start --role tester"
+    assert result["notes"] == [told]
+    assert host.workers() == {"builder": second, "tester": ""}
+    result = host.deploy(second)
+    assert (result["state"], result["notes"]) == ("nothing to do", [told])
+
+
+def test_a_role_that_is_new_starts_and_one_that_is_gone_stops(host: Copied) -> None:
+    """The one that is gone at the very end: an attempt of it would not come back."""
+    first = host.release()
+    host.deploy(first)
+    gone = host.rows()["tester"]["pid"]
+    host.configure({"builder": QUIET["builder"], "refiner": QUIET["builder"]})
+    result = host.deploy(first)
+    assert did(result) == [("builder", "restarted"), ("refiner", "started"), ("tester", "stopped")]
+    assert host.workers() == {"builder": first, "refiner": first}
+    assert not host.alive(gone)
+
+
+def test_a_new_role_that_fails_takes_nothing_with_it(host: Copied) -> None:
+    """The role that it was to take the place of has run all the time, and the new one is gone."""
+    first = host.release()
+    host.deploy(first)
+    before = host.rows()["tester"]["pid"]
+    host.configure({"builder": QUIET["builder"], "refiner": QUIET["builder"]})
+    result = host.deploy(host.release(refiner=EXITS))
+    assert result["state"] == "put back"
+    host.configure(QUIET)
+    assert host.workers() == {"builder": first, "tester": first}
+    assert host.rows()["tester"]["pid"] == before
+    assert not host.sh("ls work/.agent-daemon-pids").count("refiner")
+
+
+def test_a_check_changes_nothing(host: Copied) -> None:
+    """It says which release, which files, and which workers."""
+    first = host.release()
+    host.deploy(first)
+    host.configure({"builder": QUIET["builder"], "refiner": QUIET["builder"]})
+    second = host.release("2")
+    files, rows = host.files(), host.rows()
+    result = host.deploy(second, check=True)
+    assert (result["state"], result["before"], result["release"]) == ("would deploy", first, second)
+    said = [each["text"] or each["path"].rpartition("/")[2] for each in result["changes"]]
+    assert said == [
+        f"switch to release {second} (before: {first})",
+        "agent.yml",
+        "restart builder",
+        "start refiner",
+        "stop tester",
+    ]
+    assert (host.files(), host.rows()) == (files, rows)
+
+
+def test_nobody_has_to_listen(host: Copied) -> None:
+    """The connection is gone in the middle: what has begun ends as it would have, well or not."""
+    host.deploy(host.release())
+    second = host.release("2")
+    for how, runs in ((None, second), (EXITS, second)):
+        release = host.release("3", builder=how) if how else second
+        with host.begin(release) as began:
+            assert began.stdout
+            assert began.stderr
+            began.stdout.close()
+            began.stderr.close()
+        assert host.workers() == {"builder": runs, "tester": runs}
+        assert host.links()[0] == runs
+
+
+def test_an_interrupted_deploy_is_put_back(host: Copied) -> None:
+    """By whoever types Ctrl-C on the host itself."""
+    first = host.release()
+    host.deploy(first)
+    with host.begin(host.release("2"), settle=60) as began:
+        wait_for(lambda: len(set(host.workers().values())) == 1, "all have handed over")
+        began.send_signal(signal.SIGINT)
+        _, said = began.communicate()
+    assert "interrupted: puts release" in said
+    assert host.workers() == {"builder": first, "tester": first}
+    assert host.links() == (first, None)
+
+
+def test_after_a_power_cut_the_next_deploy_goes_on_or_all_the_way_back(host: Copied) -> None:
+    """What was there before the deploy that was cut short is not forgotten."""
+    host.configure(BUSY)
+    host.write_queue(build())
+    first = host.release()
+    host.deploy(first)
+    agent = host.agent()
+    second = host.release("2")
+    with host.begin(second, settle=60) as began:
+        wait_for(lambda: set(host.workers().values()) == {second}, "all have handed over")
+        began.kill()
+        began.communicate()
+    assert host.links() == (second, first)
+    result = host.deploy(host.release("3", tester=EXITS))
+    assert (result["state"], result["before"], result["release"]) == ("put back", first, first)
+    assert "was cut short" in result["notes"][0]
+    assert host.workers() == {"builder": first, "tester": first}
+    assert host.links() == (first, None)
+    assert host.alive(agent)
+    with host.begin(second, settle=60) as began:
+        wait_for(lambda: set(host.workers().values()) == {second}, "all have handed over")
+        began.kill()
+        began.communicate()
+    result = host.deploy(second)
+    assert (result["state"], result["before"]) == ("deployed", first)
+    assert host.deploy(second)["state"] == "nothing to do"
+    assert host.alive(agent)
+
+
+def test_what_cannot_be_put_back_is_said(host: Copied) -> None:
+    """The old release is damaged: both reasons are told; a deploy of a whole one mends it."""
+    first = host.release()
+    host.deploy(first)
+    worker = f"{host.place}/releases/{first}/daemon/worker.py"
+    host.sh(f"rm {worker}")
+    result = host.deploy(host.release(tester=EXITS))
+    assert result["state"] == "broken"
+    said = [each["what"].partition("\n")[0] for each in result["problems"]]
+    assert said[0] == "tester: not started"
+    assert "builder: not started" in said[1:]
+    second = host.release("2")
+    result = host.deploy(second)
+    assert result["state"] == "deployed"
+    assert host.workers() == {"builder": second, "tester": second}
+
+
+def test_another_supervisor_is_refused(host: Copied) -> None:
+    """A worker cannot hand over to one of another supervisor."""
+    first = host.release()
+    host.deploy(first)
+    host.configure(QUIET, supervisor="systemd")
+    with pytest.raises(AssertionError, match="the supervisor is to change from pidfile to systemd"):
+        host.deploy(first)
+    host.configure(QUIET)
+    assert host.workers() == {"builder": first, "tester": first}
