@@ -20,12 +20,13 @@ class Change(NamedTuple):
 
 
 class Installed(NamedTuple):
-    """What became of one host. ``notes``: what a person has to do."""
+    """What became of one host. ``notes``: what a person has to do. ``home``: its account's."""
 
     host: str
     supervisor: str
     changes: tuple[Change, ...] = ()
     notes: tuple[str, ...] = ()
+    home: str = ""
 
     def facts(self) -> dict[str, Any]:
         """The same for a program."""

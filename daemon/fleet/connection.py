@@ -6,6 +6,7 @@ import contextlib
 import os
 import pwd
 import select
+import shlex
 import signal
 import socket
 import subprocess
@@ -52,10 +53,12 @@ class Local:
 
     ``name`` is the inventory's. ``checkout``: the folder that workers are to run, where that is
     not the one that this process runs: the link to the current release of a host that has no
-    checkout.
+    checkout. ``reached``: what an operator types to run a command here ("" on this machine).
     """
 
-    def __init__(self, name: str = "localhost", checkout: str | None = None) -> None:
+    def __init__(
+        self, name: str = "localhost", checkout: str | None = None, reached: str = ""
+    ) -> None:
         self.name = name
         self.home = os.path.expanduser("~")
         self.environ = transient.environment()
@@ -64,6 +67,7 @@ class Local:
         self.checkout = checkout or transient.ROOT
         #: Where the host's releases are; None where workers run a checkout.
         self.releases = os.path.dirname(checkout) if checkout else None
+        self._reached = reached
 
     @property
     def user(self) -> str:
@@ -72,6 +76,10 @@ class Local:
             return pwd.getpwuid(os.getuid()).pw_name
         except KeyError:
             return str(os.getuid())
+
+    def typed(self, command: str) -> str:
+        """A command for this host's shell, as the operator types it."""
+        return f"{self._reached} {shlex.quote(command)}" if self._reached else command
 
     def run(self, argv: Sequence[str], *, stdin: str = "", seconds: float = 60) -> Ran:
         """Run a command to its end. One that cannot be run, or takes too long, is an error."""

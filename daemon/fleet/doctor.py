@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from daemon import agents, environment, mounts, worktree
+from daemon import agents, environment
 from daemon.agents.preset import Preset
 from daemon.config import Config, Role
 from daemon.errors import RolecallError
-from daemon.fleet import effective, mergedriver, runs, upkeep, worktrees
+from daemon.fleet import clone, effective, upkeep
 from daemon.fleet.connection import Local
 from daemon.fleet.finding import FAIL, OK, WARN, Finding, failed, report, together
 from daemon.fleet.here import one_of
 from daemon.fleet.supervisor import SYSTEMD, supervisor_name
 from daemon.prompt import DEFAULT, default, default_path
-from daemon.queue.file import FileQueue
 from daemon.transient import ROOT
 
 OLDEST_PYTHON = (3, 11)
@@ -55,13 +53,18 @@ def examine(
         units = units if manager.problem else manager.environ
     else:
         findings += upkeep.pidfile(connection, config)
-    findings += [*_installed(connection, config), *_git(config), *_queue(config, place), _inotify()]
+    findings += [
+        *_installed(connection, config),
+        *clone.workspace(config, connection),
+        *clone.queue(config, connection, place.mountinfo),
+        _inotify(),
+    ]
     roles = (
         [config.roles[one_of("role", role, config.roles)]]
         if role
         else [config.roles[name] for name in config.run]
     )
-    findings += together([each for one in roles for each in _role(config, one, units)])
+    findings += together([each for one in roles for each in _role(config, one, units, connection)])
     return findings
 
 
@@ -80,75 +83,6 @@ def _python(connection: Local) -> Finding:
     return Finding("python", OK, f"{version}, {connection.python}")
 
 
-def _git(config: Config) -> Iterator[Finding]:
-    if shutil.which("git") is None:
-        yield Finding("git", FAIL, "git is not on PATH", "apt install git")
-        return
-    workspace = config.workspace
-    init = f"invoke init --workspace {shlex.quote(workspace)}"
-    if not os.path.isdir(workspace):
-        yield Finding("workspace", FAIL, f"there is no {workspace}", "invoke init --workspace DIR")
-        return
-    try:
-        worktree.git(workspace, "rev-parse", "--show-toplevel")
-    except worktree.GitError as error:
-        what = f"{workspace}: {error.problems[0].what}"
-        yield Finding("workspace", FAIL, what, f"git init {shlex.quote(workspace)} && {init}")
-        return
-    version = worktree.git(workspace, "version").removeprefix("git version ").strip()
-    yield Finding("git", OK, version)
-    try:
-        worktree.git(workspace, "rev-parse", "--verify", "--quiet", "HEAD")
-    except worktree.GitError:
-        needs = any(config.roles[name].worktree for name in config.run)
-        what = f"{workspace} has no commit: no worktree can be made of it"
-        hint = f"git -C {shlex.quote(workspace)} commit --allow-empty -m 'First commit'"
-        yield Finding("workspace", FAIL if needs else WARN, what, hint)
-    else:
-        yield from worktrees.findings(config)
-        if os.path.realpath(workspace) == os.path.realpath(ROOT):
-            what = f"{workspace} is Rolecall's own checkout: agents would work on that"
-            yield Finding("workspace", WARN, what, "invoke init --workspace DIR")
-        else:
-            yield Finding("workspace", OK, workspace)
-    gone = mergedriver.missing(mergedriver.configured(workspace))
-    if gone:
-        what = f"its program is gone ({gone[0]}): git merges the queue line by line"
-        yield Finding("merge driver", WARN, what, "invoke init --merge-driver")
-
-
-def _queue(config: Config, place: Place) -> Iterator[Finding]:
-    path = config.queue_file
-    if not os.path.exists(path) and runs.are_left(config.paths.runs):
-        yield Finding("queue", FAIL, f"{path}: {runs.TAKEN}", runs.LOOK_FOR_IT)
-    elif not os.path.exists(path):
-        init = f"invoke init --workspace {shlex.quote(config.workspace)}"
-        yield Finding("queue", WARN, f"there is no {path}", init)
-    else:
-        try:
-            snapshot = FileQueue(config).snapshot()
-        except RolecallError as error:
-            problem = error.problems[0]
-            what = f"{problem.where or path}: {problem.what}"
-            yield Finding("queue", FAIL, what, problem.hint or "mend the file by hand")
-        else:
-            problems = snapshot.tasks.problems
-            count = f"{len(snapshot.tasks.entries)} tasks in {path}"
-            if problems:
-                what = f"{count}, and {len(problems)} that are skipped: {problems[0]}"
-                yield Finding("queue", WARN, what, "invoke queue.check")
-            else:
-                yield Finding("queue", OK, count)
-        if not os.access(path, os.W_OK) or not os.access(os.path.dirname(path), os.W_OK):
-            hint = f"chmod u+w {shlex.quote(os.path.dirname(path))} {shlex.quote(path)}"
-            yield Finding("queue", FAIL, f"{path} or its folder is not writable", hint)
-    for what, where in (("queue", path), ("leases", config.paths.leases)):
-        kind = mounts.kind(where, place.mountinfo)
-        if mounts.is_network(kind):
-            found = f"the {what} is on a network file system ({kind}): it serves one host only"
-            yield Finding("file system", WARN, found, "move the workspace to a local disk")
-
-
 def _inotify() -> Finding:
     slow = "the interval alone wakes workers"
     try:
@@ -163,7 +97,9 @@ def _inotify() -> Finding:
     return Finding("inotify", OK, "workers are woken by changes")
 
 
-def _role(config: Config, role: Role, units: Mapping[str, str]) -> Iterator[Finding]:
+def _role(
+    config: Config, role: Role, units: Mapping[str, str], connection: Local
+) -> Iterator[Finding]:
     secrets: Mapping[str, str] = {}
     if role.env_file:
         try:
@@ -187,7 +123,7 @@ def _role(config: Config, role: Role, units: Mapping[str, str]) -> Iterator[Find
             what = f"{gate[0]} is {found}, Rolecall's own: it knows nothing of your project"
             yield Finding("gate", WARN, what, OWN_PROGRAM, role.name)
     if role.agent or not role.merge:
-        yield _prompt(config, role)
+        yield _prompt(config, role, connection)
     yield from budget(config, role, agents.find(role.agent))
     for name in role.pass_env:
         if name not in units and name not in secrets and name not in role.env:
@@ -243,8 +179,8 @@ def elsewhere(program: str, path: str) -> str:
     return f'it is in {folder}; give the role env: {{PATH: "{folder}:{path}"}}' if folder else ""
 
 
-def _prompt(config: Config, role: Role) -> Finding:
-    init = f"invoke init --workspace {shlex.quote(config.workspace)}"
+def _prompt(config: Config, role: Role, connection: Local) -> Finding:
+    init = clone.init_hint(config, connection)
     path = role.prompt or default_path(config.paths.prompts, role.name)
     if os.access(path, os.R_OK):
         return Finding("prompt", OK, os.path.dirname(path), "", role.name)

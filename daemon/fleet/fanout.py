@@ -98,9 +98,10 @@ def ask(  # noqa: PLR0913  # who is asked, what, and how
             return onhost.perform(
                 Local(host.name), found[host.name], verb, dict(options), tell, line
             )
-        from daemon.fleet import remote  # noqa: PLC0415  # a fleet of this machine needs none
+        from daemon.fleet import remote, ssh  # noqa: PLC0415  # only where a host is reached so
 
-        named = {"host": host.name, **options}  # the inventory's name, which it may not know
+        # What it may not know of itself: the inventory's name, and how it is reached.
+        named = {"host": host.name, "ssh": ssh.typed(host), **options}
         return remote.call(inventory, host, verb, named, timeout=how.timeout, tell=tell, line=line)
 
     progress = None if verb == "logs" else Progress(sys.stderr, [host.name for host in hosts])

@@ -264,17 +264,15 @@ def exclude(config: Config) -> Step:
     return _tell_git(config, "exclude", our_patterns(config))
 
 
+def not_excluded(config: Config) -> tuple[str, list[str]]:
+    """The path of the repository's .git/info/exclude, and which of our paths it lacks."""
+    path, _, missing = _untold(config, "exclude", our_patterns(config))
+    return path, missing
+
+
 def _tell_git(config: Config, name: str, lines: list[str]) -> Step:
     """Add what is missing of the lines to a file of the repository's .git/info."""
-    told = worktree.git(config.workspace, "rev-parse", "--git-path", f"info/{name}").rstrip("\n")
-    path = os.path.join(config.workspace, told)
-    text = ""
-    with (
-        contextlib.suppress(FileNotFoundError),
-        open(path, encoding="utf-8", errors="surrogateescape") as file,
-    ):
-        text = file.read()
-    missing = [line for line in lines if line not in text.splitlines()]
+    path, text, missing = _untold(config, name, lines)
     if not missing:
         return Step("kept", path)
     did = "changed" if os.path.exists(path) else "made"
@@ -283,6 +281,18 @@ def _tell_git(config: Config, name: str, lines: list[str]) -> Step:
         file.write("\n" * bool(text and not text.endswith("\n")))
         file.write("".join(f"{line}\n" for line in missing))
     return Step(did, path, f"added {' '.join(missing)}")
+
+
+def _untold(config: Config, name: str, lines: list[str]) -> tuple[str, str, list[str]]:
+    """A file of the repository's .git/info: its path, its text, and which of the lines it lacks."""
+    told = worktree.git(config.workspace, "rev-parse", "--git-path", f"info/{name}").rstrip("\n")
+    path, text = os.path.join(config.workspace, told), ""
+    with (
+        contextlib.suppress(FileNotFoundError),
+        open(path, encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        text = file.read()
+    return path, text, [line for line in lines if line not in text.splitlines()]
 
 
 def queue_attribute(config: Config) -> str | None:

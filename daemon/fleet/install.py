@@ -6,12 +6,14 @@ import compileall
 import difflib
 import os
 import shutil
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from daemon.config import Config
-from daemon.fleet import effective, linger, units, workers
+from daemon.fleet import copied, effective, linger, units, workers
 from daemon.fleet.answers import Change, Installed
 from daemon.fleet.connection import Local
+from daemon.fleet.copied import Sent
 from daemon.fleet.supervisor import SYSTEMD, Supervisor, supervisor
 from daemon.transient import ROOT
 
@@ -31,7 +33,7 @@ def compare(connection: Local, config: Config, found: Supervisor) -> Difference:
     """What differs. Raises RolecallError where the prefix is another workspace's."""
     path = effective.path(connection, config)
     wanted = {path: effective.text(config), **found.files()}
-    present = _present(connection, found, path)
+    present = files_of(connection, found, path)
     _refuse_foreign(config, {each: present[each] for each in wanted if each in present})
     write = {each: text for each, text in wanted.items() if present.get(each) != text}
     if path not in write and connection.mode(path) != CONFIG_MODE:
@@ -42,35 +44,60 @@ def compare(connection: Local, config: Config, found: Supervisor) -> Difference:
     return Difference(write, remove, tuple(changes))
 
 
-def install(connection: Local, config: Config, *, check: bool = False) -> Installed:
-    """Make the host run the roles that its config names; ``check`` only says what would be."""
+def install(
+    connection: Local, config: Config, *, check: bool = False, sent: Sent | None = None
+) -> Installed:
+    """Make the host run the roles that its config names; ``check`` only says what would be.
+
+    ``sent``: the release that a host without a checkout is to run.
+    """
     found = supervisor(connection, config)
+    if check:
+        return _install(connection, config, found, sent, check=True)
+    with copied.alone(connection):
+        return _install(connection, config, found, sent, check=False)
+
+
+def _install(
+    connection: Local, config: Config, found: Supervisor, sent: Sent | None, *, check: bool
+) -> Installed:
     path = effective.path(connection, config)
-    if not check:
+    differs = compare(connection, config, found)
+    release = copied.put(connection, sent, check=check) if sent else []
+    if not (sent or check):
         # Neither invoke nor a unit, which may not write the checkout, would ever keep compiled
         # modules; without them every attempt starts tens of milliseconds later.
         compileall.compile_dir(os.path.join(ROOT, "daemon"), quiet=2)
-    differs = compare(connection, config, found)
     units_changed = [*differs.remove, *(each for each in differs.write if each != path)]
     actions, notes = prepare(connection, found, check=check)
     actions += found.missing(units_changed)
     notes += lacks(connection, config, found)
-    if path in differs.write and connection.exists(path) and not check:
+    if not check and (release or (path in differs.write and connection.exists(path))):
         running = [r for r, each in found.states(config.run).items() if each.state == "running"]
         if running:
-            names = ", ".join(running)
-            notes.append(f"{names}: running with the old config until invoke agents.restart")
-    changes = [*differs.changes]
+            names, old = ", ".join(running), "release" if release else "config"
+            notes.append(f"{names}: running with the old {old} until invoke agents.restart")
+    changes = [Change(connection.name, "", "action", each) for each in release]
+    changes += differs.changes
     changes += [Change(connection.name, "", "action", each) for each in actions]
-    done = Installed(connection.name, found.name, tuple(changes), tuple(notes))
+    if connection.releases:
+        changes += copied.excluded(connection, config, check=check)
+    done = _installed(connection, found, changes, notes)
     if check or not changes:
         return done
     found.forget(differs.remove)
-    write(connection, path, differs.write)
+    put(connection, path, differs.write)
     for each in differs.remove:
         connection.remove(each)
     found.refresh(units_changed)
     return done
+
+
+def _installed(
+    connection: Local, found: Supervisor, changes: Sequence[Change], notes: Sequence[str]
+) -> Installed:
+    name, home = connection.name, connection.home
+    return Installed(name, found.name, tuple(changes), tuple(notes), home)
 
 
 def prepare(
@@ -94,10 +121,11 @@ def prepare(
 def lacks(connection: Local, config: Config, found: Supervisor) -> list[str]:
     """What a person has to do before attempts can run."""
     fresh = not connection.exists(effective.path(connection, config))
-    return [*found.notes(fresh=fresh), *_missing_agents(config)]
+    there = copied.lacks(connection, config) if connection.releases else []
+    return [*found.notes(fresh=fresh), *there, *_missing_agents(config)]
 
 
-def write(connection: Local, config_file: str, files: dict[str, str]) -> None:
+def put(connection: Local, config_file: str, files: dict[str, str]) -> None:
     """Write these files, each with the mode that its kind has."""
     for path, text in files.items():
         connection.write(path, text, CONFIG_MODE if path == config_file else UNIT_MODE)
@@ -119,9 +147,17 @@ def _missing_agents(config: Config) -> list[str]:
 
 def uninstall(connection: Local, config: Config, *, check: bool = False) -> Installed:
     """Remove what install made, and nothing else; workers drain first."""
-    found, name = supervisor(connection, config), connection.name
+    found = supervisor(connection, config)
+    if check:
+        return _uninstall(connection, config, found, check=True)
+    with copied.alone(connection):
+        return _uninstall(connection, config, found, check=False)
+
+
+def _uninstall(connection: Local, config: Config, found: Supervisor, *, check: bool) -> Installed:
+    name = connection.name
     path = effective.path(connection, config)
-    present = _present(connection, found, path)
+    present = files_of(connection, found, path)
     _refuse_foreign(config, present)
     others = [
         each
@@ -133,8 +169,10 @@ def uninstall(connection: Local, config: Config, *, check: bool = False) -> Inst
     changes = [Change(name, each, "remove") for each in present]
     if dark:
         changes.append(Change(name, "", "action", f"disable lingering of {connection.user}"))
-    if check or not (present or dark):
-        return Installed(name, found.name, tuple(changes))
+    if connection.releases and connection.exists(connection.releases):
+        changes.append(Change(name, connection.releases, "remove"))
+    if check or not changes:
+        return _installed(connection, found, changes, [])
     notes = [
         f"{role}: {told.did}: {told.note}"
         for role, told in workers.stop_here(connection, config, found, list(config.roles)).items()
@@ -150,13 +188,15 @@ def uninstall(connection: Local, config: Config, *, check: bool = False) -> Inst
         note = linger.disable(connection)
         notes += [note] if note else []
         connection.remove(record)
-    return Installed(name, found.name, tuple(changes), tuple(notes))
+    copied.remove(connection)  # the last thing of all: this very code is in it
+    return _installed(connection, found, changes, notes)
 
 
-def _present(connection: Local, found: Supervisor, path: str) -> dict[str, str]:
-    present = found.installed()
-    text = connection.read(path)
-    return present if text is None else {**present, path: text}
+def files_of(connection: Local, found: Supervisor, config_file: str) -> dict[str, str]:
+    """The files that the host has of what install writes: path to text."""
+    text = connection.read(config_file)
+    files = found.installed()
+    return files if text is None else {**files, config_file: text}
 
 
 def _refuse_foreign(config: Config, present: dict[str, str]) -> None:

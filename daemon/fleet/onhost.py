@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from daemon.config import Config
+from daemon.config import Config, from_json
 from daemon.errors import RolecallError
+from daemon.fleet import place
 from daemon.fleet.connection import Local
+from daemon.fleet.speaker import Speaker
 
 PROTOCOL = 1
-MARK = b"\x1erolecall "  # before each message: whatever else is printed to the pipe is noise
-ALIVE = 2.0  # seconds between two signs of life, of the 10 that an operator waits
 CHANGING = ("install", "uninstall", "start", "stop", "restart", "deploy")
 
 Tell = Callable[[str], None]
@@ -33,10 +35,11 @@ Verb = Callable[[Asked], Any]
 
 
 def _install(asked: Asked) -> Any:
-    from daemon.fleet import install  # noqa: PLC0415  # each verb imports what it needs alone
+    from daemon.fleet import copied, install  # noqa: PLC0415  # each verb imports what it needs
 
-    check = asked.options.get("check", False)
-    return install.install(asked.connection, asked.config, check=check).facts()
+    check, release = asked.options.get("check", False), asked.options.get("release")
+    sent = copied.Sent(release, asked.options.get("sent", False)) if release else None
+    return install.install(asked.connection, asked.config, check=check, sent=sent).facts()
 
 
 def _uninstall(asked: Asked) -> Any:
@@ -135,3 +138,61 @@ def perform(  # noqa: PLR0913, PLR0917  # where, what, and who is told
             f'the release on this host does not know "{verb}"', hint="invoke deploy"
         )
     return VERBS[verb](Asked(connection, config, options, tell, line or tell))
+
+
+# --- asked from afar ------------------------------------------------------------------------------
+
+
+def serve(request: Options, facts: Options) -> None:
+    """Do what the operator's side asks, and tell it: the part of stage 0 that a release has.
+
+    ``request`` is its second message, ``facts`` what stage 0 has said of this host. Lines and signs
+    of life go to standard output meanwhile, then one result or one error.
+    """
+    speaker = Speaker()
+    verb, options = str(request.get("verb")), {**request.get("options", {})}
+    if verb in CHANGING:
+        # Who has asked may be gone at any time: what was begun is done to its end.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    else:
+        speaker.end_with_stdin()
+    try:
+        result = _performed(request, options, facts, speaker)
+    except RolecallError as error:
+        speaker.end({"error": _error(error)})
+    except OSError as error:
+        speaker.end({"error": _error(place.failure(error))})
+    except KeyboardInterrupt:
+        speaker.end({"error": _error(RolecallError("interrupted"))})
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        speaker.end({"error": _error(RolecallError(what, hint="it is a mistake of Rolecall's"))})
+        raise  # for stderr, which the operator's side may show
+    else:
+        speaker.end({"result": result})
+
+
+def _performed(request: Options, options: Options, facts: Options, speaker: Speaker) -> Any:
+    try:
+        config = from_json(request["config"])
+    except (KeyError, TypeError, ValueError):
+        raise RolecallError(
+            "the release on this host does not understand the inventory's settings: one of the two "
+            "is older",
+            hint="invoke deploy",
+        ) from None
+    folder = place.place_of(facts["home"], config.unit_prefix)
+    name = str(options.pop("host", facts["node"]))
+    reached = str(options.pop("ssh", f"ssh {name}"))
+    connection = Local(name, os.path.join(folder, place.CURRENT), reached)
+    if request.get("release"):
+        options |= {"release": request["release"], "sent": bool(request.get("upload"))}
+    return perform(
+        connection, config, str(request.get("verb")), options, speaker.tell, speaker.line
+    )
+
+
+def _error(error: RolecallError) -> Options:
+    problems = [list(each) for each in error.problems]
+    code = getattr(error, "code", "")
+    return {"problems": problems, "exit_code": error.exit_code, "code": code}

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,9 @@ def installed(result: Installed, style: Style, *, check: bool, diff: bool) -> st
             did = f"would {change.text}" if check else change.text
         else:
             verb = f"would {change.kind}" if check else DID[change.kind]
-            did = f"{verb} {_home(change.path)}" + f" ({change.text})" * bool(change.text)
+            did = f"{verb} {_short(change.path, result.home)}" + f" ({change.text})" * bool(
+                change.text
+            )
         lines.append(f"{host}: {escape(did)}")
         if diff and change.diff:
             lines += [_diff_line(line, style) for line in change.diff.splitlines()]
@@ -40,9 +41,8 @@ def installed(result: Installed, style: Style, *, check: bool, diff: bool) -> st
     return "\n".join(lines)
 
 
-def _home(path: str) -> str:
-    home = os.path.expanduser("~")
-    return "~" + path.removeprefix(home) if path.startswith(home + "/") else path
+def _short(path: str, home: str) -> str:
+    return "~" + path.removeprefix(home) if home and path.startswith(home + "/") else path
 
 
 def _diff_line(line: str, style: Style) -> str:

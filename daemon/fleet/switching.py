@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from daemon.config import Config
 from daemon.errors import Problem, RolecallError
-from daemon.fleet import agents, effective, install, place, plan, releases, snapshot
+from daemon.fleet import effective, install, place, plan, releases, snapshot, workers
+from daemon.fleet.answers import Change
 from daemon.fleet.connection import Local
-from daemon.fleet.install import Change
 from daemon.fleet.plan import Plan
 from daemon.fleet.releases import Links
 from daemon.fleet.snapshot import RUNNING
@@ -201,7 +201,7 @@ class _Switch:
         if todo.dropped:
             self.tell(f"stops {', '.join(todo.dropped)}, not to run here any more")
             dropped = list(todo.dropped)
-            self._note(agents.stop_here(self.connection, self.old_config, self.old, dropped))
+            self._note(workers.stop_here(self.connection, self.old_config, self.old, dropped))
         if todo.differs.remove:
             self.found.forget(todo.differs.remove)
             for each in todo.differs.remove:
@@ -258,7 +258,7 @@ class _Switch:
     def _take_away(self) -> None:
         """What was not there before: its workers drain."""
         if new := [role for role in self.plan.start if role not in self.was_run]:
-            agents.stop_here(self.connection, self.config, self.found, new)
+            workers.stop_here(self.connection, self.config, self.found, new)
         created = self._created()
         units = self._units(created)
         self.found.forget(units)

@@ -1,0 +1,77 @@
+"""A host without a checkout: the release that was copied to it, as install and uninstall see it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import NamedTuple
+
+from daemon.config import Config
+from daemon.errors import RolecallError
+from daemon.fleet import place, releases
+from daemon.fleet.answers import Change
+from daemon.fleet.connection import Local
+from daemon.fleet.finding import FAIL, Finding
+
+
+class Sent(NamedTuple):
+    """The release that the host is to run. ``new``: it was sent along, for the host lacked it."""
+
+    id: str
+    new: bool
+
+
+def alone(connection: Local) -> contextlib.AbstractContextManager[object]:
+    """No other command that changes the host's releases at the same time."""
+    if connection.releases and os.path.isdir(connection.releases):
+        return place.Lock(connection.releases)
+    return contextlib.nullcontext()
+
+
+def put(connection: Local, sent: Sent, *, check: bool) -> list[str]:
+    """Have the host run the release from now on; what that took, or would take."""
+    folder = connection.releases or ""
+    now = releases.links(folder).current
+    actions = [f"copy release {sent.id}"] if sent.new else []
+    if now != sent.id:
+        actions.append(f"switch to release {sent.id}" + f" (before: {now})" * bool(now))
+        if not check:
+            releases.switch(folder, sent.id)
+            releases.prune(folder)
+    return actions
+
+
+def remove(connection: Local) -> None:
+    """Remove every release of the host. Nothing can be imported any more after that."""
+    if connection.releases and os.path.isdir(connection.releases):
+        releases.remove(connection.releases)
+
+
+def excluded(connection: Local, config: Config, *, check: bool) -> list[Change]:
+    """Have the workspace's git leave our paths alone: there is no ``invoke init`` to do it there.
+
+    An uninstall leaves that be, as it leaves what lies under those paths.
+    """
+    from daemon.fleet import init  # noqa: PLC0415  # elsewhere it has been done
+
+    try:
+        path, missing = init.not_excluded(config)
+    except (RolecallError, OSError):
+        return []  # no repository yet: that is told beside it
+    if not missing:
+        return []
+    kind = "change" if connection.exists(path) else "create"
+    if not check:
+        init.exclude(config)
+    return [Change(connection.name, path, kind, f"added {' '.join(missing)}")]
+
+
+def lacks(connection: Local, config: Config) -> list[str]:
+    """What the host's workspace lacks for work, and what to type."""
+    from daemon.fleet import clone  # noqa: PLC0415  # as above
+
+    found = [each for each in clone.workspace(config, connection) if each.state == FAIL]
+    if not found and not os.path.exists(config.queue_file):
+        what = f"there is no {config.queue_file}"
+        found = [Finding("queue", FAIL, what, clone.init_hint(config, connection))]
+    return [f"{each.what}: {each.hint}" for each in found]
