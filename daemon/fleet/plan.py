@@ -12,8 +12,9 @@ from daemon import process, transient
 from daemon.config import Config
 from daemon.errors import ConfigError
 from daemon.fleet import effective, install, place, snapshot
-from daemon.fleet.answers import Change, Difference
+from daemon.fleet.answers import Change
 from daemon.fleet.connection import Local
+from daemon.fleet.install import Difference
 from daemon.fleet.releases import Links
 from daemon.fleet.snapshot import RUNNING, Snapshot
 from daemon.fleet.supervisor import State, Supervisor, supervisor_name
