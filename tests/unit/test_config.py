@@ -324,7 +324,7 @@ BAD = {
         role("timeout: 1:30"),
         2,
         "1:30 is read as a number",
-        'write it in quotes: "1:30"',
+        'write "1:30" if that text is meant',
     ),
     "word for a flag": (role("worktree: maybe"), 2, "true or false", ""),
     "merge without a worktree": (role("merge: true"), 2, "merge without a worktree", ""),
