@@ -127,6 +127,8 @@ class HostsFolder:
                 hint = "INI inventories are not supported: " + hint
             self._problem(placed.where, "is no YAML inventory", hint)
             return
+        if not placed.data:
+            self._problem(placed.where, "is empty", "write: all: {hosts: {localhost: }}")
         if "plugin" in placed.data:
             where = placed.data["plugin"].key
             self._problem(where, "inventory plugins are not supported", "list the hosts")

@@ -222,6 +222,7 @@ key = st.text("ab01[]:-_.", min_size=1, max_size=12) | st.lists(
 @example(key="[::1]:22")
 @example(key="web_:22")
 @example(key="[1:3]:22")
+@example(key="[1:3][1:3]:22")
 def test_any_host_key(ansible: Ansible, key: str) -> None:
     """Whatever stands as a host: it names those that it does for Ansible, or is an error."""
     same_or_refused(ansible, f"all: {{hosts: {{{json.dumps(key)}: }}}}\n")

@@ -55,6 +55,8 @@ BAD = {
     "web1:0": "0 is no port",
     "web1:65536": "65536 is no port",
     "web_:22": "takes no port",
+    "w[:3]:22": "this range takes no port",
+    "[1:3]-[1:3]:22": "this range takes no port",
     "[1:3]:22": "is not an address and a port",
     "[64:ff9b::192.0.2.1]:22": "is not an address and a port",
     "fe80::1%eth0": "is not a name",

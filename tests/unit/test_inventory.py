@@ -295,6 +295,7 @@ BAD: dict[str, tuple[dict[str, str], str, str]] = {
     "two of them": ({"hosts.yml": HOSTS, "hosts.yaml": HOSTS}, "inventory", "both hosts.yml"),
     "an INI file": ({"hosts.yml": HOSTS, "hosts": "[a]\nb"}, "inventory/hosts", "is not read"),
     "INI text": ({"hosts.yml": "[web]\na\n"}, "inventory/hosts.yml:2", "is not YAML"),
+    "an empty file": ({"hosts.yml": "# no hosts\n"}, "inventory/hosts.yml:1", "is empty"),
     "a list": ({"hosts.yml": "- a\n"}, "inventory/hosts.yml:1", "is no YAML inventory"),
     "a plugin": ({"hosts.yml": "plugin: aws_ec2\n"}, "inventory/hosts.yml:1", "plugins"),
     "unknown section": ({"hosts.yml": "all:\n  host: {a: }"}, "inventory/hosts.yml:2", '"host"'),
