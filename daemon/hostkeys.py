@@ -53,8 +53,10 @@ def _without_port(key: str) -> tuple[str, int | None]:
         name = found[1]
         if not (":" not in name or (_is_ipv6(name) and _takes_port(name))):
             raise BadKey(f'"{key[:60]}" is not an address and a port')
-    elif (found := PORT.fullmatch(key)) and "[:" not in key:
+    elif found := PORT.fullmatch(key):
         name = found[1]
+        if "[:" in name or (name[0] == "[" and name[-1] == "]"):
+            raise BadKey(f'"{key[:60]}": this range takes no port', hint="set ansible_port")
     else:
         return key, None
     port = int(found[2])

@@ -16,6 +16,15 @@ FILES = ("hosts.yml", "hosts.yaml")
 SECTIONS = ("hosts", "children", "vars")
 GROUP_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}")
 PRIORITY = "ansible_group_priority"
+#: What Ansible sets itself, whatever an inventory says: INTERNAL_STATIC_VARS of ansible-core 2.19.
+ITS_OWN = {
+    *("ansible_async_path", "ansible_collection_name", "ansible_config_file", "ansible_diff_mode"),
+    *("ansible_dependent_role_names", "ansible_facts", "ansible_forks", "ansible_limit"),
+    *("ansible_inventory_sources", "ansible_play_batch", "ansible_play_hosts"),
+    *("ansible_play_hosts_all", "ansible_play_role_names", "ansible_playbook_python"),
+    *("ansible_role_name", "ansible_role_names", "ansible_run_tags", "ansible_skip_tags"),
+    *("ansible_verbosity", "ansible_version"),
+}
 MAX_HOSTS = 20_000
 TEMPLATE = re.compile(r"\{[{%#]")
 BRACES = {("command",), ("args",), ("gates",)}  # braces of other programs stand in these
@@ -27,8 +36,7 @@ class Named:
     def __init__(self, key: str, port: int | None) -> None:
         self.key = key
         self.port = port
-        port_of_key = {} if port is None else {"ansible_port": Placed(port, key, key)}
-        self.vars: Variables = port_of_key
+        self.vars: Variables = {} if port is None else {"ansible_port": Placed(port, key, key)}
 
 
 def merge(lower: Variables, upper: Variables) -> Variables:
@@ -119,6 +127,8 @@ class HostsFolder:
                 hint = "INI inventories are not supported: " + hint
             self._problem(placed.where, "is no YAML inventory", hint)
             return
+        if not placed.data:
+            self._problem(placed.where, "is empty", "write: all: {hosts: {localhost: }}")
         if "plugin" in placed.data:
             where = placed.data["plugin"].key
             self._problem(where, "inventory plugins are not supported", "list the hosts")
@@ -199,6 +209,8 @@ class HostsFolder:
     def _variables(self, placed: Placed) -> Variables:
         """One layer of variables, checked."""
         self._templates(placed)
+        for name in ITS_OWN & {*(placed.data if isinstance(placed.data, dict) else ())}:
+            self._problem(placed.data[name].key, f"{name} is set by Ansible itself", "remove it")
         data: Variables = check(placed, self.problems).data
         return data
 

@@ -187,7 +187,9 @@ These five roles know where their tasks come from and go to; a role of another n
 of it. No status is claimed or held by two roles."""
 
 ANSIBLE = """\
-Accepted in an inventory; others that start with `ansible_` are left to Ansible."""
+Accepted in an inventory; others that start with `ansible_` are left to Ansible, except what would
+make it connect in another way, such as `ansible_password`, `ansible_become` and host keys that are
+not checked: these are errors."""
 
 PRECEDENCE = """\
 ## Precedence in an inventory
@@ -196,6 +198,5 @@ As in Ansible, later ones win: `vars` in `hosts.yml` of `all`, of parent groups,
 `group_vars/all.yml`; `group_vars/` of parent groups, of child groups; the host's own in
 `hosts.yml`; `host_vars/`. Groups of one depth are taken by `ansible_group_priority`, then by
 name. A variable of a later layer replaces the earlier one as a whole, except `roles`, which
-merges key by key, all the way down; lists are replaced. `group_vars/NAME.yml` may also be a
-folder `group_vars/NAME/` of such files. Host ranges (`web[1:9]`), INI files, inventory scripts
-and plugins are not read."""
+merges key by key, all the way down; lists are replaced. [The inventory](inventory.md) has what is
+read, ranges and limits."""

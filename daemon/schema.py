@@ -430,7 +430,7 @@ TOP = mapping(
         None,
         "The git repository that agents work on. A relative path counts from the "
         "folder that holds the inventory folder, or from the folder of the `--config`"
-        " file.",
+        " file. A host that is not this machine needs one from `/` or `~`.",
         "the git repository around the current directory, else that directory",
     ),
     Key(

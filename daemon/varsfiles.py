@@ -52,6 +52,14 @@ def find(
         problems.append(Problem(where, f'no {what} "{name}"', suggest(name, names)))
 
 
+def entry(folder: str, name: str) -> str:
+    """What Ansible reads for the name, or where to write it while there is nothing."""
+    for suffix in SUFFIXES:
+        if os.path.exists(path := os.path.join(folder, f"{name}{suffix}")):
+            return path
+    return os.path.join(folder, f"{name}.yml")
+
+
 def _files(folder: str, problems: list[Problem], depth: int = 0) -> Iterator[str]:
     """Those of a folder: by name, and of folders in it, where these stand among them."""
     if depth > MAX_DEPTH:

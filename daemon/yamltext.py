@@ -237,7 +237,7 @@ class _Conversion:
     def _constructed(self, node: yaml.ScalarNode) -> Any:
         try:
             return self.scalars.construct_object(node)
-        except (ValueError, KeyError, OverflowError, yaml.YAMLError):
+        except (ValueError, LookupError, AttributeError, OverflowError, yaml.YAMLError):
             kind = node.tag.replace(_TAG, "!!")
             self.problem(node, f"{node.value[:40]!r} cannot be read as {kind}")
             return WRONG

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -114,3 +114,21 @@ def listed(inventory: Inventory) -> dict[str, Any]:
 def text(value: Any) -> str:
     """JSON for a person to compare, in which 1 is not 1.0, and not a number is itself."""
     return json.dumps(value, indent=1, sort_keys=True)
+
+
+def same_hosts(limit: str, mine: object, theirs: object) -> None:
+    """A limit comes to the same hosts; what leaves Ansible without any is an error of ours."""
+    if isinstance(mine, list) and isinstance(theirs, list):
+        assert set(mine) == set(theirs), limit
+    else:
+        assert isinstance(mine, dict), (limit, mine, theirs)
+        assert theirs == [] or isinstance(theirs, dict), (limit, mine, theirs)
+
+
+def write(folder: Path, files: Mapping[str, str]) -> Path:
+    """The folder, with these files."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    return folder

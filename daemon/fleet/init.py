@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any, NamedTuple
 
-from daemon import worktree
+from daemon import varsfiles, worktree
 from daemon.config import Config
 from daemon.errors import RolecallError
 from daemon.fleet import here, mergedriver
@@ -52,7 +52,10 @@ def init(
     steps = []
     if workspace is not None:
         top = repository(workspace)
-        entry = os.path.join(folder, "host_vars", f"{host.name}.yml")
+        entry = varsfiles.entry(os.path.join(folder, "host_vars"), host.name)
+        if os.path.isdir(entry):
+            hint = f"write workspace: {top} into a file there, then type invoke init"
+            raise RolecallError("is a folder of variables", where=entry, hint=hint)
         steps.append(set_workspace(entry, top))
     config = here.fleet(folder, limit).config()
     if workspace is None:

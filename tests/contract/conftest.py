@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.realansible import Ansible
+
 
 @pytest.fixture
 def forked() -> Iterator[Callable[[Callable[[], object]], int]]:
@@ -33,3 +35,10 @@ def forked() -> Iterator[Callable[[Callable[[], object]], int]]:
             os.waitpid(pid, 0)
         except (ProcessLookupError, ChildProcessError):
             continue
+
+
+@pytest.fixture(scope="session")
+def ansible(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ansible]:
+    """The real one, in a process of its own."""
+    with Ansible.started(tmp_path_factory.mktemp("ansible")) as found:
+        yield found

@@ -5,28 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from tests import realansible
 from tests.realansible import Ansible
-
-
-@pytest.fixture(scope="session")
-def ansible(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ansible]:
-    with Ansible.started(tmp_path_factory.mktemp("ansible")) as found:
-        yield found
-
-
-def write(folder: Path, files: Mapping[str, str]) -> Path:
-    for name, text in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    return folder
-
 
 LIMITS = ("all", "*", "ungrouped", "all[0]", "!all")
 INVENTORIES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
@@ -245,27 +229,18 @@ all:
 def test_what_ansible_makes_of_it(ansible: Ansible, tmp_path: Path, case: str) -> None:
     """Each of these is read, and comes out as from ``ansible-inventory --list [--limit ...]``."""
     files, limits = INVENTORIES[case]
-    folder = write(tmp_path / "inventory", files)
+    folder = realansible.write(tmp_path / "inventory", files)
     limits = (*LIMITS, *limits)
     theirs, mine = ansible.read(folder, limits), realansible.ours(folder, limits)
     assert realansible.text(mine.get("list", mine)) == realansible.text(theirs.get("list", theirs))
     for limit in limits:
-        same_hosts(limit, mine["limits"][limit], theirs["limits"][limit])
-
-
-def same_hosts(limit: str, mine: object, theirs: object) -> None:
-    """A limit comes to the same hosts; what leaves Ansible without any is an error of ours."""
-    if isinstance(mine, list) and isinstance(theirs, list):
-        assert set(mine) == set(theirs), limit
-    else:
-        assert isinstance(mine, dict), (limit, mine, theirs)
-        assert theirs == [] or isinstance(theirs, dict), (limit, mine, theirs)
+        realansible.same_hosts(limit, mine["limits"][limit], theirs["limits"][limit])
 
 
 def test_the_command_says_the_same(ansible: Ansible, tmp_path: Path) -> None:
     """What this suite compares with is what a person sees who types ansible-inventory."""
     files, _ = INVENTORIES["precedence"]
-    folder = write(tmp_path / "inventory", files)
+    folder = realansible.write(tmp_path / "inventory", files)
     program = Path(sys.executable).with_name("ansible-inventory")
     done = subprocess.run(
         [sys.executable, program, "--inventory", folder, "--list"],

@@ -67,6 +67,23 @@ def test_the_second_time_changes_nothing(shop: Path, inventory: Path) -> None:
     assert before == after
 
 
+def test_the_file_of_the_host_that_is_there_is_the_one_that_is_changed(
+    shop: Path, inventory: Path
+) -> None:
+    """Whatever its suffix: a second one beside it would not be read. A folder is a person's."""
+    entry = inventory / "host_vars" / "localhost.yaml"
+    entry.parent.mkdir(exist_ok=True)
+    entry.write_text("unblock: false\n")
+    init(str(shop), str(inventory))
+    assert [path.name for path in entry.parent.iterdir()] == [entry.name]
+    assert yaml.safe_load(entry.read_text()) == {"workspace": str(shop), "unblock": False}
+    entry.unlink()
+    (entry.parent / "localhost").mkdir()
+    with pytest.raises(RolecallError, match="folder of variables") as caught:
+        init(str(shop), str(inventory))
+    assert f"workspace: {shop}" in caught.value.problems[0].hint
+
+
 def test_an_untracked_queue_is_told_of_at_the_end(shop: Path, inventory: Path) -> None:
     """A git stash -u takes it away from under its workers; committed, or ignored, it stays."""
     told = init(str(shop), str(inventory))[-1]

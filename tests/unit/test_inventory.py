@@ -295,11 +295,95 @@ BAD: dict[str, tuple[dict[str, str], str, str]] = {
     "two of them": ({"hosts.yml": HOSTS, "hosts.yaml": HOSTS}, "inventory", "both hosts.yml"),
     "an INI file": ({"hosts.yml": HOSTS, "hosts": "[a]\nb"}, "inventory/hosts", "is not read"),
     "INI text": ({"hosts.yml": "[web]\na\n"}, "inventory/hosts.yml:2", "is not YAML"),
+    "an empty file": ({"hosts.yml": "# no hosts\n"}, "inventory/hosts.yml:1", "is empty"),
     "a list": ({"hosts.yml": "- a\n"}, "inventory/hosts.yml:1", "is no YAML inventory"),
     "a plugin": ({"hosts.yml": "plugin: aws_ec2\n"}, "inventory/hosts.yml:1", "plugins"),
     "unknown section": ({"hosts.yml": "all:\n  host: {a: }"}, "inventory/hosts.yml:2", '"host"'),
     "hosts is a list": ({"hosts.yml": "all:\n  hosts: [a]"}, "inventory/hosts.yml:2", "mapping"),
     "no range": ({"hosts.yml": 'all: {hosts: {"w[1]": }}'}, "inventory/hosts.yml:1", "not a range"),
+    "a key that is no range": (
+        {"hosts.yml": "web:\n  hosts:\n    web[1-3]:\n"},
+        "inventory/hosts.yml:3",
+        "[1-3] is not a range of hosts",
+    ),
+    "too many hosts": (
+        {"hosts.yml": "web:\n  hosts:\n    w[1:999]-[1:999]:\n"},
+        "inventory/hosts.yml:3",
+        "stands for more than 10000 hosts",
+    ),
+    "too many keys of hosts": (
+        {"hosts.yml": "web:\n  hosts:\n    a[1:9999]:\n    b[1:9999]:\n    c[1:9]:\n"},
+        "inventory/hosts.yml:5",
+        "more than 20000 hosts",
+    ),
+    "a port that would be passed over": (
+        {"hosts.yml": "a: {hosts: {w: }}\nb:\n  hosts:\n    w:22:\n"},
+        "inventory/hosts.yml:4",
+        "w is mentioned without port 22 before",
+    ),
+    "a host and a group of one name": (
+        {"hosts.yml": "w:\n  hosts:\n    w: {ansible_host: x}\n"},
+        "inventory/hosts.yml:3",
+        '"w" is a host with variables, and a group',
+    ),
+    "hosts that others have": (
+        {"hosts.yml": "a:\n  children:\n    ungrouped:\n"},
+        "inventory/hosts.yml:3",
+        "has no parent",
+    ),
+    "children of ungrouped": (
+        {"hosts.yml": "ungrouped:\n  children:\n    a:\n"},
+        "inventory/hosts.yml:3",
+        "no child groups",
+    ),
+    "all within a group": (
+        {"hosts.yml": "a:\n  children:\n    all: {hosts: {h: }}\n"},
+        "inventory/hosts.yml:3",
+        "group all is a child of itself",
+    ),
+    "a group within itself": (
+        {"hosts.yml": "x: {hosts: {h: }}\na:\n  children:\n    b: {children: {c: , a: }}\n"},
+        "inventory/hosts.yml:4",
+        "group a is a child of itself",
+    ),
+    "a priority": (
+        {"hosts.yml": "a:\n  vars:\n    ansible_group_priority: high\n"},
+        "inventory/hosts.yml:3",
+        "must be a whole number",
+    ),
+    "a variable of Ansible's own": (
+        {"hosts.yml": HOSTS, "host_vars/h.yml": "run: []\nansible_version: 2\n"},
+        "inventory/host_vars/h.yml:2",
+        "ansible_version is set by Ansible itself",
+    ),
+    "a file that Ansible passes over": (
+        {"hosts.yml": HOSTS, "group_vars/all/x.yml": "run: []", "group_vars/all.yml": "run: [a]"},
+        "inventory/group_vars/all.yml",
+        "is not read, for all is there as well",
+    ),
+    "a file for a folder": (
+        {"hosts.yml": HOSTS, "host_vars": "run: []"},
+        "inventory/host_vars",
+        "is not a folder",
+    ),
+    "a vault inside": (
+        {
+            "hosts.yml": HOSTS,
+            "host_vars/h.yml": "ansible_x:\n  a: !vault |\n    $ANSIBLE_VAULT;1.1\n",
+        },
+        "inventory/host_vars/h.yml:2",
+        "Vault",
+    ),
+    "a template's comment": (
+        {"hosts.yml": HOSTS, "host_vars/h.yml": "ansible_x: '{# no #}'"},
+        "inventory/host_vars/h.yml:1",
+        "templates",
+    ),
+    "a clock time": (
+        {"hosts.yml": HOSTS, "host_vars/h.yml": "ansible_x: 10:30"},
+        "inventory/host_vars/h.yml:1",
+        "to the base of 60",
+    ),
     "a slash": ({"hosts.yml": "all: {hosts: {../x: }}"}, "inventory/hosts.yml:1", "a host"),
     "a group's name": ({"hosts.yml": "a b: {hosts: {h: }}"}, "inventory/hosts.yml:1", "a group"),
     "a loop": (
