@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -111,6 +112,7 @@ def messages(out: bytes) -> list[dict[str, Any]]:
     return [json.loads(line.removeprefix(MARK)) for line in lines]
 
 
+@functools.cache
 def pythons() -> dict[str, str]:
     """The Pythons of this machine that really run, those that pyenv has among them: by version."""
     found: dict[str, str] = {}
