@@ -163,6 +163,31 @@ def test_a_host_that_has_none_says_so(far: Far) -> None:
     assert far.files() == []
 
 
+def test_an_uninstall_takes_what_an_install_left_behind(far: Far) -> None:
+    """A release that came, and that no link ever named: its own code takes it away."""
+    made = release()
+    far.last(upload(made))
+    assert far.last(request(None, "status")) == {"result": None, "missing": True}
+    assert far.last(request(None, "uninstall"))["result"]["cwd"] == str(far.releases / made.id)
+
+
+def test_an_uninstall_takes_what_an_upload_left_behind(far: Far) -> None:
+    """There is no release that could do it."""
+    (far.releases / ".new-0123456789abcdef" / "daemon").mkdir(parents=True)
+    (far.releases / ".new-file").write_text("")
+    assert far.last(request(None, "uninstall")) == {"result": None, "missing": True}
+    assert far.files() == [".local", ".local/share"]  # which were there before any lock was
+
+
+def test_an_uninstall_does_not_mind_an_edit(far: Far) -> None:
+    """Whole or not: what goes need not be compared."""
+    made = release()
+    far.last(upload(made))
+    (far.place / "current").symlink_to(f"releases/{made.id}")
+    (far.releases / made.id / "daemon" / "__init__.py").write_text("# by hand\n")
+    assert "result" in far.last(request(None, "uninstall"))
+
+
 def test_current_names_nothing_but_a_release(far: Far) -> None:
     """A link to elsewhere is nobody's release."""
     far.place.mkdir(parents=True)
