@@ -5,7 +5,6 @@ nothing but the standard library.
 """
 
 import os
-import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
