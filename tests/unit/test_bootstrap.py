@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import os
 import pwd
+import shutil
+import signal
 import stat
 import subprocess
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from daemon.fleet import bootstrap, runtime
+from daemon.fleet.arrival import verify
 from tests.farside import ONHOST, Far, frame, messages, pythons, release, request, upload
 from tests.workspace import wait_for
 
@@ -292,3 +295,44 @@ def test_what_was_killed_is_removed_by_the_next_one(far: Far) -> None:
     assert far.say(frame({"protocol": 1, "prefix": "agent"}))[0]["facts"]["releases"] == []
     assert "result" in far.last(upload(release("another")))
     assert [path.name for path in far.releases.iterdir()] == [release("another").id]
+
+
+def test_killed_at_any_moment_every_release_is_whole(far: Far) -> None:
+    """What stands under a release's name is all there, and what ran before runs on."""
+    before, made = release("before"), release(**{f"daemon/m{n}.py": "x = 1\n" for n in range(40)})
+    far.last(upload(before))
+    ended = set()
+    for step in range(12):
+        with far.start() as running:
+            try:
+                running.communicate(upload(made), timeout=0.04 + step * 0.03)
+            except subprocess.TimeoutExpired:
+                running.kill()
+                running.communicate()
+            ended.add(running.returncode)
+        for each in far.releases.iterdir():
+            if not each.name.startswith("."):
+                verify(str(each))
+        if made.id in os.listdir(far.releases):
+            shutil.rmtree(far.releases / made.id)
+    assert -signal.SIGKILL in ended
+    assert "result" in far.last(upload(made))
+    assert set(os.listdir(far.releases)) == {before.id, made.id}
+
+
+def test_operators_who_come_at_once_do_no_harm(far: Far) -> None:
+    """Some with the same release, some with another: each is answered, each release is whole."""
+    several = [release("a"), release("b"), release("a"), release("a"), release("b")]
+    running = [far.start() for _ in several]
+    for each, made in zip(running, several, strict=True):
+        assert each.stdin
+        each.stdin.write(upload(made))
+        each.stdin.close()
+        each.stdin = None
+    for each, made in zip(running, several, strict=True):
+        out, err = each.communicate()
+        assert err == b""
+        assert messages(out)[-1]["result"]["cwd"] == str(far.releases / made.id)
+    assert set(os.listdir(far.releases)) == {made.id for made in several}
+    for made in several:
+        verify(str(far.releases / made.id))
