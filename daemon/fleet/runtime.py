@@ -175,11 +175,13 @@ def llm_packages() -> set[str]:
 
 @functools.cache
 def stage_zero() -> bytes:
-    """The program that is sent ahead: the text of three modules, each of which needs no other.
+    """The program that is sent ahead, compressed by zlib: ``ssh.BOOT`` runs it.
 
-    One after another they are one program, for what one has of the other stands above it then.
+    The text of three modules. One after another they are one program, for what one has of another
+    stands above it then.
     """
-    return b"\n".join(_content(str(each.__file__)) for each in (place, arrival, bootstrap))
+    texts = [_content(str(each.__file__)) for each in (place, arrival, bootstrap)]
+    return zlib.compress(b"\n".join(texts), level=9)
 
 
 def _content(path: str) -> bytes:
