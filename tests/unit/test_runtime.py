@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import functools
 import hashlib
 import io
 import os
@@ -24,6 +23,7 @@ from daemon.reading import read_config
 from tests.farside import Far, pythons, release, upload
 from tests.workspace import ROOT, Workspace, wait_for
 
+OPENED: dict[str, dict[str, bytes]] = {}
 PROMPT = "{% if task.id %}Hello {{ task.title | upper }}{% endif %}\n"
 NAMES_ID = """
 from daemon.fleet import runtime
@@ -38,11 +38,17 @@ def base() -> Runtime:
     return runtime.build()
 
 
-@functools.cache
 def files(made: Runtime) -> dict[str, bytes]:
+    """What is in its archive."""
+    if made.id not in OPENED:
+        OPENED[made.id] = opened(made)
+    return OPENED[made.id]
+
+
+def opened(made: Runtime) -> dict[str, bytes]:
     with tarfile.open(fileobj=io.BytesIO(made.archive)) as archive:
-        opened = ((each.name, archive.extractfile(each)) for each in archive)
-        return {name: file.read() for name, file in opened if file}
+        members = ((each.name, archive.extractfile(each)) for each in archive)
+        return {name: file.read() for name, file in members if file}
 
 
 def unpack(made: Runtime, folder: Path, *, without: tuple[str, ...] = ("/",)) -> Path:
@@ -76,7 +82,9 @@ def test_the_same_files_give_the_same_bytes() -> None:
     """Whatever the time of day, the order they were found in, and the process."""
     given = {"daemon/a.py": b"a", "LICENSE": b"l", "daemon/b/c.py": b"c"}
     made = runtime.pack(given)
-    assert runtime.pack(dict(reversed(given.items()))) == made
+    other = runtime.pack(dict(reversed(given.items())))
+    assert (other.id, other.manifest) == (made.id, made.manifest)
+    assert runtime._archive(other) == runtime._archive(made) == made.archive
     said = [
         subprocess.run(
             [sys.executable, "-c", NAMES_ID],
@@ -132,6 +140,7 @@ def test_it_is_made_once(base: Runtime) -> None:
         each.join()
     assert len(made) == 8
     assert all(each is made[0] for each in made)
+    assert made[0].archive is base.archive
     assert made[0] == base
 
 
