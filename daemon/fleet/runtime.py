@@ -146,7 +146,8 @@ def package(name: str, *, hint: str = "make setup", compiled: bool = False) -> d
     try:
         found = metadata.distribution(name)
     except metadata.PackageNotFoundError:
-        raise RolecallError(f"the package {name} is not installed", hint=hint) from None
+        what = f"the package {name} is not installed here, and so cannot be copied to a host"
+        raise RolecallError(what, hint=hint) from None
     listed = found.files
     if listed is None:
         raise RolecallError(

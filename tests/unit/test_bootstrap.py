@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from daemon.errors import RolecallError
 from daemon.fleet import bootstrap, runtime
 from daemon.fleet.arrival import verify
 from tests.farside import ONHOST, Far, frame, messages, pythons, release, request, upload
@@ -337,3 +338,20 @@ def test_operators_who_come_at_once_do_no_harm(far: Far) -> None:
     assert set(os.listdir(far.releases)) == {made.id for made in several}
     for made in several:
         verify(str(far.releases / made.id))
+
+
+def test_an_upload_that_stalls_is_given_up() -> None:
+    """With the host's lock in hand nobody waits for ever for an operator whose network is cut."""
+    read, write = os.pipe()
+    beats: list[int] = []
+    coming = bootstrap.Incoming(read, 10, lambda: beats.append(1), 0.2)
+    os.write(write, b"some")
+    assert coming.read() == b"some"
+    with pytest.raises(RolecallError, match=r"nothing more has come for 0\.2 s"):
+        coming.read()
+    assert len(beats) > 1
+    os.write(write, b" more,")
+    assert coming.read() == b" more,"
+    assert coming.read() == b""  # at once, though the line is open
+    os.close(read)
+    os.close(write)

@@ -315,6 +315,36 @@ def test_only_who_runs_the_llm_loop_gets_its_packages(
     assert runtime.wants_llm(config._replace(run=tuple(run or config.roles))) is wanted
 
 
+def test_another_operator_has_the_same_release(base: Runtime, tmp_path: Path) -> None:
+    """From another environment, in another place, which has no compiled files and no extra.
+
+    What the extra's packages would be needed for then says what to type.
+    """
+    for name in runtime.PACKAGES:
+        found = metadata.distribution(name)
+        for each in found.files or ():
+            if ".." not in each.parts and each.suffix not in {".so", ".pyc"}:
+                (tmp_path / each).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(str(found.locate_file(each)), tmp_path / each)
+    code = (
+        "import sys; sys.path.append(sys.argv[1])\n"
+        "from daemon.fleet import runtime\n"
+        "print(runtime.build().id)\n"
+        "try:\n    runtime.build(llm=True)\nexcept runtime.RolecallError as e:\n    print(e)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    identifier, what, hint = done.stdout.splitlines()
+    assert identifier == base.id
+    assert what.startswith("error: the package ")
+    assert hint == "hint:  make llm"
+
+
 # --- what is not to be had ------------------------------------------------------------------------
 
 
