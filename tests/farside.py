@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -14,13 +15,9 @@ from typing import Any
 from daemon.fleet import runtime
 from daemon.fleet.bootstrap import MARK
 from daemon.fleet.runtime import Runtime
+from daemon.fleet.ssh import BOOT
 from tests.workspace import PATIENCE
 
-#: How the ssh call starts it: as many bytes as it has, and not one of what follows them.
-BOOT = (
-    "import os;r=lambda n:(lambda b:b+r(n-len(b))if b and len(b)<n else b)(os.read(0,n));"
-    "exec(r({size}))"
-)
 ONHOST = """
 import json, os, sys
 PROTOCOL = {protocol}
@@ -111,6 +108,7 @@ def messages(out: bytes) -> list[dict[str, Any]]:
     return [json.loads(line.removeprefix(MARK)) for line in lines]
 
 
+@functools.cache
 def pythons() -> dict[str, str]:
     """The Pythons of this machine that really run, those that pyenv has among them: by version."""
     found: dict[str, str] = {}

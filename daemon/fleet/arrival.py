@@ -5,12 +5,13 @@ nothing but the standard library.
 """
 
 import os
-import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
+
+    from daemon.fleet.bootstrap import Incoming
 
 if TYPE_CHECKING or __name__ != "__main__":
     from daemon.errors import RolecallError
@@ -20,6 +21,7 @@ if TYPE_CHECKING or __name__ != "__main__":
         RELEASES,
         failure,
         is_id,
+        present,
         sync_one,
         tidy,
     )
@@ -40,38 +42,7 @@ class Damaged(RolecallError):
     code = "damaged"
 
 
-class Incoming:
-    """The next ``size`` bytes of a descriptor, as a file that can be read; never one more."""
-
-    def __init__(self, fd: int, size: int, beat: "Callable[[], None]", patience: float) -> None:
-        self.fd, self.left, self.beat, self.patience = fd, size, beat, patience
-
-    def read(self, size: int = CHUNK) -> bytes:
-        """At most so many bytes; none at the end of them, or of the descriptor."""
-        import select  # noqa: PLC0415  # felt at each start
-
-        until = time.monotonic() + self.patience
-        while not select.select([self.fd], [], [], min(LOOK, self.patience))[0]:
-            self.beat()
-            if time.monotonic() >= until:
-                raise RolecallError(f"nothing more has come for {self.patience:g} s")
-        self.beat()
-        data = os.read(self.fd, min(size, self.left)) if self.left else b""
-        self.left -= len(data)
-        return data
-
-    def all(self) -> bytes:
-        """All of them; fewer where the descriptor ends before."""
-        parts = []
-        while self.left:
-            part = self.read(self.left)
-            if not part:
-                break
-            parts.append(part)
-        return b"".join(parts)
-
-
-def receive(place: str, wanted: str, stream: Incoming, beat: "Callable[[], None]") -> str:
+def receive(place: str, wanted: str, stream: "Incoming", beat: "Callable[[], None]") -> str:
     """Put the release there that comes as a .tar.gz, whole and lasting, or change nothing.
 
     ``place`` is locked. Returns its folder. A damaged one of that id is replaced.
@@ -111,15 +82,38 @@ def receive(place: str, wanted: str, stream: Incoming, beat: "Callable[[], None]
 
 def sweep(place: str) -> None:
     """Remove what uploads that were broken off have left. ``place`` is locked."""
-    import shutil  # noqa: PLC0415  # felt at each start
-
     releases = os.path.join(place, RELEASES)
     for name in os.listdir(releases) if os.path.isdir(releases) else ():
         if name.startswith(ASIDE):
-            shutil.rmtree(os.path.join(releases, name), ignore_errors=True)
+            _discard(os.path.join(releases, name))
 
 
-def unpack(stream: Incoming, folder: str, wanted: str) -> None:
+def clear(place: str) -> None:
+    """Remove every release, the links, the lock, and the folders that were made for them.
+
+    What else lies there stays. ``place`` is locked. The last thing that is done on a host: of a
+    release that is gone nothing can be imported any more.
+    """
+    sweep(place)
+    releases = os.path.join(place, RELEASES)
+    for name in present(place):
+        aside = os.path.join(releases, ASIDE + name)
+        # Away under a name that no one looks for: no half of it is ever taken for a release.
+        os.rename(os.path.join(releases, name), aside)
+        _discard(aside)
+    tidy(place)
+
+
+def _discard(path: str) -> None:
+    import shutil  # noqa: PLC0415  # felt at each start
+
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        os.unlink(path)
+
+
+def unpack(stream: "Incoming", folder: str, wanted: str) -> None:
     """Write the files of a .tar.gz into an empty folder: those of its manifest, and nothing else.
 
     The manifest comes first, and is the one that ``wanted`` is the id of. Raises Damaged where
@@ -221,7 +215,8 @@ def verify(folder: str, beat: "Callable[[], None]" = lambda: None) -> None:
     wrong += [f"{name} is missing" for name in expected]
     if wrong:
         more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        raise Damaged(f"damaged: {', '.join(sorted(wrong)[:SHOWN])}{more}", where=folder)
+        what = f"damaged: {', '.join(sorted(wrong)[:SHOWN])}{more}"
+        raise Damaged(what, where=folder, hint="invoke install copies it anew")
     try:
         compile_in(folder, folder, beat)
     except OSError:
@@ -277,11 +272,14 @@ def compile_in(folder: str, final: str, beat: "Callable[[], None]") -> None:
 
 def _sync(folder: str, beat: "Callable[[], None]") -> None:
     """Make all of a folder last."""
-    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415  # slow
+    from concurrent import futures  # noqa: PLC0415  # slow
 
     paths = []
     for where, _, names in os.walk(folder):
         paths += [where] + [os.path.join(where, name) for name in names]
-    with ThreadPoolExecutor(SYNCS) as pool:
-        for _ in pool.map(sync_one, paths):
+    with futures.ThreadPoolExecutor(SYNCS) as pool:
+        asked = [pool.submit(sync_one, path) for path in paths]
+        while futures.wait(asked, LOOK).not_done:
             beat()
+    for each in asked:
+        each.result()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING or __name__ != "__main__":
     from daemon.errors import RolecallError
-    from daemon.fleet.arrival import Damaged, Incoming, receive, unpack, verify
+    from daemon.fleet.arrival import CHUNK, LOOK, Damaged, clear, receive, unpack, verify
     from daemon.fleet.place import (
         CURRENT,
         MANIFEST,
@@ -36,7 +36,7 @@ HEAD = 8  # bytes before a message: its length, as hexadecimal digits
 LONGEST_FRAME = 1 << 26
 PULSE = 2.0  # seconds between two signs of life
 QUESTION = 600.0  # seconds that the operator's side may take to ask
-WRITING = ("install", "deploy", "uninstall")
+BRINGING = ("install", "deploy")  # verbs that first look whether the release is whole
 
 
 def say(message: "dict[str, Any]") -> None:
@@ -62,6 +62,39 @@ def pulse() -> "Callable[[], None]":
             say({"alive": 1})
 
     return beat
+
+
+class Incoming:
+    """The next ``size`` bytes of a descriptor, as a file that can be read; never one more."""
+
+    def __init__(self, fd: int, size: int, beat: "Callable[[], None]", patience: float) -> None:
+        self.fd, self.left, self.beat, self.patience = fd, size, beat, patience
+
+    def read(self, size: int = CHUNK) -> bytes:
+        """At most so many bytes; none at the end of them, or of the descriptor."""
+        import select  # noqa: PLC0415  # the host's own code reads nothing by it
+
+        if not self.left:
+            return b""  # whatever may follow is not ours to wait for
+        until = time.monotonic() + self.patience
+        while not select.select([self.fd], [], [], min(LOOK, self.patience))[0]:
+            self.beat()
+            if time.monotonic() >= until:
+                raise RolecallError(f"nothing more has come for {self.patience:g} s")
+        self.beat()
+        data = os.read(self.fd, min(size, self.left))
+        self.left -= len(data)
+        return data
+
+    def all(self) -> bytes:
+        """All of them; fewer where the descriptor ends before."""
+        parts = []
+        while self.left:
+            part = self.read(self.left)
+            if not part:
+                break
+            parts.append(part)
+        return b"".join(parts)
 
 
 def frame() -> "dict[str, Any] | None":
@@ -106,7 +139,7 @@ def _converse() -> None:
             hint="install Python 3.11 or newer there, or name one that is there in the inventory: "
             "ansible_python_interpreter",
         )
-    place = place_of(os.path.expanduser("~"), hello["prefix"])
+    place = place_of(os.path.expanduser("~"), str(hello.get("prefix")))
     known = facts(place)
     say({"facts": known})
     request = frame()
@@ -114,7 +147,7 @@ def _converse() -> None:
         return
     beat, wanted, upload = pulse(), request.get("release"), request.get("upload") or 0
     if wanted is None:
-        wanted = known["current"]
+        wanted = known["current"] or _left_over(place, request.get("verb"), known)
     if wanted is None:
         say({"result": None, "missing": True})
     elif upload and not request.get("keep", True):
@@ -130,9 +163,20 @@ def _converse() -> None:
             os.chdir(path)
         except OSError as error:
             raise Damaged(f"the release cannot be entered: {error.strerror}", where=path) from None
-        if request.get("verb") in WRITING:
+        if request.get("verb") in BRINGING:
             verify(path, beat)
         _serve(request, known)
+
+
+def _left_over(place: str, verb: object, known: "dict[str, Any]") -> "str | None":
+    """A release that can take away what an install has left that was broken off; None for none."""
+    if verb != "uninstall" or not os.path.isdir(place):
+        return None
+    if known["releases"]:
+        return str(known["releases"][-1])
+    with Lock(place):
+        clear(place)
+    return None
 
 
 def _serve_from_aside(

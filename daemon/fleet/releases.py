@@ -12,7 +12,7 @@ import shutil
 import time
 from typing import NamedTuple
 
-from daemon.fleet.arrival import ASIDE, sweep, verify
+from daemon.fleet.arrival import ASIDE, clear, sweep, verify
 from daemon.fleet.place import (
     CURRENT,
     PREVIOUS,
@@ -21,7 +21,6 @@ from daemon.fleet.place import (
     linked,
     present,
     sync_one,
-    tidy,
 )
 
 BETWEEN = 0.05  # seconds between two looks at the processes: longer than any exec takes
@@ -125,12 +124,5 @@ def _read(path: str) -> bytes:
 
 
 def remove(place: str) -> None:
-    """Remove every release, the links, the lock, and the folders that were made for them.
-
-    What else lies there stays. The last thing that is done on a host: of a release that is gone
-    nothing can be imported any more.
-    """
-    sweep(place)
-    for each in present(place):
-        shutil.rmtree(os.path.join(place, RELEASES, each))
-    tidy(place)
+    """Remove all of it, as ``arrival.clear`` does; nothing can be imported any more after that."""
+    clear(place)

@@ -40,14 +40,22 @@ class Runtime(NamedTuple):
     """One release, ready to be sent.
 
     ``manifest``: lines as ``sha256sum --check`` reads them; ``id``: what its own hash begins with,
-    and its folder's name. ``archive``: the bytes of a .tar.gz, the manifest first. ``kind``: what
-    machine it is bound to, as ``bootstrap.kind()`` says it; "" where it fits all.
+    and its folder's name. ``files``: path to content. ``kind``: what machine it is bound to, as
+    ``bootstrap.kind()`` says it; "" where it fits all.
     """
 
     id: str
     manifest: bytes
-    archive: bytes
+    files: Mapping[str, bytes]
     kind: str = ""
+
+    @property
+    def archive(self) -> bytes:
+        """The bytes of a .tar.gz, the manifest first. Made once, when the first host lacks it."""
+        with _packing:
+            if self.id not in _archives:
+                _archives[self.id] = _archive(self)
+            return _archives[self.id]
 
     def check_fits(self, host: str, kind: str) -> None:
         """Raise RolecallError where a host of that kind cannot run it."""
@@ -67,7 +75,8 @@ def wants_llm(config: Config) -> bool:
     return any(config.roles[name].agent == "llm" for name in config.run or config.roles)
 
 
-_building = threading.Lock()
+_building, _packing = threading.Lock(), threading.Lock()
+_archives: dict[str, bytes] = {}
 
 
 def build(*, llm: bool = False) -> Runtime:
@@ -94,22 +103,25 @@ def _build(llm: bool) -> Runtime:  # noqa: FBT001  # the key of the cache
 
 def pack(files: Mapping[str, bytes], kind: str = "") -> Runtime:
     """A release of these files, path to content: the same ones give the same bytes."""
+    lines = [f"{hashlib.sha256(data).hexdigest()}  {path}\n" for path, data in files.items()]
+    manifest = "".join(sorted(lines, key=lambda line: line[66:])).encode()
+    return Runtime(hashlib.sha256(manifest).hexdigest()[: place.DIGITS], manifest, files, kind)
+
+
+def _archive(release: Runtime) -> bytes:
     import io  # noqa: PLC0415  # as tarfile: only where something is installed
     import tarfile  # noqa: PLC0415  # as above
 
-    lines = [f"{hashlib.sha256(data).hexdigest()}  {path}\n" for path, data in files.items()]
-    manifest = "".join(sorted(lines, key=lambda line: line[66:])).encode()
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w", format=tarfile.GNU_FORMAT) as archive:
-        for path in (place.MANIFEST, *sorted(files)):
-            data = manifest if path == place.MANIFEST else files[path]
+        for path in (place.MANIFEST, *sorted(release.files)):
+            data = release.manifest if path == place.MANIFEST else release.files[path]
             member = tarfile.TarInfo(path)
             member.size, member.mode = len(data), 0o644
             archive.addfile(member, io.BytesIO(data))
     # gzip would write the time of day into its head.
     packing = zlib.compressobj(LEVEL, wbits=31)
-    data = packing.compress(plain.getbuffer()) + packing.flush()
-    return Runtime(hashlib.sha256(manifest).hexdigest()[: place.DIGITS], manifest, data, kind)
+    return packing.compress(plain.getbuffer()) + packing.flush()
 
 
 def ours(root: str) -> Iterator[tuple[str, bytes]]:
@@ -134,7 +146,8 @@ def package(name: str, *, hint: str = "make setup", compiled: bool = False) -> d
     try:
         found = metadata.distribution(name)
     except metadata.PackageNotFoundError:
-        raise RolecallError(f"the package {name} is not installed", hint=hint) from None
+        what = f"the package {name} is not installed here, and so cannot be copied to a host"
+        raise RolecallError(what, hint=hint) from None
     listed = found.files
     if listed is None:
         raise RolecallError(
@@ -175,11 +188,13 @@ def llm_packages() -> set[str]:
 
 @functools.cache
 def stage_zero() -> bytes:
-    """The program that is sent ahead: the text of three modules, each of which needs no other.
+    """The program that is sent ahead, compressed by zlib: ``ssh.BOOT`` runs it.
 
-    One after another they are one program, for what one has of the other stands above it then.
+    The text of three modules. One after another they are one program, for what one has of another
+    stands above it then.
     """
-    return b"\n".join(_content(str(each.__file__)) for each in (place, arrival, bootstrap))
+    texts = [_content(str(each.__file__)) for each in (place, arrival, bootstrap)]
+    return zlib.compress(b"\n".join(texts), level=9)
 
 
 def _content(path: str) -> bytes:

@@ -42,8 +42,8 @@ PLAIN = re.compile(r"[A-Za-z0-9_./~+@%:=,-]+")
 # Reads exactly as many bytes as stage 0 has, and never one of what follows it, then runs it.
 # -I: neither the home folder nor PYTHON* variables may put a module in the place of Python's own.
 BOOT = (
-    "import os;r=lambda n:(lambda b:b+r(n-len(b))if b and len(b)<n else b)(os.read(0,n));"
-    "exec(r({size}))"
+    "import os,zlib;r=lambda n:(lambda b:b+r(n-len(b))if b and len(b)<n else b)(os.read(0,n));"
+    "exec(zlib.decompress(r({size})))"
 )
 START = '-I -X utf8 -c "{boot}"'
 FIND = 'for p in {names}; do command -v "$p" >/dev/null 2>&1 && exec "$p" {start}; done'

@@ -24,9 +24,12 @@ from daemon import process
 from daemon.attempt import Attempt
 from daemon.brief import Brief
 from daemon.errors import LeaseLost
+from daemon.fleet import releases
+from daemon.fleet.arrival import verify
 from daemon.log import Log
 from daemon.model import Lease
 from daemon.queue import durable
+from tests.farside import Far, release, request, upload
 from tests.queues import FileBackend
 from tests.unit.test_foreign_leases import unprivileged
 from tests.workspace import ROOT, Workspace, wait_for
@@ -492,3 +495,57 @@ def test_a_lease_that_cannot_be_taken_over_yet_is_tried_again(
         attempt.take_over()
         assert attempt.lease.pid == os.getpid()
     assert (tmp_path / "logs" / "builder.log").read_text().count("No space left") == 1
+
+
+# --- a release comes ------------------------------------------------------------------------------
+
+
+def test_a_home_that_fills_up_keeps_the_old_release(disk: Disk) -> None:
+    """The upload is refused in words, what it has written goes, and what was there still serves.
+
+    Broken once by leaving what was unpacked: this failed.
+    """
+    disk.tmpfs("2m")
+    far, seen = Far(disk.inside), Far(disk.path)
+    before, large = release("before"), release(**{"daemon/large.py": "#" * 3_000_000})
+    far.last(upload(before), *disk.enter)
+    files = seen.files()
+    where, what, hint = far.error(upload(large), *disk.enter)
+    assert (where, what) == (str(far.releases), "No space left on device")
+    assert "what was there is unchanged" in hint
+    assert seen.files() == files
+    disk.fill()
+    assert far.error(upload(release("small")), *disk.enter)[1] == "No space left on device"
+    assert "result" in far.last(request(before), *disk.enter)
+    disk.empty()
+    assert seen.files() == files
+    verify(str(seen.releases / before.id))
+    assert "result" in far.last(upload(release("small")), *disk.enter)
+
+
+@pytest.mark.parametrize("reason", ["full", "read-only"])
+def test_a_home_without_room_stays_empty(disk: Disk, reason: str) -> None:
+    """No release has ever come: not even a folder is left."""
+    disk.tmpfs("64k")
+    far, seen = Far(disk.inside), Far(disk.path)
+    if reason == "read-only":
+        disk.sh("mount -o remount,ro disk")
+    what = far.error(upload(release(large="#" * 300_000)), *disk.enter)[1]
+    assert what == {"full": "No space left on device"}.get(reason, "Read-only file system")
+    assert seen.files() == []
+
+
+def test_a_release_that_came_lasts(ext4: Disk) -> None:
+    """A disk that is taken away right after the answer has all of it, and the links as they are.
+
+    Broken once by not syncing what came: this failed.
+    """
+    far, seen = Far(ext4.inside), Far(ext4.path)
+    before, made = release("before"), release("x" * 9000)
+    for each in (before, made):
+        far.last(upload(each), *ext4.enter)
+        releases.switch(str(seen.place), each.id)
+    ext4.die()
+    ext4.revive()
+    verify(str(seen.releases / made.id))
+    assert releases.links(str(seen.place)) == (made.id, before.id)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import ast
 import os
 import pwd
+import shutil
+import signal
 import stat
 import subprocess
+import zlib
 from pathlib import Path
 
 import pytest
 
+from daemon.errors import RolecallError
 from daemon.fleet import bootstrap, runtime
+from daemon.fleet.arrival import verify
 from tests.farside import ONHOST, Far, frame, messages, pythons, release, request, upload
 from tests.workspace import wait_for
 
@@ -73,7 +78,7 @@ def test_a_prefix_is_no_path(far: Far, prefix: str) -> None:
 
 def test_every_python_3_can_read_it() -> None:
     """So that one that is too old can say so. Broken once by ``match``: this failed."""
-    ast.parse(runtime.stage_zero().decode(), feature_version=(3, 6))
+    ast.parse(zlib.decompress(runtime.stage_zero()).decode(), feature_version=(3, 6))
 
 
 @pytest.mark.parametrize("version", ["3.6", "3.7", "3.8", "3.9", "3.10"])
@@ -163,6 +168,31 @@ def test_a_host_that_has_none_says_so(far: Far) -> None:
     assert far.files() == []
 
 
+def test_an_uninstall_takes_what_an_install_left_behind(far: Far) -> None:
+    """A release that came, and that no link ever named: its own code takes it away."""
+    made = release()
+    far.last(upload(made))
+    assert far.last(request(None, "status")) == {"result": None, "missing": True}
+    assert far.last(request(None, "uninstall"))["result"]["cwd"] == str(far.releases / made.id)
+
+
+def test_an_uninstall_takes_what_an_upload_left_behind(far: Far) -> None:
+    """There is no release that could do it."""
+    (far.releases / ".new-0123456789abcdef" / "daemon").mkdir(parents=True)
+    (far.releases / ".new-file").write_text("")
+    assert far.last(request(None, "uninstall")) == {"result": None, "missing": True}
+    assert far.files() == [".local", ".local/share"]  # which were there before any lock was
+
+
+def test_an_uninstall_does_not_mind_an_edit(far: Far) -> None:
+    """Whole or not: what goes need not be compared."""
+    made = release()
+    far.last(upload(made))
+    (far.place / "current").symlink_to(f"releases/{made.id}")
+    (far.releases / made.id / "daemon" / "__init__.py").write_text("# by hand\n")
+    assert "result" in far.last(request(None, "uninstall"))
+
+
 def test_current_names_nothing_but_a_release(far: Far) -> None:
     """A link to elsewhere is nobody's release."""
     far.place.mkdir(parents=True)
@@ -224,7 +254,7 @@ def test_a_release_that_does_not_run_says_so(far: Far) -> None:
 def test_nothing_of_the_home_is_imported(far: Far) -> None:
     """A json.py that lies in somebody's home is theirs, even where -I was not given."""
     (far.home / "json.py").write_text("raise SystemExit('the wrong json')\n")
-    (far.home / "zero.py").write_bytes(runtime.stage_zero())
+    (far.home / "zero.py").write_bytes(zlib.decompress(runtime.stage_zero()))
     done = subprocess.run(
         [far.python, "-c", "exec(open('zero.py').read())"],
         cwd=far.home,
@@ -267,3 +297,61 @@ def test_what_was_killed_is_removed_by_the_next_one(far: Far) -> None:
     assert far.say(frame({"protocol": 1, "prefix": "agent"}))[0]["facts"]["releases"] == []
     assert "result" in far.last(upload(release("another")))
     assert [path.name for path in far.releases.iterdir()] == [release("another").id]
+
+
+def test_killed_at_any_moment_every_release_is_whole(far: Far) -> None:
+    """What stands under a release's name is all there, and what ran before runs on."""
+    before, made = release("before"), release(**{f"daemon/m{n}.py": "x = 1\n" for n in range(40)})
+    far.last(upload(before))
+    ended = set()
+    for step in range(12):
+        with far.start() as running:
+            try:
+                running.communicate(upload(made), timeout=0.04 + step * 0.03)
+            except subprocess.TimeoutExpired:
+                running.kill()
+                running.communicate()
+            ended.add(running.returncode)
+        for each in far.releases.iterdir():
+            if not each.name.startswith("."):
+                verify(str(each))
+        if made.id in os.listdir(far.releases):
+            shutil.rmtree(far.releases / made.id)
+    assert -signal.SIGKILL in ended
+    assert "result" in far.last(upload(made))
+    assert set(os.listdir(far.releases)) == {before.id, made.id}
+
+
+def test_operators_who_come_at_once_do_no_harm(far: Far) -> None:
+    """Some with the same release, some with another: each is answered, each release is whole."""
+    several = [release("a"), release("b"), release("a"), release("a"), release("b")]
+    running = [far.start() for _ in several]
+    for each, made in zip(running, several, strict=True):
+        assert each.stdin
+        each.stdin.write(upload(made))
+        each.stdin.close()
+        each.stdin = None
+    for each, made in zip(running, several, strict=True):
+        out, err = each.communicate()
+        assert err == b""
+        assert messages(out)[-1]["result"]["cwd"] == str(far.releases / made.id)
+    assert set(os.listdir(far.releases)) == {made.id for made in several}
+    for made in several:
+        verify(str(far.releases / made.id))
+
+
+def test_an_upload_that_stalls_is_given_up() -> None:
+    """With the host's lock in hand nobody waits for ever for an operator whose network is cut."""
+    read, write = os.pipe()
+    beats: list[int] = []
+    coming = bootstrap.Incoming(read, 10, lambda: beats.append(1), 0.2)
+    os.write(write, b"some")
+    assert coming.read() == b"some"
+    with pytest.raises(RolecallError, match=r"nothing more has come for 0\.2 s"):
+        coming.read()
+    assert len(beats) > 1
+    os.write(write, b" more,")
+    assert coming.read() == b" more,"
+    assert coming.read() == b""  # at once, though the line is open
+    os.close(read)
+    os.close(write)

@@ -36,7 +36,7 @@ def keep(**facts):
     with open(os.environ["KEPT"], "a") as file:
         file.write(json.dumps(facts) + "\\n")
 FACTS = {{"home": "/home/deploy", "kind": "some-kind", "releases": []}}
-zero = take(int(re.search(r"exec\\(r\\((\\d+)\\)\\)", sys.argv[-1])[1]))
+zero = take(int(re.search(r"\\br\\((\\d+)\\)", sys.argv[-1])[1]))
 hello = frame()
 keep(zero=len(zero), hello=hello)
 exec(os.environ["PLAY"])

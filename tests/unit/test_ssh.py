@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from daemon.fleet import ssh
 from daemon.inventory import Host, Inventory
 
 Make = Callable[..., Host]
-ZERO = b"import os, sys; sys.stdout.write('zero'); rest = os.read(0, 100); print(rest.decode())\n"
+ZERO = zlib.compress(
+    b"import os, sys; sys.stdout.write('zero'); rest = os.read(0, 100); print(rest.decode())\n"
+)
 SHELLS = ["sh", "dash", "bash", "zsh", "fish", "tcsh", "mksh", "busybox"]
 
 
