@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 SILENCE = 10.0  # seconds, where --timeout does not say otherwise
 #: Verbs that are done by the operator's own release; all others by the one that the host has.
-BRINGS = ("install", "deploy")
+BRINGS = ("install", "deploy", "doctor")
+LOOKS = ("doctor",)  # those of them that leave nothing behind
 DAMAGED = "damaged"
 EXIT_STATUSES = range(1, 256)
 KINDS = {EXIT_CONFIG: ConfigError, UNREACHABLE: Unreachable}  # of error, by exit status
@@ -120,7 +121,7 @@ def _request(asked: Asked, facts: Facts, *, again: bool) -> tuple[bytes, ...]:
     document = {
         "release": release.id if release else None,
         "upload": len(archive),
-        "keep": not asked.options.get("check"),  # what only looks leaves nothing behind
+        "keep": not (asked.verb in LOOKS or asked.options.get("check")),
         "verb": asked.verb,
         "options": asked.options,
         "config": to_json(asked.inventory.config(asked.host, home=facts.home)),
