@@ -124,7 +124,7 @@ def test_an_unreachable_host_stops_no_other(hosts: FarHosts) -> None:
 
 def test_every_config_is_checked_before_any_host_is_asked(hosts: FarHosts) -> None:
     """A mistake in one host's variables: all problems, and not one call."""
-    hosts.write_hosts({"web1": {}, "web2": {"workspace": "shop"}, "web3": {"supervisor": "sytemd"}})
+    hosts.write_hosts({"web1": {}, "web2": {"workspace": "shop"}, "web3": {"workspace": "src"}})
     done = hosts.invoke("install")
     hosts.write_hosts({name: {} for name in hosts.names})
     assert done.returncode == 78
