@@ -105,11 +105,12 @@ def test_a_config_of_another_time_is_refused(here: Here, config: str) -> None:
 
 def test_a_mistake_of_ours_is_an_error_too(here: Here) -> None:
     """The operator sees what it was; the traceback is on stderr."""
-    with here.start("logs", options={"host": "web1", "lines": "many"}) as running:
+    config = json.dumps({**json.loads(here.config), "run": ["nobody"]})  # no inventory says that
+    with here.start("doctor", config=config) as running:
         assert running.stdout
         assert running.stderr
         out, err = running.stdout.read(), running.stderr.read()
-    assert messages(out)[-1]["error"]["problems"][0][1].startswith("TypeError")
+    assert messages(out)[-1]["error"]["problems"][0][1].startswith("KeyError")
     assert b"Traceback" in err
 
 
