@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -67,6 +68,34 @@ def test_a_check_shows_the_files_and_leaves_nothing(hosts: FarHosts) -> None:
     assert f'+  "workspace": "{hosts.homes}/web2/shop",' in said
     assert any(line.startswith("web2: would copy release ") for line in said)
     assert [hosts.files(name) for name in hosts.names] == before
+
+
+def test_an_install_that_fails_leaves_nothing(hosts: FarHosts) -> None:
+    """The release that was sent is taken away again, with all that was made for it."""
+    path = ".config/rolecall/agent.yml"
+    foreign = hosts.homes / "web1" / path
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("mine\n")
+    before = hosts.files("web1")
+    done = hosts.invoke("install", "--limit", "web1")
+    assert done.returncode == 78
+    assert "a file of that name that invoke install has not made" in done.stderr
+    assert hosts.files("web1") == before
+    foreign.unlink()
+    (hosts.homes / "web1/.config/rolecall").rmdir()
+    (hosts.homes / "web1/.config").rmdir()
+
+
+def test_uninstall_needs_no_release_on_the_host(hosts: FarHosts) -> None:
+    """What is left of an install goes, though its release was removed by hand."""
+    before = hosts.files("web1")
+    hosts.do("install", "--limit", "web1")
+    shutil.rmtree(hosts.homes / "web1/.local")
+    assert hosts.do("uninstall", "--limit", "web1") == [
+        "web1: removed ~/.config/rolecall/agent.yml"
+    ]
+    assert hosts.files("web1") == before
+    assert hosts.do("uninstall", "--limit", "web1") == ["web1: nothing to do"]
 
 
 def test_a_clone_without_a_queue_is_told(hosts: FarHosts) -> None:
