@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SILENCE = 10.0  # seconds, where --timeout does not say otherwise
 #: Verbs that are done by the operator's own release; all others by the one that the host has.
 BRINGS = ("install", "deploy", "doctor")
-KEEPS = ("install", "deploy")  # those of them that leave it there
+LOOKS = ("doctor", "uninstall")  # verbs that leave no release behind
 DAMAGED = "damaged"
 EXIT_STATUSES = range(1, 256)
 KINDS = {EXIT_CONFIG: ConfigError, UNREACHABLE: Unreachable}  # of error, by exit status
@@ -126,7 +126,7 @@ def _request(asked: Asked, facts: Facts, *, again: bool) -> tuple[bytes, ...]:
     document = {
         "release": release.id if release else None,
         "upload": len(archive),
-        "keep": asked.verb in KEEPS and not asked.options.get("check"),
+        "keep": not (asked.verb in LOOKS or asked.options.get("check")),
         "verb": asked.verb,
         "options": asked.options,
         "config": to_json(asked.inventory.config(asked.host, home=facts.home)),
