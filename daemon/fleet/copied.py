@@ -41,6 +41,17 @@ def put(connection: Local, sent: Sent, *, check: bool) -> list[str]:
     return actions
 
 
+def give_up(connection: Local, sent: Sent | None) -> None:
+    """Take away what was sent for nothing: the host does not run it."""
+    folder = connection.releases
+    if folder and sent and sent.new and releases.links(folder).current != sent.id:
+        os.chdir("/")  # else we ourselves were one who still uses it
+        if releases.links(folder).current:
+            releases.prune(folder)
+        else:
+            releases.remove(folder)
+
+
 def remove(connection: Local) -> None:
     """Remove every release of the host. Nothing can be imported any more after that."""
     if connection.releases and os.path.isdir(connection.releases):

@@ -11,10 +11,10 @@ from daemon.checking import raise_all
 from daemon.errors import ConfigError, Problem, RolecallError
 from daemon.fleet.connection import Local
 from daemon.fleet.output import escape
-from daemon.fleet.progress import Progress
 
 if TYPE_CHECKING:
     from daemon.config import Config
+    from daemon.fleet.progress import Progress
     from daemon.inventory import Host, Inventory
 
 FORKS = 5  # hosts at once where --forks does not say otherwise, as Ansible has it
@@ -104,8 +104,17 @@ def ask(  # noqa: PLR0913  # who is asked, what, and how
         named = {"host": host.name, "ssh": ssh.typed(host), **options}
         return remote.call(inventory, host, verb, named, timeout=how.timeout, tell=tell, line=line)
 
+    if is_this_machine(hosts):
+        return _run(hosts, do, hear or _told, how.forks, None)
+    from daemon.fleet.progress import Progress  # noqa: PLC0415  # as threads below
+
     progress = None if verb == "logs" else Progress(sys.stderr, [host.name for host in hosts])
     return _run(hosts, do, hear or _told, how.forks, progress)
+
+
+def is_this_machine(hosts: Sequence[Host]) -> bool:
+    """Whether there is nothing to wait for beside what this process does itself."""
+    return len(hosts) == 1 and hosts[0].connection == "local"
 
 
 def checked(inventory: Inventory, hosts: Sequence[Host]) -> dict[str, Config]:
@@ -132,10 +141,11 @@ def _run(
     forks: int,
     progress: Progress | None,
 ) -> Iterator[Answer[T]]:
-    if len(hosts) == 1 and hosts[0].connection == "local":  # nothing to wait for beside it
+    if is_this_machine(hosts):
         yield _answer(do, hosts[0], partial(hear, hosts[0]))
         return
     from daemon.fleet.crew import Crew  # noqa: PLC0415  # its threads cost a status its speed
+    from daemon.fleet.progress import Progress  # noqa: PLC0415  # as above
 
     progress = progress or Progress(None, [])
     crew = Crew(hosts, partial(_answer, do), forks)

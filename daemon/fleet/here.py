@@ -46,16 +46,27 @@ class Fleet(NamedTuple):
         if len(self.hosts) == len(self.inventory.every):
             return self.inventory.local_host()
         names = ", ".join(each.name for each in local or self.hosts)
+        verb = "is" if len(self.hosts) == 1 else "are"
+        hint = "this command looks at the machine it runs on: "
         raise UsageError(
-            f"several hosts are this machine: {names}" if local else f"{names} is not this machine",
+            f"several hosts are this machine: {names}"
+            if local
+            else f"{names} {verb} not this machine",
             where=self.inventory.folder,
-            hint="this command looks at the machine it runs on: --limit HOST",
+            hint=hint + ("--limit HOST" if local else f"look there, {_there(self.hosts[0])}"),
         )
 
     def config(self, workspace: str | None = None) -> Config:
         """This machine's effective config, for another workspace where one is named."""
         home = os.path.expanduser("~")  # of a host that is this machine by its name alone
         return self.inventory.config(self.here(), workspace=workspace, home=home)
+
+
+def _there(host: Host) -> str:
+    """How a person gets to the workspace of a host."""
+    from daemon.fleet import ssh  # noqa: PLC0415  # only an error says it
+
+    return f"{ssh.typed(host)}, then cd {host.vars.get('workspace', '~')}"
 
 
 def fleet(inventory: str | None = None, limit: str | None = None) -> Fleet:

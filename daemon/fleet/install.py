@@ -55,7 +55,11 @@ def install(
     if check:
         return _install(connection, config, found, sent, check=True)
     with copied.alone(connection):
-        return _install(connection, config, found, sent, check=False)
+        try:
+            return _install(connection, config, found, sent, check=False)
+        except BaseException:
+            copied.give_up(connection, sent)
+            raise
 
 
 def _install(

@@ -6,13 +6,14 @@ import os
 import signal
 from collections.abc import Callable
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from daemon.config import Config, from_json
 from daemon.errors import RolecallError
-from daemon.fleet import place
 from daemon.fleet.connection import Local
-from daemon.fleet.speaker import Speaker
+
+if TYPE_CHECKING:
+    from daemon.fleet.speaker import Speaker
 
 PROTOCOL = 1
 CHANGING = ("install", "uninstall", "start", "stop", "restart", "deploy")
@@ -149,6 +150,9 @@ def serve(request: Options, facts: Options) -> None:
     ``request`` is its second message, ``facts`` what stage 0 has said of this host. Lines and signs
     of life go to standard output meanwhile, then one result or one error.
     """
+    from daemon.fleet import place  # noqa: PLC0415  # this machine's own status needs neither
+    from daemon.fleet.speaker import Speaker  # noqa: PLC0415  # as above
+
     speaker = Speaker()
     verb, options = str(request.get("verb")), {**request.get("options", {})}
     if verb in CHANGING:
@@ -181,6 +185,8 @@ def _performed(request: Options, options: Options, facts: Options, speaker: Spea
             "is older",
             hint="invoke deploy",
         ) from None
+    from daemon.fleet import place  # noqa: PLC0415  # as above
+
     folder = place.place_of(facts["home"], config.unit_prefix)
     name = str(options.pop("host", facts["node"]))
     reached = str(options.pop("ssh", f"ssh {name}"))

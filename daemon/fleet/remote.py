@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 SILENCE = 10.0  # seconds, where --timeout does not say otherwise
 #: Verbs that are done by the operator's own release; all others by the one that the host has.
-BRINGS = ("install", "deploy")
+BRINGS = ("install", "deploy", "doctor")
+LOOKS = ("doctor", "uninstall")  # verbs that leave no release behind
 DAMAGED = "damaged"
 EXIT_STATUSES = range(1, 256)
 KINDS = {EXIT_CONFIG: ConfigError, UNREACHABLE: Unreachable}  # of error, by exit status
@@ -39,11 +40,13 @@ class Facts(NamedTuple):
     """What a host says of itself, checked.
 
     ``kind``: of machine, as ``bootstrap.kind()`` says it. ``releases``: the ids of those it has.
+    ``runs``: whether one of them is its current one.
     """
 
     home: str
     kind: str
     releases: frozenset[str]
+    runs: bool = False
 
 
 class Damaged(RolecallError):
@@ -112,6 +115,9 @@ def frame(document: dict[str, Any]) -> bytes:
 
 def _request(asked: Asked, facts: Facts, *, again: bool) -> tuple[bytes, ...]:
     release = asked.release
+    if asked.verb == "uninstall" and not facts.runs:
+        # An install that failed may have left more than a release: ours knows what.
+        release = runtime.build()
     archive = b""
     if release is not None:
         release.check_fits(asked.host.name, facts.kind)
@@ -120,7 +126,7 @@ def _request(asked: Asked, facts: Facts, *, again: bool) -> tuple[bytes, ...]:
     document = {
         "release": release.id if release else None,
         "upload": len(archive),
-        "keep": not asked.options.get("check"),  # what only looks leaves nothing behind
+        "keep": not (asked.verb in LOOKS or asked.options.get("check")),
         "verb": asked.verb,
         "options": asked.options,
         "config": to_json(asked.inventory.config(asked.host, home=facts.home)),
@@ -159,7 +165,8 @@ def facts_of(host: Host, said: Any) -> Facts:
         and isinstance(releases, list)
         and all(isinstance(each, str) for each in releases)
     ):
-        return Facts(home, kind, frozenset(releases))
+        runs = isinstance(_get(said, "current"), str)
+        return Facts(home, kind, frozenset(releases), runs)
     raise RolecallError("what it says of itself makes no sense", hint=ssh.typed(host))
 
 

@@ -86,15 +86,19 @@ class Failures:
         statuses = self._statuses.values()
         return UNREACHABLE if UNREACHABLE in statuses else max(statuses, default=0)
 
-    def tell(self) -> int:
-        """Say on stderr what went wrong where, and what to type; returns the exit status."""
+    def tell(self, *, look: bool = True) -> int:
+        """Say on stderr what went wrong where; returns the exit status.
+
+        ``look``: say what to type to look closer, too.
+        """
         sys.stdout.flush()
         for name, error in self._errors.items():
             print(f"{escape(name)}: {error_text(error)}", file=sys.stderr)
         if self._statuses and self._hosts > 1:
+            text = f"{len(self._statuses)} of {self._hosts} hosts failed"
             names = ",".join(self._statuses)
-            text = f"{len(self._statuses)} of {self._hosts} hosts failed; look closer: "
-            print(escape(f"{text}invoke doctor --limit {names}"), file=sys.stderr)
+            more = f"; look closer: invoke doctor --limit {names}" if look else f": {names}"
+            print(escape(text + more), file=sys.stderr)
         return self.exit_status
 
 
@@ -165,4 +169,4 @@ def print_findings(asked: Sequence[Host], answers: Iterable[Answer[Any]], *, jso
     if json:
         every = [(host.name, each) for host in asked for each in found.get(host.name, [])]
         print(as_json([{"host": name, **each._asdict()} for name, each in every]))
-    return failures.tell()
+    return failures.tell(look=False)
