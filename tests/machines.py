@@ -50,6 +50,10 @@ class Member:
     def releases(self) -> list[str]:
         return self.sh(f"ls -A {RELEASES} 2>/dev/null || :").split()
 
+    def files(self) -> str:
+        """The files of its home, with their times; not the lock, which names who held it last."""
+        return self.sh("find . -path ./work -prune -o ! -name .lock -printf '%p %T@ %i\n' | sort")
+
     def everything(self) -> str:
         """All that could be left on it: files of the home, units, processes, lingering."""
         return self.sh(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator
@@ -40,9 +41,7 @@ class Machine:
             check=False,
         )
 
-    def up(
-        self, *options: str, shown: Collection[Path] = (ROOT, Path(sys.base_prefix))
-    ) -> None:
+    def up(self, *options: str, shown: Collection[Path] = (ROOT, Path(sys.base_prefix))) -> None:
         """Make it, or power it on again. Skips the test where the host lacks what it takes."""
         shown = {*shown} - {Path("/usr")}
         binds = [f"--bind={path}:{path}" for path in shown if not path.is_relative_to("/usr")]
@@ -108,23 +107,42 @@ class Machine:
 
 @pytest.fixture(scope="session")
 def testbed(
-    tmp_path_factory: pytest.TempPathFactory, worker_id: str
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[[str], Machine]]:
     """Names a machine, of a test bed apart from all others; ends every machine afterwards."""
     if os.geteuid():
         pytest.skip("the test bed needs root")
-    number = int(worker_id.removeprefix("gw")) if worker_id != "master" else 0
+    claim, net = _claim_net()
     environ = {
         **os.environ,
         "MACHINE_STATE": str(tmp_path_factory.mktemp("testbed")),
-        "MACHINE_NET": f"198.18.{78 + number}",
+        "MACHINE_NET": net,
     }
     # Test beds share the kernel's one tree of cgroups, in which a machine is known by its name.
     yield lambda name: Machine(f"{name}-{os.getpid()}", environ)
     done = subprocess.run(
         [str(TESTBED), "down", "--all"], env=environ, capture_output=True, text=True, check=False
     )
+    claim.close()
     assert done.returncode == 0, done.stderr
+
+
+def _claim_net() -> tuple[socket.socket, str]:
+    """A network that no other test bed has, whoever runs it; the claim lasts as long as its socket.
+
+    The test bed calls its interface here by the network's last number.
+    """
+    for number in range(78, 250):
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0rolecall-testbed-{number}")
+        except OSError:
+            claim.close()
+            continue
+        if not Path(f"/sys/class/net/testbed{number}").exists():
+            return claim, f"198.18.{number}"
+        claim.close()
+    pytest.skip("every network for test beds is in use: 198.18.78 to 198.18.249")
 
 
 @pytest.fixture(scope="module")
