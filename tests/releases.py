@@ -28,7 +28,7 @@ host = Local(asked["host"])
 host.checkout = asked["checkout"]
 tell = lambda line: print(line, file=sys.stderr, flush=True)
 done = switching.deploy(host, from_json(asked["config"]), tell=tell, **asked["options"])
-print(json.dumps(switching.as_json(done)))
+print(json.dumps(done.facts()))
 """
 READY = 'self.notifier.send("READY=1", "STATUS=started")'
 #: What a worker can be made to do where it would say that it is ready.

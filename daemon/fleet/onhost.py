@@ -96,8 +96,17 @@ def _doctor(asked: Asked) -> Any:
     return [each._asdict() for each in findings]
 
 
-def _deploy(_asked: Asked) -> Any:
-    raise RolecallError("this release does not know how to deploy", hint="invoke install")
+def _deploy(asked: Asked) -> Any:
+    from daemon.fleet import switching  # noqa: PLC0415
+
+    options = asked.options
+    return switching.deploy(
+        asked.connection,
+        asked.config,
+        settle=options.get("settle", switching.SETTLE),
+        check=options.get("check", False) or options.get("preflight", False),
+        tell=asked.tell,
+    ).facts()
 
 
 def _place(asked: Asked) -> Any:

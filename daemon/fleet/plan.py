@@ -34,12 +34,13 @@ class Plan(NamedTuple):
     stopped: tuple[str, ...]
     dropped: tuple[str, ...]
     notes: tuple[str, ...]
+    cut: bool  # an earlier deploy was cut short
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to do."""
-        same = self.before.links.current == self.links.current
-        return same and not (self.differs.changes or self.actions or self.restart or self.start)
+        new = self.cut or self.before.links.current != self.links.current
+        return not (new or self.differs.changes or self.actions or self.restart or self.start)
 
 
 def of(connection: Local, config: Config, found: Supervisor, *, check: bool) -> Plan:
@@ -84,6 +85,7 @@ def of(connection: Local, config: Config, found: Supervisor, *, check: bool) -> 
         tuple(role for role in stopped if role not in start),
         tuple(role for role in known if role not in config.run),
         (*notes, *install.lacks(connection, config, found)),
+        cut is not None,
     )
 
 

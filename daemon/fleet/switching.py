@@ -10,12 +10,20 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
 
 from daemon.config import Config
 from daemon.errors import Problem, RolecallError
 from daemon.fleet import effective, install, place, plan, releases, snapshot, workers
-from daemon.fleet.answers import Change
+from daemon.fleet.answers import (
+    BROKEN,
+    DEPLOYED,
+    PUT_BACK,
+    UNCHANGED,
+    WOULD,
+    Change,
+    Done,
+    Switched,
+)
 from daemon.fleet.connection import Local
 from daemon.fleet.plan import Plan
 from daemon.fleet.releases import Links
@@ -26,58 +34,18 @@ SETTLE = 5.0  # seconds that a worker must stay up after it said READY
 LOCK_SECONDS = 5.0
 POLL = 0.25
 LOG_LINES = 10
-UNCHANGED, WOULD, DEPLOYED = "nothing to do", "would deploy", "deployed"
-PUT_BACK, BROKEN = "put back", "broken"
 
 Tell = Callable[[str], None]
-
-
-class Worker(NamedTuple):
-    """What became of one worker. ``note``: why, in several lines, where it is not ``ok``."""
-
-    role: str
-    did: str
-    ok: bool = True
-    note: str = ""
-
-
-class Switched(NamedTuple):
-    """What became of a host. ``release``: the id that runs, None where a checkout runs.
-
-    ``state``: "deployed", "nothing to do", "would deploy" (a check), "put back" (it failed, and
-    what was there runs again) or "broken" (it failed, and so did going back). ``before`` is the id
-    of the release that ran before. ``problems`` say why it failed, and why going back did.
-    """
-
-    host: str
-    supervisor: str
-    state: str
-    release: str | None = None
-    before: str | None = None
-    changes: tuple[Change, ...] = ()
-    workers: tuple[Worker, ...] = ()
-    notes: tuple[str, ...] = ()
-    problems: tuple[Problem, ...] = ()
-
-
-def as_json(switched: Switched) -> dict[str, Any]:
-    """The same for a program."""
-    return {
-        **switched._asdict(),
-        "changes": [each._asdict() for each in switched.changes],
-        "workers": [each._asdict() for each in switched.workers],
-        "problems": [each._asdict() for each in switched.problems],
-    }
 
 
 class Failed(RolecallError):
     """Workers that are not what they should be, each with what it said."""
 
-    def __init__(self, workers: list[Worker]) -> None:
+    def __init__(self, bad: list[Done]) -> None:
         super().__init__("")
         self.problems = tuple(
             Problem("", "\n  ".join([f"{each.role}: {each.did}", *each.note.splitlines()]))
-            for each in workers
+            for each in bad
         )
 
 
@@ -152,14 +120,14 @@ class _Switch:
         self.was_run = before.run if before else ()
         self.old_config = before or config
         self.old = supervisor(connection, self.old_config)
-        self.workers: list[Worker] = []
+        self.workers: list[Done] = []
 
     # --- forwards ----------------------------------------------------------------------------
 
     def forwards(self) -> None:
         """Everything that the plan says. Raises what went wrong first."""
         connection, found, todo = self.connection, self.found, self.plan
-        install.put(connection, self.config_file, todo.differs.write)
+        install.write(connection, self.config_file, todo.differs.write)
         self._point(todo.links)
         found.refresh(self._units(todo.differs.write))
         if todo.restart or todo.start:
@@ -175,9 +143,9 @@ class _Switch:
         self._drop()
 
     def _note(self, told: dict[str, Told]) -> None:
-        workers = [Worker(role, *each) for role, each in told.items()]
-        self.workers += workers
-        if bad := [each for each in workers if not each.ok]:
+        done = [Done(self.connection.name, role, *each) for role, each in told.items()]
+        self.workers += done
+        if bad := [each for each in done if not each.ok]:
             raise Failed(bad)
 
     def _steady(self, found: Supervisor, roles: Sequence[str], seconds: float) -> None:
@@ -190,10 +158,17 @@ class _Switch:
         while True:
             now = found.states(roles)
             if bad := [role for role in roles if not _stays(first[role], now[role])]:
-                raise Failed([_died(found, role, now[role]) for role in bad])
+                raise Failed([self._died(found, role, now[role]) for role in bad])
             if time.monotonic() >= until:
                 return
             time.sleep(min(POLL, max(0.0, until - time.monotonic())))
+
+    def _died(self, found: Supervisor, role: str, now: State) -> Done:
+        again = ", and was started again" if now.state == "running" else ""
+        said = list(found.logs([role], LOG_LINES, follow=False))[-LOG_LINES:]
+        note = "\n".join([*([now.text] if now.text else []), *said])
+        did = f"died after it was ready{again}"
+        return Done(self.connection.name, role, did, ok=False, note=note)
 
     def _drop(self) -> None:
         """Roles that run here no more: last of all, for attempts that end so do not come back."""
@@ -237,7 +212,7 @@ class _Switch:
         """The files as they were; what is new stays until its workers have ended."""
         was = self.plan.before.files
         changed = {path: text for path, text in was.items() if self.connection.read(path) != text}
-        install.put(self.connection, self.config_file, changed)
+        install.write(self.connection, self.config_file, changed)
         units = self._units([*changed, *self._created()])
         self.old.refresh(units, enable=bool(self.was_run))
 
@@ -287,13 +262,6 @@ def _stays(first: State, now: State) -> bool:
     return _is(now, first.pid) and now.restarts == first.restarts
 
 
-def _died(found: Supervisor, role: str, now: State) -> Worker:
-    again = ", and was started again" if now.state == "running" else ""
-    said = list(found.logs([role], LOG_LINES, follow=False))[-LOG_LINES:]
-    note = "\n".join([*([now.text] if now.text else []), *said])
-    return Worker(role, f"died after it was ready{again}", ok=False, note=note)
-
-
 def _would(connection: Local, found: Supervisor, todo: Plan) -> Switched:
     changes = plan.changes(connection, todo)
     for verb, roles in (
@@ -314,7 +282,7 @@ def _switched(  # noqa: PLR0913  # what there is to say of it
     *,
     release: str | None = None,
     changes: tuple[Change, ...] = (),
-    workers: tuple[Worker, ...] = (),
+    workers: tuple[Done, ...] = (),
     problems: tuple[Problem, ...] = (),
 ) -> Switched:
     return Switched(
