@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from daemon.config import Config
 from daemon.errors import Problem, RolecallError
-from daemon.fleet import effective, install, place, plan, releases, snapshot, workers
+from daemon.fleet import copied, effective, install, plan, releases, snapshot, workers
 from daemon.fleet.answers import (
     BROKEN,
     DEPLOYED,
@@ -25,6 +25,7 @@ from daemon.fleet.answers import (
     Switched,
 )
 from daemon.fleet.connection import Local
+from daemon.fleet.copied import Sent
 from daemon.fleet.plan import Plan
 from daemon.fleet.releases import Links
 from daemon.fleet.snapshot import RUNNING
@@ -49,18 +50,24 @@ class Failed(RolecallError):
         )
 
 
-def deploy(
-    connection: Local, config: Config, *, settle: float = SETTLE, check: bool = False, tell: Tell
+def deploy(  # noqa: PLR0913  # what the host is to be, and how it gets there
+    connection: Local,
+    config: Config,
+    *,
+    sent: Sent | None = None,
+    settle: float = SETTLE,
+    check: bool = False,
+    tell: Tell,
 ) -> Switched:
-    """Switch the host to the code that this process runs, and to the config.
+    """Switch the host to the config, and to the release that was sent where it has no checkout.
 
     Returns what became of it, also where it failed: only what kept it from beginning is raised.
     """
     found = supervisor(connection, config)
     if check:
-        return _would(connection, found, plan.of(connection, config, found, check=True))
+        return _would(connection, found, plan.of(connection, config, found, sent, check=True))
     with _alone(connection, config):
-        todo = plan.of(connection, config, found, check=False)
+        todo = plan.of(connection, config, found, sent, check=False)
         if todo.empty:
             snapshot.forget(connection, config)
             return _switched(connection, found, todo, UNCHANGED)
@@ -83,12 +90,12 @@ def _do(switch: _Switch) -> Switched:
             switch.found,
             todo,
             BROKEN if worse else PUT_BACK,
-            release=snapshot.links(connection, config).current,
+            release=snapshot.links(connection).current,
             workers=tuple(switch.workers),
             problems=(*why, *worse),
         )
     snapshot.forget(connection, config)
-    if where := snapshot.place_of(connection, config):
+    if where := connection.releases:
         with contextlib.suppress(OSError):  # room is made next time
             releases.prune(where)
     return _switched(
@@ -127,11 +134,13 @@ class _Switch:
     def forwards(self) -> None:
         """Everything that the plan says. Raises what went wrong first."""
         connection, found, todo = self.connection, self.found, self.plan
-        install.write(connection, self.config_file, todo.differs.write)
+        install.put(connection, self.config_file, todo.differs.write)
         self._point(todo.links)
         found.refresh(self._units(todo.differs.write))
+        if connection.releases:
+            copied.excluded(connection, self.config, check=False)
         if todo.restart or todo.start:
-            self.tell(f"hands over to {_release(todo.links.current)}")
+            self.tell("hands over" + f" to release {todo.links.current}" * bool(todo.links.current))
         # One after another: where the first fails, the others have never been touched.
         for role in todo.restart:
             self._note(found.restart([role]))
@@ -188,7 +197,8 @@ class _Switch:
     def back(self, why: Sequence[Problem]) -> tuple[Problem, ...]:
         """Put everything back; returns what could not be. Each step is worth trying."""
         before = self.plan.before
-        self.tell(f"{why[0].what}: puts {_release(before.links.current)} back")
+        was = f"release {before.links.current}" if before.links.current else "what was there"
+        self.tell(f"{why[0].what}: puts {was} back")
         self.workers = []
         problems: list[Problem] = []
         steps: list[Callable[[], object]] = [
@@ -212,7 +222,7 @@ class _Switch:
         """The files as they were; what is new stays until its workers have ended."""
         was = self.plan.before.files
         changed = {path: text for path, text in was.items() if self.connection.read(path) != text}
-        install.write(self.connection, self.config_file, changed)
+        install.put(self.connection, self.config_file, changed)
         units = self._units([*changed, *self._created()])
         self.old.refresh(units, enable=bool(self.was_run))
 
@@ -247,7 +257,7 @@ class _Switch:
         return [path for path in now if path not in self.plan.before.files]
 
     def _point(self, to: Links) -> None:
-        if where := snapshot.place_of(self.connection, self.config):
+        if where := self.connection.releases:
             releases.point(where, to)
 
     def _units(self, files: Iterable[str]) -> list[str]:
@@ -298,10 +308,6 @@ def _switched(  # noqa: PLR0913  # what there is to say of it
     )
 
 
-def _release(release: str | None) -> str:
-    return f"release {release}" if release else "what was there"
-
-
 def _problems(error: BaseException) -> tuple[Problem, ...]:
     if isinstance(error, RolecallError):
         return error.problems
@@ -324,10 +330,9 @@ def _deaf(tell: Tell) -> Tell:
 
 def _alone(connection: Local, config: Config) -> contextlib.AbstractContextManager[object]:
     """No other command that changes the host at the same time."""
-    where = snapshot.place_of(connection, config)
-    return (
-        place.Lock(where) if where else _locked(os.path.dirname(effective.path(connection, config)))
-    )
+    if connection.releases:
+        return copied.alone(connection)
+    return _locked(os.path.dirname(effective.path(connection, config)))
 
 
 @contextlib.contextmanager
