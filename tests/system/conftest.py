@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,10 +17,17 @@ Done = subprocess.CompletedProcess[str]
 
 
 class Machine:
-    """A machine that sees this checkout, at the same path, read-only."""
+    """A machine; it sees this checkout, at the same path, read-only, unless told otherwise."""
 
     def __init__(self, name: str, environ: dict[str, str]) -> None:
         self.name, self._environ = name, environ
+        self.state = Path(environ["MACHINE_STATE"])
+
+    @property
+    def address(self) -> str:
+        """Its IP address, of a machine with a network of its own."""
+        hosts = (self.state / "hosts").read_text().splitlines()
+        return next(each.split()[0] for each in hosts if each.split()[1] == self.name)
 
     def _testbed(self, *arguments: str, seconds: float = 120) -> Done:
         return subprocess.run(
@@ -33,9 +40,11 @@ class Machine:
             check=False,
         )
 
-    def up(self, *options: str) -> None:
+    def up(
+        self, *options: str, shown: Collection[Path] = (ROOT, Path(sys.base_prefix))
+    ) -> None:
         """Make it, or power it on again. Skips the test where the host lacks what it takes."""
-        shown = {ROOT, Path(sys.base_prefix)} - {Path("/usr")}
+        shown = {*shown} - {Path("/usr")}
         binds = [f"--bind={path}:{path}" for path in shown if not path.is_relative_to("/usr")]
         done = self._testbed("up", self.name, *binds, *options)
         if "missing on this host" in done.stderr:
@@ -78,7 +87,22 @@ class Machine:
 
     def kill(self) -> None:
         """Power loss: every process is gone at once, the disk is kept. ``up`` powers it on."""
-        done = self._testbed("kill", self.name)
+        self._do("kill")
+
+    def cut(self) -> None:
+        """Unplug it from the network; nobody is told."""
+        self._do("cut")
+
+    def heal(self) -> None:
+        """Plug it in again."""
+        self._do("heal")
+
+    def down(self) -> None:
+        """Remove it with all it had."""
+        self._do("down")
+
+    def _do(self, verb: str) -> None:
+        done = self._testbed(verb, self.name)
         assert done.returncode == 0, done.stderr
 
 
@@ -109,7 +133,7 @@ def machine(testbed: Callable[[str], Machine]) -> Iterator[Machine]:
     made = testbed("rolecall")
     made.up()
     yield made
-    made._testbed("down", made.name)
+    made.down()
 
 
 @pytest.fixture(scope="module")
@@ -118,4 +142,4 @@ def bare_machine(testbed: Callable[[str], Machine]) -> Iterator[Machine]:
     made = testbed("bare")
     made.up("--no-systemd")
     yield made
-    made._testbed("down", made.name)
+    made.down()

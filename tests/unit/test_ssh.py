@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from daemon.errors import ConfigError
 from daemon.fleet import ssh
 from daemon.inventory import Host, Inventory
+from tests.workspace import PATIENCE, wait_for
 
 Make = Callable[..., Host]
-ZERO = b"import os, sys; sys.stdout.write('zero'); rest = os.read(0, 100); print(rest.decode())\n"
+ZERO = b"import os, shlex; os.write(1, shlex.quote('zero').encode() + os.read(0, 100) + b'\\n')\n"
 SHELLS = ["sh", "dash", "bash", "zsh", "fish", "tcsh", "mksh", "busybox"]
 
 
@@ -140,6 +145,7 @@ def run(host: Host, shell: str, environ: dict[str, str]) -> subprocess.Completed
         input=ZERO + b" and the frame",
         capture_output=True,
         env=environ,
+        cwd=environ["HOME"],
         check=False,
     )
 
@@ -147,7 +153,7 @@ def run(host: Host, shell: str, environ: dict[str, str]) -> subprocess.Completed
 @pytest.mark.parametrize("shell", SHELLS)
 def test_every_login_shell_starts_python(make: Make, shell: str, tmp_path: Path) -> None:
     """It runs the bytes of stage 0, exactly; nothing of the home folder is imported."""
-    (tmp_path / "os.py").write_text("print('not this one')\n")
+    (tmp_path / "shlex.py").write_text("print('not this one')\n")
     home = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)}
     done = run(make(), shell, home)
     assert (done.returncode, done.stdout) == (0, b"zero and the frame\n"), done.stderr
@@ -158,10 +164,31 @@ def test_every_login_shell_says_that_there_is_no_python(
     make: Make, shell: str, tmp_path: Path
 ) -> None:
     """With an exit status and a line that cannot be mistaken for another failure."""
+    (tmp_path / "a home").mkdir()
     nowhere = {"HOME": str(tmp_path / "a home"), "PATH": str(tmp_path)}
     for host in (make(), make(ansible_python_interpreter="/opt/python/bin/python3")):
         done = run(host, shell, nowhere)
         assert (done.returncode, done.stdout) == (127, f"{ssh.NO_PYTHON}\n".encode()), done.stderr
+
+
+def test_stage_0_may_come_in_pieces(make: Make) -> None:
+    """As a network hands it on; not a byte of what follows it is read with it."""
+    command = ["sh", "-c", ssh.remote_command(make(), len(ZERO))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
+        assert running.stdin
+        for piece in (ZERO[:10], ZERO[10:30], ZERO[30:] + b" and the frame"):
+            wait_for(lambda: not _waiting(running.stdin), "the piece before was read")
+            running.stdin.write(piece)
+            running.stdin.flush()
+        assert running.communicate(timeout=PATIENCE)[0] == b"zero and the frame\n"
+
+
+def _waiting(pipe: IO[bytes] | None) -> int:
+    """How many bytes are in a pipe, unread."""
+    assert pipe
+    number = array.array("i", [0])
+    fcntl.ioctl(pipe.fileno(), termios.FIONREAD, number)
+    return number[0]
 
 
 def test_the_python_that_the_inventory_names_is_run(make: Make, tmp_path: Path) -> None:
