@@ -77,6 +77,7 @@ class Switched(NamedTuple):
     workers: tuple[Done, ...] = ()
     notes: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
+    home: str = ""
 
     def facts(self) -> dict[str, Any]:
         """The same for a program."""

@@ -200,9 +200,10 @@ class _Rollout:
         if self.wish.check or not self.began:
             if not self.wish.check:
                 bad = [name for state in (FAILED, UNKNOWN) for name in states.get(state, [])]
-                without = ",".join(f"!{name}" for name in bad)
                 yield "no host was changed"
-                yield f"hint:  mend that, or leave them out: invoke deploy --limit 'all,{without}'"
+                if len(bad) < len(self.hosts):
+                    without = ",".join(f"!{name}" for name in bad)
+                    yield f"hint:  mend that, or leave it out: invoke deploy --limit '{without}'"
             return
         told = {
             DEPLOYED: "done",
@@ -225,7 +226,7 @@ def text(result: Switched, style: Style, wish: Wish) -> str:
     """What became of a host, for a person."""
     host, lines = escape(result.host), list[str]()
     if result.changes or result.state == UNCHANGED:
-        changes = Installed(result.host, result.supervisor, result.changes)
+        changes = Installed(result.host, result.supervisor, result.changes, (), result.home)
         lines.append(report.installed(changes, style, check=wish.check, diff=wish.diff))
     if result.workers:
         lines.append(report.done(result.workers, style))

@@ -142,13 +142,14 @@ class _Switch:
         if todo.restart or todo.start:
             self.tell("hands over" + f" to release {todo.links.current}" * bool(todo.links.current))
         # One after another: where the first fails, the others have never been touched.
-        for role in todo.restart:
-            self._note(found.restart([role]))
-        for role in todo.start:
-            self._note(found.start([role]))
-        if roles := (*todo.restart, *todo.start):
-            found.start(roles)  # which are all: so that their target is, too
-        self._steady(found, roles, self.settle)
+        first: dict[str, State] = {}
+        for role in (*todo.restart, *todo.start):
+            begin = found.restart if role in todo.restart else found.start
+            self._note(begin([role]))
+            first |= found.states([role])
+        if first:
+            found.start([*first])  # which are all: so that their target is, too
+        self._steady(found, first, self.settle)
         self._drop()
 
     def _note(self, told: dict[str, Told]) -> None:
@@ -157,12 +158,12 @@ class _Switch:
         if bad := [each for each in done if not each.ok]:
             raise Failed(bad)
 
-    def _steady(self, found: Supervisor, roles: Sequence[str], seconds: float) -> None:
-        """See that the workers stay what they are while they are watched."""
-        if not roles:
+    def _steady(self, found: Supervisor, first: dict[str, State], seconds: float) -> None:
+        """See that the workers stay what they were at first, for so long."""
+        if not first:
             return
+        roles = [*first]
         self.tell(f"watches {', '.join(roles)} for {seconds:g} s")
-        first = found.states(roles)
         until = time.monotonic() + seconds
         while True:
             now = found.states(roles)
@@ -198,7 +199,7 @@ class _Switch:
         """Put everything back; returns what could not be. Each step is worth trying."""
         before = self.plan.before
         was = f"release {before.links.current}" if before.links.current else "what was there"
-        self.tell(f"{why[0].what}: puts {was} back")
+        self.tell(f"{why[0].what.splitlines()[0]}: puts {was} back")
         self.workers = []
         problems: list[Problem] = []
         steps: list[Callable[[], object]] = [
@@ -207,7 +208,7 @@ class _Switch:
             self._hand_back,
             self._take_away,
             lambda: self.old.disable(before.disabled),
-            lambda: self._steady(self.old, before.ran, min(self.settle, SETTLE)),
+            lambda: self._steady(self.old, self.old.states(before.ran), min(self.settle, SETTLE)),
         ]
         for step in steps:
             try:
@@ -305,6 +306,7 @@ def _switched(  # noqa: PLR0913  # what there is to say of it
         workers,
         plan.notes(todo),
         problems,
+        connection.home,
     )
 
 
