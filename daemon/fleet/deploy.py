@@ -231,7 +231,8 @@ def text(result: Switched, style: Style, wish: Wish) -> str:
     if result.workers:
         lines.append(report.done(result.workers, style))
     if result.state == PUT_BACK:
-        again = f"release {result.release} runs again" if result.release else "what was there runs"
+        was = f"release {result.release}" if result.release else "what was there"
+        again = f"{was} runs again" if result.workers else "all is as it was"
         lines.append(f"{host}: {style.paint(PUT_BACK, 'red')}: {again}")
     if result.state == BROKEN:
         lines.append(f"{host}: {style.paint(BROKEN, 'red')}")
