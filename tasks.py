@@ -133,6 +133,31 @@ def uninstall(
     return report.print_installed(fleet.hosts, answers, check=check, diff=diff, json=json)
 
 
+@command(
+    serial="how many hosts at a time: a number, or a percentage of them",
+    settle="seconds that new workers must stay up before the next hosts follow",
+    forks="how many hosts are asked at once whether they are ready",
+)
+def deploy(
+    limit: str | None = None,
+    inventory: str | None = None,
+    serial: str = "1",
+    settle: float = 5.0,
+    check: bool = False,
+    diff: bool = False,
+    json: bool = False,
+    forks: int = FORKS,
+    timeout: float = TIMEOUT,
+) -> int:
+    """Hand workers over to this release and config, host by host; a host that fails is put back."""
+    from daemon.fleet import deploy as deploying
+    from daemon.fleet import fanout, here
+
+    fleet, how = here.fleet(inventory, limit), fanout.How(forks, timeout)
+    wish = deploying.Wish(serial, settle, check, diff, json)
+    return int(deploying.deploy(*fleet, how, wish))
+
+
 @command()
 def config(limit: str | None = None, inventory: str | None = None, json: bool = False) -> None:
     """Show the effective config of each host, with where each value came from."""
@@ -485,4 +510,6 @@ def check(
 
 agents = Collection("agents", start, stop, restart, status, logs)
 queue = Collection("queue", list_, show, add, retry, cancel, release, check, import_, export)
-namespace = Collection(init, install, uninstall, config, doctor, budget, prompt, agents, queue)
+namespace = Collection(
+    init, install, deploy, uninstall, config, doctor, budget, prompt, agents, queue
+)

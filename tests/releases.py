@@ -21,14 +21,13 @@ from tests.workspace import PATIENCE, ROOT
 DEPLOY = """
 import json, sys
 from daemon.config import from_json
-from daemon.fleet import switching
+from daemon.fleet import onhost
 from daemon.fleet.connection import Local
 asked = json.load(sys.stdin)
-host = Local(asked["host"])
-host.checkout = asked["checkout"]
 tell = lambda line: print(line, file=sys.stderr, flush=True)
-done = switching.deploy(host, from_json(asked["config"]), tell=tell, **asked["options"])
-print(json.dumps(switching.as_json(done)))
+host = Local("web1", asked["checkout"])
+config = from_json(asked["config"])
+print(json.dumps(onhost.perform(host, config, "deploy", asked["options"], tell)))
 """
 READY = 'self.notifier.send("READY=1", "STATUS=started")'
 #: What a worker can be made to do where it would say that it is ready.
@@ -77,15 +76,14 @@ class Copied(Fleet):
         """What deploys the release, and the folder to run it in; it reads ``asked`` on stdin."""
         return [sys.executable, "-c", DEPLOY], str(self.place / place.RELEASES / release)
 
-    def asked(self, **options: Any) -> str:
+    def asked(self, release: str, **options: Any) -> str:
         inventory = Inventory.load(str(self.home / self.inventory))
         config = inventory.config(inventory.local_host())
         return json.dumps(
             {
-                "host": "web1",
                 "checkout": str(self.place / place.CURRENT),
                 "config": to_json(config),
-                "options": {"settle": 0.5, **options},
+                "options": {"release": release, "sent": False, "settle": 0.5, **options},
             }
         )
 
@@ -102,7 +100,7 @@ class Copied(Fleet):
         )
         assert began.stdin
         assert began.stderr
-        began.stdin.write(self.asked(**options))
+        began.stdin.write(self.asked(release, **options))
         began.stdin.close()
         began.stdin = None  # or communicate() would flush it
         line = began.stderr.readline()
@@ -115,7 +113,7 @@ class Copied(Fleet):
         done = subprocess.run(
             command,
             cwd=cwd,
-            input=self.asked(**options),
+            input=self.asked(release, **options),
             capture_output=True,
             text=True,
             timeout=PATIENCE * 4,

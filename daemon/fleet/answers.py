@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, TypeVar
 
-from daemon.errors import EXIT_ERROR, RolecallError
+from daemon.errors import EXIT_ERROR, Problem, RolecallError
+
+#: What a deploy came to on a host: "put back" and "broken" are failures.
+UNCHANGED, WOULD, DEPLOYED = "nothing to do", "would deploy", "deployed"
+PUT_BACK, BROKEN = "put back", "broken"
 
 N = TypeVar("N", bound=tuple[Any, ...])
 
@@ -53,6 +57,48 @@ class Done(NamedTuple):
     ok: bool = True
     note: str = ""
     exit_code: int = EXIT_ERROR
+
+
+class Switched(NamedTuple):
+    """What became of a host that was to be deployed to. ``notes``: what a person has to do.
+
+    ``state``: "deployed", "nothing to do", "would deploy" (a check), "put back" (it failed, and
+    what was there runs again) or "broken" (it failed, and so did going back). ``release`` is the id
+    of the one that runs now, ``before`` of the one that ran before; None where there is none, as
+    on a host that runs its checkout. ``problems`` say why it failed, and why going back did.
+    """
+
+    host: str
+    supervisor: str
+    state: str
+    release: str | None = None
+    before: str | None = None
+    changes: tuple[Change, ...] = ()
+    workers: tuple[Done, ...] = ()
+    notes: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    home: str = ""
+
+    def facts(self) -> dict[str, Any]:
+        """The same for a program."""
+        return {
+            **self._asdict(),
+            "changes": [each._asdict() for each in self.changes],
+            "workers": [each._asdict() for each in self.workers],
+            "notes": list(self.notes),
+            "problems": [each._asdict() for each in self.problems],
+        }
+
+    @classmethod
+    def of(cls, facts: Any) -> Switched:
+        """What a host said of itself."""
+        found = known(cls, facts)
+        return found._replace(
+            changes=tuple(known(Change, each) for each in found.changes),
+            workers=tuple(known(Done, each) for each in found.workers),
+            notes=tuple(found.notes),
+            problems=tuple(known(Problem, each) for each in found.problems),
+        )
 
 
 class Attempt(NamedTuple):

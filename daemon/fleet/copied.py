@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from daemon.config import Config
 from daemon.errors import RolecallError
@@ -19,6 +20,12 @@ class Sent(NamedTuple):
 
     id: str
     new: bool
+
+
+def sent(options: Mapping[str, Any]) -> Sent | None:
+    """The release that a verb's options name; None where a checkout runs."""
+    release = options.get("release")
+    return Sent(release, bool(options.get("sent"))) if release else None
 
 
 def alone(connection: Local) -> contextlib.AbstractContextManager[object]:

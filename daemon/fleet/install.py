@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from daemon.config import Config
-from daemon.fleet import copied, effective, linger, units, workers
+from daemon.fleet import copied, effective, linger, snapshot, units, workers
 from daemon.fleet.answers import Change, Installed
 from daemon.fleet.connection import Local
 from daemon.fleet.copied import Sent
@@ -81,6 +81,8 @@ def _install(
         if running:
             names, old = ", ".join(running), "release" if release else "config"
             notes.append(f"{names}: running with the old {old} until invoke agents.restart")
+    if cut := snapshot.kept(connection, config):
+        notes.append(f"the deploy of {cut.began} was cut short: invoke deploy goes on with it")
     changes = [Change(connection.name, "", "action", each) for each in release]
     changes += differs.changes
     changes += [Change(connection.name, "", "action", each) for each in actions]
@@ -168,9 +170,10 @@ def _uninstall(connection: Local, config: Config, found: Supervisor, *, check: b
         for each in connection.names(os.path.dirname(path))
         if each.endswith(".yml") and each != os.path.basename(path)
     ]
-    record = _record(connection)
+    record, cut = _record(connection), snapshot.file(connection, config)
+    left = [*present, *([cut] if connection.exists(cut) else [])]
     dark = connection.exists(record) and not others
-    changes = [Change(name, each, "remove") for each in present]
+    changes = [Change(name, each, "remove") for each in left]
     if dark:
         changes.append(Change(name, "", "action", f"disable lingering of {connection.user}"))
     if connection.releases and connection.exists(connection.releases):
@@ -184,7 +187,7 @@ def _uninstall(connection: Local, config: Config, found: Supervisor, *, check: b
     ]
     unit_files = [each for each in present if each != path]
     found.forget(unit_files)
-    for each in present:
+    for each in left:
         connection.remove(each)
     if unit_files:
         found.refresh(unit_files, enable=False)

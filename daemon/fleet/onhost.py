@@ -38,8 +38,7 @@ Verb = Callable[[Asked], Any]
 def _install(asked: Asked) -> Any:
     from daemon.fleet import copied, install  # noqa: PLC0415  # each verb imports what it needs
 
-    check, release = asked.options.get("check", False), asked.options.get("release")
-    sent = copied.Sent(release, asked.options.get("sent", False)) if release else None
+    check, sent = asked.options.get("check", False), copied.sent(asked.options)
     return install.install(asked.connection, asked.config, check=check, sent=sent).facts()
 
 
@@ -97,8 +96,18 @@ def _doctor(asked: Asked) -> Any:
     return [each._asdict() for each in findings]
 
 
-def _deploy(_asked: Asked) -> Any:
-    raise RolecallError("this release does not know how to deploy", hint="invoke install")
+def _deploy(asked: Asked) -> Any:
+    from daemon.fleet import copied, switching  # noqa: PLC0415
+
+    options = asked.options
+    return switching.deploy(
+        asked.connection,
+        asked.config,
+        sent=copied.sent(options),
+        settle=options.get("settle", switching.SETTLE),
+        check=options.get("check", False) or options.get("preflight", False),
+        tell=asked.tell,
+    ).facts()
 
 
 def _place(asked: Asked) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 import time
 from typing import NamedTuple
@@ -11,9 +10,10 @@ from typing import NamedTuple
 from daemon import process, transient
 from daemon.config import Config
 from daemon.errors import ConfigError
-from daemon.fleet import effective, install, place, snapshot
+from daemon.fleet import copied, effective, install, place, snapshot
 from daemon.fleet.answers import Change
 from daemon.fleet.connection import Local
+from daemon.fleet.copied import Sent
 from daemon.fleet.install import Difference
 from daemon.fleet.releases import Links
 from daemon.fleet.snapshot import RUNNING, Snapshot
@@ -34,15 +34,18 @@ class Plan(NamedTuple):
     stopped: tuple[str, ...]
     dropped: tuple[str, ...]
     notes: tuple[str, ...]
+    cut: bool  # an earlier deploy was cut short
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to do."""
-        same = self.before.links.current == self.links.current
-        return same and not (self.differs.changes or self.actions or self.restart or self.start)
+        new = self.cut or self.before.links.current != self.links.current
+        return not (new or self.differs.changes or self.actions or self.restart or self.start)
 
 
-def of(connection: Local, config: Config, found: Supervisor, *, check: bool) -> Plan:
+def of(
+    connection: Local, config: Config, found: Supervisor, sent: Sent | None, *, check: bool
+) -> Plan:
     """Compare the host with what it is to be. Raises RolecallError where it must not be.
 
     ``check`` leaves everything as it is; else lingering is on when this returns, or a note says
@@ -52,17 +55,19 @@ def of(connection: Local, config: Config, found: Supervisor, *, check: bool) -> 
     differs = install.compare(connection, config, found)
     now = snapshot.take(connection, config, install.files_of(connection, found, path))
     cut = snapshot.kept(connection, config)
-    before = cut if cut and _is_there(connection, config, cut) else now
+    before = cut if cut and _is_there(connection, cut) else now
     old = snapshot.parsed(before.files.get(path))
     _refuse_other(connection, found, old, path)
     actions, notes = install.prepare(connection, found, check=check)
     actions += found.missing([each for each in (*differs.write, *differs.remove) if each != path])
+    if sent and sent.new:
+        actions.insert(0, f"copy release {sent.id}")
     if cut:
         notes.append(
             f"the deploy of {cut.began} was cut short: should this one fail, what was there "
             "before that one is put back"
         )
-    links = _links(connection, config, before.links)
+    links = _links(sent, before.links)
     changed = bool(cut or differs.changes or now.links.current != links.current)
     states = found.states(config.run)
     running = [role for role in config.run if states[role].state in RUNNING]
@@ -73,6 +78,9 @@ def of(connection: Local, config: Config, found: Supervisor, *, check: bool) -> 
     if not changed:
         newest = _newest([path, *found.files()], code=links.current is None)
         running = [role for role in running if _is_stale(states[role], newest, links.current)]
+    if connection.releases:  # nothing that workers read
+        excluded = copied.excluded(connection, config, check=True)
+        differs = differs._replace(changes=(*differs.changes, *excluded))
     stopped = [role for role in config.run if states[role].state not in RUNNING]
     return Plan(
         before,
@@ -84,6 +92,7 @@ def of(connection: Local, config: Config, found: Supervisor, *, check: bool) -> 
         tuple(role for role in stopped if role not in start),
         tuple(role for role in known if role not in config.run),
         (*notes, *install.lacks(connection, config, found)),
+        cut is not None,
     )
 
 
@@ -99,19 +108,17 @@ def _refuse_other(connection: Local, found: Supervisor, old: Config | None, path
         )
 
 
-def _links(connection: Local, config: Config, before: Links) -> Links:
-    """What the host's links are to name: the release that this very process runs."""
-    if not snapshot.place_of(connection, config):
-        return snapshot.NONE
-    with open(os.path.join(transient.ROOT, place.MANIFEST), "rb") as file:
-        new = hashlib.sha256(file.read()).hexdigest()[: place.DIGITS]
-    return Links(new, before.previous if new == before.current else before.current)
+def _links(sent: Sent | None, before: Links) -> Links:
+    """What the host's links are to name."""
+    if sent is None:
+        return before
+    return Links(sent.id, before.previous if sent.id == before.current else before.current)
 
 
-def _is_there(connection: Local, config: Config, before: Snapshot) -> bool:
+def _is_there(connection: Local, before: Snapshot) -> bool:
     """Whether its release is still there, to be put back."""
-    where, release = snapshot.place_of(connection, config), before.links.current
-    return not (where and release) or release in place.present(where)
+    release = before.links.current
+    return not (connection.releases and release) or release in place.present(connection.releases)
 
 
 def _newest(files: list[str], *, code: bool) -> float:

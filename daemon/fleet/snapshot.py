@@ -45,7 +45,7 @@ def take(connection: Local, config: Config, files: dict[str, str]) -> Snapshot:
         name for name in found.disabled() if any(os.path.basename(each) == name for each in files)
     ]
     now = format_time(time.time())
-    return Snapshot(now, links(connection, config), files, tuple(pids), tuple(disabled), pids)
+    return Snapshot(now, links(connection), files, tuple(pids), tuple(disabled), pids)
 
 
 def parsed(text: str | None) -> Config | None:
@@ -103,16 +103,9 @@ def forget(connection: Local, config: Config) -> None:
 # --- releases -------------------------------------------------------------------------------
 
 
-def place_of(connection: Local, config: Config) -> str:
-    """Where the host's releases are; "" where it runs a checkout."""
-    where = place.place_of(connection.home, config.unit_prefix)
-    return where if connection.checkout == os.path.join(where, place.CURRENT) else ""
-
-
-def links(connection: Local, config: Config) -> Links:
+def links(connection: Local) -> Links:
     """Which releases the host's links name."""
-    where = place_of(connection, config)
-    return releases.links(where) if where else NONE
+    return releases.links(connection.releases) if connection.releases else NONE
 
 
 def release_of(pid: int | None) -> str | None:

@@ -10,13 +10,22 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
 
 from daemon.config import Config
 from daemon.errors import Problem, RolecallError
-from daemon.fleet import effective, install, place, plan, releases, snapshot, workers
-from daemon.fleet.answers import Change
+from daemon.fleet import copied, effective, install, plan, releases, snapshot, workers
+from daemon.fleet.answers import (
+    BROKEN,
+    DEPLOYED,
+    PUT_BACK,
+    UNCHANGED,
+    WOULD,
+    Change,
+    Done,
+    Switched,
+)
 from daemon.fleet.connection import Local
+from daemon.fleet.copied import Sent
 from daemon.fleet.plan import Plan
 from daemon.fleet.releases import Links
 from daemon.fleet.snapshot import RUNNING
@@ -26,73 +35,39 @@ SETTLE = 5.0  # seconds that a worker must stay up after it said READY
 LOCK_SECONDS = 5.0
 POLL = 0.25
 LOG_LINES = 10
-UNCHANGED, WOULD, DEPLOYED = "nothing to do", "would deploy", "deployed"
-PUT_BACK, BROKEN = "put back", "broken"
 
 Tell = Callable[[str], None]
-
-
-class Worker(NamedTuple):
-    """What became of one worker. ``note``: why, in several lines, where it is not ``ok``."""
-
-    role: str
-    did: str
-    ok: bool = True
-    note: str = ""
-
-
-class Switched(NamedTuple):
-    """What became of a host. ``release``: the id that runs, None where a checkout runs.
-
-    ``state``: "deployed", "nothing to do", "would deploy" (a check), "put back" (it failed, and
-    what was there runs again) or "broken" (it failed, and so did going back). ``before`` is the id
-    of the release that ran before. ``problems`` say why it failed, and why going back did.
-    """
-
-    host: str
-    supervisor: str
-    state: str
-    release: str | None = None
-    before: str | None = None
-    changes: tuple[Change, ...] = ()
-    workers: tuple[Worker, ...] = ()
-    notes: tuple[str, ...] = ()
-    problems: tuple[Problem, ...] = ()
-
-
-def as_json(switched: Switched) -> dict[str, Any]:
-    """The same for a program."""
-    return {
-        **switched._asdict(),
-        "changes": [each._asdict() for each in switched.changes],
-        "workers": [each._asdict() for each in switched.workers],
-        "problems": [each._asdict() for each in switched.problems],
-    }
 
 
 class Failed(RolecallError):
     """Workers that are not what they should be, each with what it said."""
 
-    def __init__(self, workers: list[Worker]) -> None:
+    def __init__(self, bad: list[Done]) -> None:
         super().__init__("")
         self.problems = tuple(
             Problem("", "\n  ".join([f"{each.role}: {each.did}", *each.note.splitlines()]))
-            for each in workers
+            for each in bad
         )
 
 
-def deploy(
-    connection: Local, config: Config, *, settle: float = SETTLE, check: bool = False, tell: Tell
+def deploy(  # noqa: PLR0913  # what the host is to be, and how it gets there
+    connection: Local,
+    config: Config,
+    *,
+    sent: Sent | None = None,
+    settle: float = SETTLE,
+    check: bool = False,
+    tell: Tell,
 ) -> Switched:
-    """Switch the host to the code that this process runs, and to the config.
+    """Switch the host to the config, and to the release that was sent where it has no checkout.
 
     Returns what became of it, also where it failed: only what kept it from beginning is raised.
     """
     found = supervisor(connection, config)
     if check:
-        return _would(connection, found, plan.of(connection, config, found, check=True))
+        return _would(connection, found, plan.of(connection, config, found, sent, check=True))
     with _alone(connection, config):
-        todo = plan.of(connection, config, found, check=False)
+        todo = plan.of(connection, config, found, sent, check=False)
         if todo.empty:
             snapshot.forget(connection, config)
             return _switched(connection, found, todo, UNCHANGED)
@@ -115,12 +90,12 @@ def _do(switch: _Switch) -> Switched:
             switch.found,
             todo,
             BROKEN if worse else PUT_BACK,
-            release=snapshot.links(connection, config).current,
+            release=snapshot.links(connection).current,
             workers=tuple(switch.workers),
             problems=(*why, *worse),
         )
     snapshot.forget(connection, config)
-    if where := snapshot.place_of(connection, config):
+    if where := connection.releases:
         with contextlib.suppress(OSError):  # room is made next time
             releases.prune(where)
     return _switched(
@@ -152,7 +127,7 @@ class _Switch:
         self.was_run = before.run if before else ()
         self.old_config = before or config
         self.old = supervisor(connection, self.old_config)
-        self.workers: list[Worker] = []
+        self.workers: list[Done] = []
 
     # --- forwards ----------------------------------------------------------------------------
 
@@ -162,38 +137,48 @@ class _Switch:
         install.put(connection, self.config_file, todo.differs.write)
         self._point(todo.links)
         found.refresh(self._units(todo.differs.write))
+        if connection.releases:
+            copied.excluded(connection, self.config, check=False)
         if todo.restart or todo.start:
-            self.tell(f"hands over to {_release(todo.links.current)}")
+            self.tell("hands over" + f" to release {todo.links.current}" * bool(todo.links.current))
         # One after another: where the first fails, the others have never been touched.
-        for role in todo.restart:
-            self._note(found.restart([role]))
-        for role in todo.start:
-            self._note(found.start([role]))
-        if roles := (*todo.restart, *todo.start):
-            found.start(roles)  # which are all: so that their target is, too
-        self._steady(found, roles, self.settle)
+        first: dict[str, State] = {}
+        for role in (*todo.restart, *todo.start):
+            begin = found.restart if role in todo.restart else found.start
+            self._note(begin([role]))
+            first |= found.states([role])
+        if first:
+            found.start([*first])  # which are all: so that their target is, too
+        self._steady(found, first, self.settle)
         self._drop()
 
     def _note(self, told: dict[str, Told]) -> None:
-        workers = [Worker(role, *each) for role, each in told.items()]
-        self.workers += workers
-        if bad := [each for each in workers if not each.ok]:
+        done = [Done(self.connection.name, role, *each) for role, each in told.items()]
+        self.workers += done
+        if bad := [each for each in done if not each.ok]:
             raise Failed(bad)
 
-    def _steady(self, found: Supervisor, roles: Sequence[str], seconds: float) -> None:
-        """See that the workers stay what they are while they are watched."""
-        if not roles:
+    def _steady(self, found: Supervisor, first: dict[str, State], seconds: float) -> None:
+        """See that the workers stay what they were at first, for so long."""
+        if not first:
             return
+        roles = [*first]
         self.tell(f"watches {', '.join(roles)} for {seconds:g} s")
-        first = found.states(roles)
         until = time.monotonic() + seconds
         while True:
             now = found.states(roles)
             if bad := [role for role in roles if not _stays(first[role], now[role])]:
-                raise Failed([_died(found, role, now[role]) for role in bad])
+                raise Failed([self._died(found, role, now[role]) for role in bad])
             if time.monotonic() >= until:
                 return
             time.sleep(min(POLL, max(0.0, until - time.monotonic())))
+
+    def _died(self, found: Supervisor, role: str, now: State) -> Done:
+        again = ", and was started again" if now.state == "running" else ""
+        said = list(found.logs([role], LOG_LINES, follow=False))[-LOG_LINES:]
+        note = "\n".join([*([now.text] if now.text else []), *said])
+        did = f"died after it was ready{again}"
+        return Done(self.connection.name, role, did, ok=False, note=note)
 
     def _drop(self) -> None:
         """Roles that run here no more: last of all, for attempts that end so do not come back."""
@@ -213,7 +198,8 @@ class _Switch:
     def back(self, why: Sequence[Problem]) -> tuple[Problem, ...]:
         """Put everything back; returns what could not be. Each step is worth trying."""
         before = self.plan.before
-        self.tell(f"{why[0].what}: puts {_release(before.links.current)} back")
+        was = f"release {before.links.current}" if before.links.current else "what was there"
+        self.tell(f"{why[0].what.splitlines()[0]}: puts {was} back")
         self.workers = []
         problems: list[Problem] = []
         steps: list[Callable[[], object]] = [
@@ -222,7 +208,7 @@ class _Switch:
             self._hand_back,
             self._take_away,
             lambda: self.old.disable(before.disabled),
-            lambda: self._steady(self.old, before.ran, min(self.settle, SETTLE)),
+            lambda: self._steady(self.old, self.old.states(before.ran), min(self.settle, SETTLE)),
         ]
         for step in steps:
             try:
@@ -272,7 +258,7 @@ class _Switch:
         return [path for path in now if path not in self.plan.before.files]
 
     def _point(self, to: Links) -> None:
-        if where := snapshot.place_of(self.connection, self.config):
+        if where := self.connection.releases:
             releases.point(where, to)
 
     def _units(self, files: Iterable[str]) -> list[str]:
@@ -285,13 +271,6 @@ def _is(state: State, pid: int | None) -> bool:
 
 def _stays(first: State, now: State) -> bool:
     return _is(now, first.pid) and now.restarts == first.restarts
-
-
-def _died(found: Supervisor, role: str, now: State) -> Worker:
-    again = ", and was started again" if now.state == "running" else ""
-    said = list(found.logs([role], LOG_LINES, follow=False))[-LOG_LINES:]
-    note = "\n".join([*([now.text] if now.text else []), *said])
-    return Worker(role, f"died after it was ready{again}", ok=False, note=note)
 
 
 def _would(connection: Local, found: Supervisor, todo: Plan) -> Switched:
@@ -314,7 +293,7 @@ def _switched(  # noqa: PLR0913  # what there is to say of it
     *,
     release: str | None = None,
     changes: tuple[Change, ...] = (),
-    workers: tuple[Worker, ...] = (),
+    workers: tuple[Done, ...] = (),
     problems: tuple[Problem, ...] = (),
 ) -> Switched:
     return Switched(
@@ -327,11 +306,8 @@ def _switched(  # noqa: PLR0913  # what there is to say of it
         workers,
         plan.notes(todo),
         problems,
+        connection.home,
     )
-
-
-def _release(release: str | None) -> str:
-    return f"release {release}" if release else "what was there"
 
 
 def _problems(error: BaseException) -> tuple[Problem, ...]:
@@ -356,10 +332,9 @@ def _deaf(tell: Tell) -> Tell:
 
 def _alone(connection: Local, config: Config) -> contextlib.AbstractContextManager[object]:
     """No other command that changes the host at the same time."""
-    where = snapshot.place_of(connection, config)
-    return (
-        place.Lock(where) if where else _locked(os.path.dirname(effective.path(connection, config)))
-    )
+    if connection.releases:
+        return copied.alone(connection)
+    return _locked(os.path.dirname(effective.path(connection, config)))
 
 
 @contextlib.contextmanager

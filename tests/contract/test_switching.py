@@ -201,6 +201,7 @@ def test_a_check_changes_nothing(host: Copied) -> None:
         "stop tester",
     ]
     assert (host.files(), host.rows()) == (files, rows)
+    host.configure(QUIET)
 
 
 def test_nobody_has_to_listen(host: Copied) -> None:

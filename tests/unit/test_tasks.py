@@ -20,6 +20,7 @@ COMMANDS = {
     "install",
     "uninstall",
     "config",
+    "deploy",
     "doctor",
     "prompt",
     "agents.start",
