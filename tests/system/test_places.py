@@ -112,7 +112,7 @@ def test_a_journal_in_memory_is_made_up_for(place: Machine, fleet: Fleet) -> Non
     without = fleet.invoke("agents.logs")
     place.run("mv", "/usr/bin/gone", "/usr/bin/journalctl", root=True)
     assert (without.returncode, without.stdout) == (1, shown.stdout)
-    assert without.stderr.startswith("error: journalctl cannot be run: No such file")
+    assert "error: journalctl cannot be run: No such file" in without.stderr
 
     fleet.do("agents.stop")
     fleet.sh("echo nonsense: 1 >>.config/rolecall/agent.yml")
