@@ -109,9 +109,9 @@ class Fleet:
 
     def invoke(self, *arguments: str, inventory: str = "", env: str = "") -> Done:
         """Run an invoke command of this checkout."""
-        return self.shell(self.command(*arguments, inventory=inventory, env=env))
+        return self.shell(self.typed(*arguments, inventory=inventory, env=env))
 
-    def command(self, *arguments: str, inventory: str = "", env: str = "") -> str:
+    def typed(self, *arguments: str, inventory: str = "", env: str = "") -> str:
         """What a shell is to be given for an invoke command; ``env``: more arguments of env(1)."""
         words = [sys.executable, "-m", "invoke", *arguments]
         where = f'env {env} ROLECALL_INVENTORY="$HOME"/{inventory or self.inventory}'

@@ -161,7 +161,7 @@ def test_without_linger_all_ends_with_the_session(testbed: Callable[[str], Machi
         assert fleet.shell("ls .config").returncode, "nothing was written"
 
         done = Session(machine)(
-            "; ".join(map(fleet.command, ("install", "agents.start", "agents.status", "doctor")))
+            "; ".join(map(fleet.typed, ("install", "agents.start", "agents.status", "doctor")))
         )
         assert "note: lingering is off (" in done.stdout
         assert "deploy has no session bus, without which no attempt can be started" in done.stdout
