@@ -107,11 +107,15 @@ class Fleet:
         }
         self.write(f"{self.inventory}/group_vars/all.yml", json.dumps(whole))
 
-    def invoke(self, *arguments: str, inventory: str = "") -> Done:
+    def invoke(self, *arguments: str, inventory: str = "", env: str = "") -> Done:
         """Run an invoke command of this checkout."""
+        return self.shell(self.typed(*arguments, inventory=inventory, env=env))
+
+    def typed(self, *arguments: str, inventory: str = "", env: str = "") -> str:
+        """What a shell is to be given for an invoke command; ``env``: more arguments of env(1)."""
         words = [sys.executable, "-m", "invoke", *arguments]
-        where = f'ROLECALL_INVENTORY="$HOME"/{inventory or self.inventory}'
-        return self.shell(f"cd {shlex.quote(str(ROOT))} && {where} {shlex.join(words)}")
+        where = f'env {env} ROLECALL_INVENTORY="$HOME"/{inventory or self.inventory}'
+        return f"cd {shlex.quote(str(ROOT))} && {where} {shlex.join(words)}"
 
     def do(self, *arguments: str) -> str:
         """An invoke command that must succeed; returns what it prints."""

@@ -8,7 +8,10 @@ from daemon.errors import RolecallError
 from daemon.fleet.connection import Local, Unreachable
 from daemon.log import KEPT
 
-KEEP = f"as root: mkdir {KEPT} && systemctl restart systemd-journald"
+KEEP = (
+    f"as root: mkdir {KEPT} && systemd-tmpfiles --create --prefix {KEPT}"
+    " && systemctl restart systemd-journald"
+)
 GROUP = "systemd-journal"  # whose members may read all of the journal
 
 

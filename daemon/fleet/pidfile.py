@@ -70,7 +70,7 @@ class PidFiles:
         command = " ".join(each if each in (role, config) else shlex.quote(each) for each in words)
         line = (
             f"cd {shlex.quote(where)} && mkdir -p {logs} && for role in {' '.join(self.config.run)}"
-            f"; do {command} --pid-file {pids}/{role}.pid 2>>{logs}/{role}.log & done"
+            f"; do {command} --pid-file {pids}/{role}.pid >/dev/null 2>>{logs}/{role}.log & done"
         )
         return "@reboot " + line.replace("%", "\\%")  # cron's sign for a new line
 

@@ -10,7 +10,7 @@ from daemon.config import Config
 from daemon.fleet import journal, linger, unitfacts, units
 from daemon.fleet.connection import Local, Ran, Unreachable
 from daemon.fleet.manager import NoManager, bus_problem, manager_problem
-from daemon.fleet.supervisor import SYSTEMD, State, Told
+from daemon.fleet.supervisor import BOOTED, SYSTEMD, State, Told
 from daemon.fleet.units import service, stop_seconds
 
 START_SECONDS = 90  # above TimeoutStartSec
@@ -246,7 +246,8 @@ class Systemd:
         """Wait for a manager that has just been asked for; raises where there is none."""
         until = time.monotonic() + REACH_SECONDS
         while problem := manager_problem(self.connection):
-            if time.monotonic() >= until or not linger.state(self.connection):
+            expected = self.connection.exists(BOOTED) and linger.state(self.connection)
+            if not expected or time.monotonic() >= until:
                 raise problem
             time.sleep(POLL)
 

@@ -1,5 +1,7 @@
 """``make bench``: what Rolecall costs, each figure beside a reference measured in the same run.
 
+``python -m tests.bench fleet`` measures that part alone; the parts are in PARTS.
+
 Every figure is a median of several runs; docs/benchmarks.md says how each is taken. Real workers
 and commands run in a temporary folder, and all of it is gone afterwards. Exit status 1 means that a
 goal was missed or that something could not be measured.
@@ -14,36 +16,55 @@ import tempfile
 from pathlib import Path
 
 from tests.bench.commands import command_rows
+from tests.bench.fleet import fleet_rows, growth_rows
 from tests.bench.idle import Idle, idle_rows, sleeper, worker
 from tests.bench.pick_up import pick_up_rows
-from tests.bench.rows import Row, table
+from tests.bench.rows import Row, Skipped, table
 from tests.bench.throughput import throughput_rows
 from tests.bench.workspaces import make_workspace
 
+PARTS = {
+    "pick-up": pick_up_rows,
+    "commands": command_rows,
+    "queue": throughput_rows,
+    "fleet": fleet_rows,
+    "growth": growth_rows,
+}
 
-def measure(folder: Path) -> tuple[list[Row], list[str]]:
-    """The rows, and what could not be measured. The idle worker idles while the others run."""
+
+def measure(folder: Path, names: list[str]) -> tuple[list[Row], list[str]]:
+    """The rows of these parts, and what could not be measured."""
     rows: list[Row] = []
     failed: list[str] = []
-    config = make_workspace(folder / "idle", ["true"])
-    with sleeper(config) as asleep, worker(config) as pid:
-        before = Idle.of(pid)
-        parts = {"pick-up": pick_up_rows, "commands": command_rows, "queue": throughput_rows}
-        for name, part in parts.items():
-            print(f"measuring: {name}", file=sys.stderr)
-            (folder / name).mkdir()
-            try:
-                rows += part(folder / name)
-            except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-                failed.append(f"{name}: {error}")
-        print("measuring: an idle worker", file=sys.stderr)
-        rows[:0] = idle_rows(pid, asleep, before)
+    for name in names:
+        print(f"measuring: {name}", file=sys.stderr)
+        (folder / name).mkdir()
+        try:
+            rows += PARTS[name](folder / name)
+        except Skipped as reason:
+            print(f"skipped: {name}: {reason}", file=sys.stderr)
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+            failed.append(f"{name}: {error}")
     return rows, failed
 
 
-def main() -> int:
-    with tempfile.TemporaryDirectory(prefix="rolecall-bench-") as folder:
-        rows, failed = measure(Path(folder))
+def measure_all(folder: Path) -> tuple[list[Row], list[str]]:
+    """All of it; the idle worker idles while the others run."""
+    config = make_workspace(folder / "idle", ["true"])
+    with sleeper(config) as asleep, worker(config) as pid:
+        before = Idle.of(pid)
+        rows, failed = measure(folder, list(PARTS))
+        print("measuring: an idle worker", file=sys.stderr)
+        return [*idle_rows(pid, asleep, before), *rows], failed
+
+
+def main(names: list[str]) -> int:
+    if unknown := set(names) - set(PARTS):
+        print(f"error: no part {unknown.pop()}\nhint:  {', '.join(PARTS)}", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory(prefix="rolecall-bench-") as made:
+        folder = Path(made)
+        rows, failed = measure(folder, names) if names else measure_all(folder)
     print(table(rows))
     version = ".".join(map(str, sys.version_info[:3]))
     print(f"\nPython {version}, {os.cpu_count()} cores")
@@ -53,4 +74,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

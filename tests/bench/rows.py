@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
+class Skipped(Exception):  # it is no error
+    """A part that cannot be measured on this machine; its text names what is missing."""
+
+
 class Row(NamedTuple):
     """One figure. The goal is for its ratio to the reference, or for itself where that is None."""
 
