@@ -37,6 +37,7 @@ up: {hosts: {"m[y:B]": , "e[000:100:50]": }}
             "db[1]",
             "web0*:&web[1:3]",
             "web0[1-3]",
+            "web[1:0]",
             "[rn]*",
             "n*[1]",
         ),
@@ -88,7 +89,7 @@ all:
         {
             "hosts.yml": """\
 a:
-  children: {b: {hosts: {h: {ansible_x: b}}, vars: {ansible_y: 1}}}
+  children: {b: {hosts: {h: {ansible_x: b}}, vars: {ansible_y: 1, ansible_z: 1}}}
   hosts: {h: {ansible_x: a}}
 c:
   hosts: {i: {ansible_x: c}}
@@ -189,6 +190,16 @@ one: {vars: {ansible_x: one}}
 """.replace("one: {vars: {ansible_x: one}}\n", "")
         },
         ("one:&two", "four[0]", "three"),
+    ),
+    "the longest way down is the depth": (
+        {
+            "hosts.yml": """\
+first: {children: {leaf: {hosts: {h: }, vars: {ansible_x: leaf}}}}
+chain: {children: {more: {children: {leaf: }}}}
+last: {children: {leaf: , zmid: {hosts: {h: }, vars: {ansible_x: zmid}}}}
+"""
+        },
+        ("first", "chain[0]"),
     ),
     "hosts of all and of nothing else": (
         {

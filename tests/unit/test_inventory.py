@@ -208,6 +208,7 @@ PATTERNS = {
     "all[1:2]": "bc",
     "all[2:]": "cd",
     "g[0:0]": "c",
+    "g[1:0]": "d",  # as in Ansible, if for no good reason
 }
 
 
