@@ -22,7 +22,7 @@ INVOKE = str(Path(sys.executable).parent / "invoke")
 TESTBED = str(ROOT / "tests" / "testbed" / "machine")
 MACHINES, HOSTS = 3, 30
 FORKS = (5, 30)
-INSTALLS, COMMANDS = 3, 5  # rounds
+ROUNDS, COMMANDS = 3, 5  # of installs, and of each other command
 KIB = 1024  # a unit of ru_maxrss
 # Thirty hosts are three machines here: each gets ten calls at once.
 READY = (
@@ -115,36 +115,35 @@ class Fleet:
 def fleet_rows(folder: Path) -> list[Row]:
     """``install`` first and again, and ``agents.status``, over three machines."""
     with machines(folder) as names:
-        return measure(Fleet(folder, names, MACHINES, five_roles(STAMP)), MACHINES)
+        return measure(Fleet(folder, names, MACHINES, five_roles(STAMP)), MACHINES, ROUNDS)
 
 
 def growth_rows(folder: Path) -> list[Row]:
-    """The same over thirty hosts, which are the three machines by ten names each."""
+    """The same over thirty hosts, the three machines by ten names each: one install takes long."""
     with machines(folder) as names:
         builder = {"builder": five_roles(STAMP)["builder"]}
         fleet = Fleet(folder, names, HOSTS, builder)
-        return [row for forks in FORKS for row in measure(fleet, forks)]
+        return [row for forks in FORKS for row in measure(fleet, forks, rounds=1)]
 
 
-def measure(fleet: Fleet, forks: int) -> list[Row]:
-    """The rows of one fleet at so many hosts at once."""
+def measure(fleet: Fleet, forks: int, rounds: int) -> list[Row]:
+    """The rows of one fleet at so many hosts at once, after so many rounds of installing it."""
     first, again, status, bare = [], [], [], []
     # All of the hosts' work is done by this machine's cores: a silence is no lost connection.
     at_once = ["--forks", str(forks), "--timeout", "60"]
-    try:
-        for _ in range(INSTALLS):
+    for last in range(rounds - 1, -1, -1):
+        try:
             first.append(fleet.invoke("install", *at_once))
             bare.append(fleet.bare(forks))
             again.append(fleet.invoke("install", *at_once))
             bare.append(fleet.bare(forks))
+            if not last:
+                fleet.invoke("agents.start", *at_once)
+                for _ in range(COMMANDS):
+                    status.append(fleet.invoke("agents.status", *at_once))
+                    bare.append(fleet.bare(forks))
+        finally:
             fleet.invoke("uninstall", *at_once)
-        for command in ("install", "agents.start"):
-            fleet.invoke(command, *at_once)
-        for _ in range(COMMANDS):
-            status.append(fleet.invoke("agents.status", *at_once))
-            bare.append(fleet.bare(forks))
-    finally:
-        fleet.invoke("uninstall", *at_once)
     reference = statistics.median(bare) * 1000
     figures = (
         ("invoke install, first time", first),
