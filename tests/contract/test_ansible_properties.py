@@ -40,7 +40,7 @@ scalars = st.one_of(
     st.booleans(),
     st.integers(-9, 9),
     st.floats(width=16),
-    st.text("aé:#'\" \\", max_size=4),
+    st.text("aé😀:#'\" \\", max_size=4),
 )
 values = st.recursive(
     scalars,
@@ -98,9 +98,7 @@ def inventories(draw: st.DrawFn) -> Files:
         top[name] = found
     order = draw(st.permutations(list(top)))
     top = {name: top[name] for name in order} or {"all": {"hosts": {"h1": None}}}
-    files = {"hosts.yml": json.dumps(top)}
-    if draw(st.booleans()):
-        files["hosts.yml"] += "\n# no JSON"
+    files = {"hosts.yml": json.dumps(top) if draw(st.booleans()) else as_yaml(top)}
     hosts = {host for each in mentioned(top, "hosts") for host in each if "[" not in host}
     known = {"all", "ungrouped", *top}.union(*mentioned(top, "children"))
     for folder, of in (("group_vars", known), ("host_vars", hosts)):
@@ -115,9 +113,11 @@ def layers(draw: st.DrawFn, path: str) -> Files:
     if draw(st.booleans()):
         return {f"{path}{draw(suffix)}": json.dumps(draw(variables()))}
     inside = draw(st.lists(st.sampled_from(["1", "2", "sub/1", "sub/2"]), max_size=3, unique=True))
-    return {
-        f"{path}/{name}{draw(suffix)}": json.dumps(draw(variables())) + "\n#" for name in inside
-    }
+    return {f"{path}/{name}{draw(suffix)}": as_yaml(draw(variables())) for name in inside}
+
+
+def as_yaml(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n# which JSON has no comments for"
 
 
 def mentioned(tree: dict[str, Any], section: str) -> Iterator[dict[str, Any]]:
