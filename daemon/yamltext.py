@@ -89,8 +89,7 @@ def parse(text: str, name: str, problems: list[Problem]) -> Placed | None:
         return None
     is_json = _is_json(text)
     try:
-        # All tabs of a JSON text stand between its values: there it needs no other change.
-        loader = _Loader(text.replace("\t", " ") if is_json else text)
+        loader = _Loader(_json_as_yaml(text) if is_json else text)
         node = loader.get_single_node()
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
@@ -121,6 +120,18 @@ def _is_json(text: str) -> bool:
     return True
 
 
+def _json_as_yaml(text: str) -> str:
+    """The JSON text as YAML of the same lines and values, but for numbers.
+
+    Its tabs stand between values; characters above 0xffff may be escaped as two; and YAML takes
+    some that stand in its strings for ends of lines, or for no characters at all.
+    """
+    text = _PAIR.sub(lambda found: json.loads(f'"{found[0]}"') if found[1] else found[0], text)
+    return _NO_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", text.replace("\t", " "))
+
+
+_PAIR = re.compile(r"\\(?:(u[dD][89abAB]..\\u[dD][c-fC-F]..)|.)")
+_NO_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufffe\uffff]")
 _TOO_DEEP = f"is nested more than {MAX_DEPTH} levels deep"
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _ODD = {"int": "a number to the base of 60", "float": "a number to the base of 60"}

@@ -151,6 +151,16 @@ ansible_g: |
         },
         (),
     ),
+    "JSON that is no YAML": (
+        {
+            "hosts.yml": '{"all":{"hosts":\n\t{"h":{}}}}',
+            "host_vars/h.json": """\
+{"ansible_a": ["\\ud83d\\ude00", "\\\\ud83d", "\\/", "a\u2028b\x85\x7f \\t", 1E2, -0.0, 1e400],
+\t"ansible_\\ud83d\\ude00": {"on": "10:30", "1": 2}}
+""",
+        },
+        (),
+    ),
     "merge keys": (
         {
             "hosts.yml": """\
