@@ -15,6 +15,7 @@ from typing import Any
 from tests.console import git_init
 from tests.workspace import PATIENCE, QUICK, ROOT
 
+#: What runs on the host is not ended with the call: it has a session and pipes of its own.
 #: The last argument is the command, the one before it the host; a host without a home is cut off.
 SSH = """#!/bin/sh
 for each; do host=$command; command=$each; done
@@ -23,7 +24,7 @@ cd {homes}/$host 2>/dev/null || {{
     echo "ssh: connect to host $host port 22: No route to host" >&2
     exit 255
 }}
-HOME={homes}/$host exec sh -c "$command"
+cat | HOME={homes}/$host setsid --wait sh -c "$command" | cat
 """
 
 

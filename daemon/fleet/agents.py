@@ -7,12 +7,14 @@ import contextlib
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from daemon.errors import RolecallError
 from daemon.fleet import effective, fanout, worktrees
-from daemon.fleet.answers import Attempt, Done, Row, known
+from daemon.fleet.answers import Attempt, Done, Row, known, many
 from daemon.fleet.connection import UNREACHABLE
-from daemon.fleet.fanout import HOW, Answer, How
+from daemon.fleet.fanout import HOW, How
 from daemon.fleet.here import one_of
 from daemon.fleet.output import Style, escape
 from daemon.fleet.output import table as draw
@@ -49,18 +51,16 @@ def tell(
     asked, configs = running(inventory, hosts, role)
     answers = fanout.ask(inventory, asked, verb, {"role": role}, how, configs=configs)
 
-    def said(answer: Answer[Any]) -> Answer[list[Done]]:
-        host, facts, error = answer
-        if error:
-            return Answer(host, None, error)
+    def parse(host: Host, facts: Any) -> list[Done]:
         if facts is None:  # there is no release that could be asked
-            roles = roles_of(configs[host.name], role)
-            return Answer(
-                host, [NOT_THERE[verb]._replace(host=host.name, role=each) for each in roles], None
-            )
-        return Answer(host, [known(Done, each)._replace(host=host.name) for each in facts], None)
+            done = [
+                NOT_THERE[verb]._replace(role=each) for each in roles_of(configs[host.name], role)
+            ]
+        else:
+            done = many(partial(known, Done), facts)
+        return [each._replace(host=host.name) for each in done]
 
-    return print_done(len(asked), map(said, answers), role)
+    return print_done(len(asked), fanout.read(answers, parse), role)
 
 
 def running(
@@ -88,16 +88,18 @@ def status(
     asked, configs = running(inventory, hosts, role)
     rows, failures = dict[str, list[Row]](), Failures(len(asked))
     answers = fanout.ask(inventory, asked, "status", {"role": role}, how, configs=configs)
-    for host, value, error in answers:
+
+    def parse(host: Host, facts: Any) -> list[Row]:
+        if facts is None:
+            missing = Row(host.name, "", "", "not installed", text="invoke install")
+            return [missing._replace(role=each) for each in roles_of(configs[host.name], role)]
+        return [row._replace(host=host.name) for row in many(Row.of, facts)]
+
+    for host, found, error in fanout.read(answers, parse):
+        rows[host.name] = found or []
         if error:
             failures.add(host, error)
             rows[host.name] = [Row(host.name, "", "", "unreachable", text=error.short)]
-        elif value is None:
-            missing = Row(host.name, "", "", "not installed", text="invoke install")
-            roles = roles_of(configs[host.name], role)
-            rows[host.name] = [missing._replace(role=each) for each in roles]
-        else:
-            rows[host.name] = [Row.of(facts)._replace(host=host.name) for facts in value]
     return Status([row for host in asked for row in rows[host.name]], failures)
 
 
@@ -132,13 +134,16 @@ def logs(  # noqa: PLR0913  # as the command has options
     if follow:  # none of them ends
         how = how._replace(forks=max(how.forks, len(asked)))
     with contextlib.suppress(KeyboardInterrupt):
-        for host, _, error in fanout.ask(
+        for host, done, error in fanout.ask(
             inventory, asked, "logs", options, how, hear=hear, configs=configs
         ):
             for said in kept.pop(host.name, []):
                 print(said)
             if error:
                 failures.add(host, error)
+            elif done is None:
+                missing = RolecallError("Rolecall is not installed there", hint="invoke install")
+                failures.add(host, missing)
     return failures.tell()
 
 

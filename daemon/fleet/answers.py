@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from daemon.errors import EXIT_ERROR, Problem, RolecallError
@@ -10,6 +12,8 @@ from daemon.errors import EXIT_ERROR, Problem, RolecallError
 UNCHANGED, WOULD, DEPLOYED = "nothing to do", "would deploy", "deployed"
 PUT_BACK, BROKEN = "put back", "broken"
 
+PLAIN = {"str": str, "int": int, "bool": bool, "float": int | float}  # as annotations name them
+T = TypeVar("T")
 N = TypeVar("N", bound=tuple[Any, ...])
 
 
@@ -41,8 +45,8 @@ class Installed(NamedTuple):
     def of(cls, facts: Any) -> Installed:
         """What a host said of itself."""
         found = known(cls, facts)
-        changes = tuple(known(Change, each) for each in found.changes)
-        return found._replace(changes=changes, notes=tuple(found.notes))
+        changes = tuple(many(partial(known, Change), found.changes))
+        return found._replace(changes=changes, notes=tuple(many(str, found.notes)))
 
 
 class Done(NamedTuple):
@@ -139,7 +143,7 @@ class Row(NamedTuple):
     def of(cls, facts: Any) -> Row:
         """What a host said of one of its workers."""
         found = known(cls, facts)
-        return found._replace(working_on=tuple(known(Attempt, each) for each in found.working_on))
+        return found._replace(working_on=tuple(many(partial(known, Attempt), found.working_on)))
 
 
 def known(kind: type[N], facts: Any) -> N:
@@ -147,8 +151,22 @@ def known(kind: type[N], facts: Any) -> N:
 
     Raises RolecallError for what makes no sense.
     """
-    fields = getattr(kind, "_fields", ())
+    types = kind.__annotations__
     try:
-        return kind(**{key: facts[key] for key in fields if key in facts})
+        values = {key: facts[key] for key in types if key in facts}
+        if any(not isinstance(each, PLAIN.get(types[key], object)) for key, each in values.items()):
+            raise _nonsense()
+        return kind(**values)
     except TypeError as error:
-        raise RolecallError("its answer makes no sense here", hint="invoke deploy") from error
+        raise _nonsense() from error
+
+
+def many(of: Callable[[Any], T], facts: Any) -> list[T]:
+    """Each of several things that a host said. Raises RolecallError for what makes no sense."""
+    if not isinstance(facts, list | tuple):
+        raise _nonsense()
+    return [of(each) for each in facts]
+
+
+def _nonsense() -> RolecallError:
+    return RolecallError("its answer makes no sense here", hint="invoke deploy")

@@ -79,7 +79,10 @@ class Local:
 
     def typed(self, command: str) -> str:
         """A command for this host's shell, as the operator types it."""
-        return f"{self._reached} {shlex.quote(command)}" if self._reached else command
+        if not self._reached:
+            return command
+        legible = "'" in command and not set(command) & set('"\\$`!')
+        return f"{self._reached} " + (f'"{command}"' if legible else shlex.quote(command))
 
     def run(self, argv: Sequence[str], *, stdin: str = "", seconds: float = 60) -> Ran:
         """Run a command to its end. One that cannot be run, or takes too long, is an error."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
@@ -115,6 +115,19 @@ def ask(  # noqa: PLR0913  # who is asked, what, and how
 def is_this_machine(hosts: Sequence[Host]) -> bool:
     """Whether there is nothing to wait for beside what this process does itself."""
     return len(hosts) == 1 and hosts[0].connection == "local"
+
+
+def read(answers: Iterable[Answer[Any]], parse: Callable[[Host, Any], T]) -> Iterator[Answer[T]]:
+    """The answers as values; one that makes no sense is an error of its host."""
+    for host, facts, error in answers:
+        if error:
+            yield Answer(host, None, error)
+            continue
+        try:
+            answer = Answer(host, parse(host, facts), None)
+        except RolecallError as nonsense:
+            answer = Answer(host, None, nonsense)
+        yield answer
 
 
 def checked(inventory: Inventory, hosts: Sequence[Host]) -> dict[str, Config]:

@@ -80,6 +80,7 @@ def _logs(asked: Asked) -> Any:
     lines, follow = options.get("lines", 50), options.get("follow", False)
     for line in workers.logs(_place(asked), lines, follow=follow):
         asked.line(line)
+    return True  # None is the answer where there is no release
 
 
 def _doctor(asked: Asked) -> Any:

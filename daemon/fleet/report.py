@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from daemon.errors import EXIT_ERROR
-from daemon.fleet.answers import Done, Installed, known
+from daemon.fleet import fanout
+from daemon.fleet.answers import Done, Installed, known, many
 from daemon.fleet.connection import UNREACHABLE
 from daemon.fleet.finding import FAIL, Finding, failed, report
 from daemon.fleet.output import Style, as_json, error_text, escape
@@ -113,10 +115,8 @@ def print_installed(
 ) -> int:
     """Print what install or uninstall did, host by host as they end; returns the exit status."""
     failures, style, found = Failures(len(asked)), Style.of(sys.stdout), dict[str, Any]()
-    for host, facts, error in answers:
-        result = Installed(host.name, "")
-        if facts is not None:  # else there was nothing there, or no answer
-            result = Installed.of(facts)._replace(host=host.name)
+    for host, done, error in fanout.read(answers, _installed):
+        result = done or Installed(host.name, "")
         found[host.name] = {**result.facts(), "error": str(error) if error else None}
         if error:
             failures.add(host, error)
@@ -127,6 +127,12 @@ def print_installed(
     if json:
         print(as_json([found[host.name] for host in asked]))
     return failures.tell()
+
+
+def _installed(host: Host, facts: Any) -> Installed:
+    if facts is None:  # there was nothing there
+        return Installed(host.name, "")
+    return Installed.of(facts)._replace(host=host.name)
 
 
 def print_done(hosts: int, answers: Iterable[Answer[list[Done]]], role: str | None) -> int:
@@ -154,12 +160,11 @@ def print_done(hosts: int, answers: Iterable[Answer[list[Done]]], role: str | No
 def print_findings(asked: Sequence[Host], answers: Iterable[Answer[Any]], *, json: bool) -> int:
     """Print what the doctor found, a block for each host; exit status 1 where something fails."""
     failures, style, found = Failures(len(asked)), Style.of(sys.stdout), dict[str, list[Finding]]()
-    for host, facts, error in answers:
+    for host, findings, error in fanout.read(answers, _findings):
         if error:
             failures.add(host, error)
             continue
-        missing = [Finding("release", FAIL, "Rolecall is not installed there", "invoke install")]
-        found[host.name] = missing if facts is None else [known(Finding, each) for each in facts]
+        found[host.name] = findings or []
         if failed(found[host.name]):
             failures.count(host, EXIT_ERROR)
         if not json:
@@ -170,3 +175,9 @@ def print_findings(asked: Sequence[Host], answers: Iterable[Answer[Any]], *, jso
         every = [(host.name, each) for host in asked for each in found.get(host.name, [])]
         print(as_json([{"host": name, **each._asdict()} for name, each in every]))
     return failures.tell(look=False)
+
+
+def _findings(_host: Host, facts: Any) -> list[Finding]:
+    if facts is None:
+        return [Finding("release", FAIL, "Rolecall is not installed there", "invoke install")]
+    return many(partial(known, Finding), facts)

@@ -57,6 +57,7 @@ def test_the_life_of_a_fleet(hosts: FarHosts) -> None:
     assert {row["state"] for row in hosts.rows().values()} == {"not installed"}
     assert hosts.invoke("agents.status").returncode == 3
     assert hosts.invoke("agents.start").returncode == 1
+    assert "web2: error: Rolecall is not installed there" in hosts.invoke("agents.logs").stderr
     assert hosts.do("agents.stop") == [f"{name}: builder: not running" for name in hosts.names]
 
 

@@ -65,7 +65,7 @@ def slow(tmp_path: Path) -> Iterator[FarHosts]:
     ssh = tmp_path / "bin" / "ssh"
     wait = f'[ "$host" = web1 ] || until [ -e {tmp_path}/go ]; do sleep 0.05; done\n'
     text = ssh.read_text()
-    ssh.write_text(text.replace("HOME=", wait + "HOME="))
+    ssh.write_text(text.replace("cat | HOME=", f"{wait}cat | HOME="))
     yield hosts
     hosts.do("uninstall")
 
