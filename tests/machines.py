@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from daemon.fleet.fanout import SILENCE
 from tests.fleet import Done, Inside
 from tests.system.conftest import Machine
-from tests.workspace import QUICK, ROOT, wait_for
+from tests.workspace import PATIENCE, QUICK, ROOT, wait_for
 
-INSTANT = 5  # seconds of silence that tests allow: none of these hosts is far away
 RELEASES = ".local/share/rolecall/agent/releases"
 
 
@@ -104,8 +104,11 @@ class Many:
         document = {"all": {"vars": common, "hosts": self.hosts}}
         (self.inventory / "hosts.yml").write_text(json.dumps(document, indent=1))
 
-    def invoke(self, *arguments: str, timeout: float = INSTANT) -> Done:
-        """Run an invoke command of this checkout on this machine."""
+    def invoke(self, *arguments: str, timeout: float = PATIENCE) -> Done:
+        """Run an invoke command of this checkout on this machine.
+
+        ``timeout``: seconds of silence; hosts that answer are waited for on a busy machine, too.
+        """
         words = [sys.executable, "-m", "invoke", *arguments, f"--timeout={timeout:g}"]
         return subprocess.run(
             words,
@@ -124,15 +127,19 @@ class Many:
         assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
-    def rows(self, *arguments: str, exit_status: int | None = 0) -> dict[str, dict[str, Any]]:
+    def rows(
+        self, *arguments: str, exit_status: int | None = 0, timeout: float = PATIENCE
+    ) -> dict[str, dict[str, Any]]:
         """``agents.status --json``: each row by ``host:role``."""
-        done = self.invoke("agents.status", "--json", *arguments)
+        done = self.invoke("agents.status", "--json", *arguments, timeout=timeout)
         if exit_status is not None:
             assert done.returncode == exit_status, f"{done.stdout}\n{done.stderr}"
         return {f"{row['host']}:{row['role']}": row for row in json.loads(done.stdout)}
 
-    def states(self, *arguments: str, exit_status: int | None = 0) -> dict[str, str]:
-        found = self.rows(*arguments, exit_status=exit_status)
+    def states(
+        self, *arguments: str, exit_status: int | None = 0, timeout: float = PATIENCE
+    ) -> dict[str, str]:
+        found = self.rows(*arguments, exit_status=exit_status, timeout=timeout)
         return {who: row["state"] for who, row in found.items()}
 
     def clean(self) -> None:
@@ -157,6 +164,9 @@ def switched_on(machines: Mapping[str, Machine], *options: str) -> Iterator[dict
 def reachable(many: Many, name: str) -> None:
     """Wait until a machine that was plugged in again answers."""
     wait_for(
-        lambda: many.states("--limit", name, exit_status=None).get(f"{name}:") != "unreachable",
+        lambda: (
+            "unreachable"
+            not in many.states("--limit", name, exit_status=None, timeout=SILENCE).values()
+        ),
         f"{name} reachable",
     )

@@ -166,15 +166,22 @@ def _make(place: str) -> None:
             with open(os.path.join(shared, MADE), "a", encoding="utf-8") as file:
                 file.write("".join(each + "\n" for each in around))
     except BaseException:
-        for each in reversed(made):
-            try:
-                os.rmdir(each)
-            except OSError:
-                break  # another uses it by now
+        _unmake(made, os.path.join(shared, MADE))
         raise
     if os.stat(place).st_uid != os.geteuid():
         raise PermissionError(errno.EACCES, "it is another account's", place)
     os.chmod(place, 0o700)
+
+
+def _unmake(made: "list[str]", record: str) -> None:
+    """Remove the folders that were made just now, with the record of them, which may be half."""
+    if os.path.dirname(record) in made and os.path.exists(record):
+        os.unlink(record)
+    for each in reversed(made):
+        try:
+            os.rmdir(each)
+        except OSError:
+            return  # another uses it by now
 
 
 def tidy(place: str) -> None:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from daemon.fleet.runtime import Runtime
     from daemon.inventory import Host, Inventory
 
-SILENCE = 10.0  # seconds, where --timeout does not say otherwise
 #: Verbs that are done by the operator's own release; all others by the one that the host has.
 BRINGS = ("install", "deploy", "doctor")
 LOOKS = ("doctor", "uninstall")  # verbs that leave no release behind
@@ -70,7 +69,7 @@ def call(  # noqa: PLR0913  # what is done, where, and who is told
     verb: str,
     options: dict[str, Any],
     *,
-    timeout: float = SILENCE,
+    timeout: float,
     tell: Tell,
     line: Tell | None = None,
 ) -> Any:
