@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -131,6 +132,7 @@ class Copied(Fleet):
         """The release that each worker runs, by role; "" where it does not run."""
         found = {}
         for role, row in self.rows().items():
-            cwd = f"/proc/{row['pid']}/cwd"
-            found[role] = os.path.basename(os.readlink(cwd)) if row["state"] == "running" else ""
+            found[role] = ""
+            with contextlib.suppress(FileNotFoundError):  # none, or it has just handed over
+                found[role] = os.path.basename(os.readlink(f"/proc/{row['pid']}/cwd"))
         return found

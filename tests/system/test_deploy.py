@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -119,14 +118,6 @@ def rollout(members: dict[str, Member], tmp_path: Path) -> Iterator[Rollout]:
     many.clean()
 
 
-def switched_on_again(machine: Machine) -> bool:
-    """The kernel takes its time to remove the network of a machine that was killed."""
-    with contextlib.suppress(AssertionError):
-        machine.up("--ssh", shown=())
-        return True
-    return False
-
-
 def end_of_tasks(rollout: Rollout, names: tuple[str, ...] = NAMES) -> None:
     """Each attempt ends, once, and its task moves on."""
     for name in names:
@@ -235,7 +226,7 @@ def test_a_power_cut_in_the_middle_is_mended_by_the_next_deploy(rollout: Rollout
         one.machine.kill()
         assert running.wait() == 4
         assert "one: ends it, or puts it back, by itself" in told.read()
-    wait_for(lambda: switched_on_again(one.machine), "it boots")
+    one.machine.up("--ssh", shown=())
     reachable(rollout.many, "one")
     wait_for(lambda: set(rollout.many.states(exit_status=None).values()) == {"running"}, "all run")
     done = rollout.deploy(second)
