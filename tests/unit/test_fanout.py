@@ -35,21 +35,28 @@ def test_answers_come_as_hosts_end() -> None:
 
 
 def test_no_more_than_forks_work_at_once() -> None:
-    """And as many as that do: each waits until another one is there."""
-    working, most, lock = 0, 0, threading.Lock()
-    met = threading.Barrier(2)
+    """Two threads for seven hosts; the next one is begun when one of them is done."""
+    before, go_on = threading.active_count(), threading.Event()
+
+    def do(host: Host, _tell: Tell) -> None:
+        if host is not HOSTS[0]:
+            assert go_on.wait(PATIENCE)
+
+    answers = fanout.each(HOSTS, do, forks=2)
+    assert next(answers).host is HOSTS[0]
+    assert threading.active_count() - before == 2
+    go_on.set()
+    assert len(list(answers)) == 6
+
+
+def test_a_reader_that_has_seen_enough_ends_it_all() -> None:
+    """It is no error of the host whose lines are printed, but an end of the command."""
 
     def do(_host: Host, _tell: Tell) -> None:
-        nonlocal working, most
-        with lock:
-            working += 1
-            most = max(most, working)
-        met.wait(PATIENCE)
-        with lock:
-            working -= 1
+        raise BrokenPipeError
 
-    assert len(list(fanout.each(HOSTS[:6], do, forks=2))) == 6
-    assert most == 2
+    with pytest.raises(BrokenPipeError):
+        next(fanout.each([HERE], do))
 
 
 def test_an_error_is_the_answer_of_its_host_alone() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ from daemon.config import to_json
 from daemon.errors import RolecallError
 from daemon.fleet import onhost
 from daemon.fleet.connection import Local
+from daemon.fleet.place import Lock, place_of
 from daemon.fleet.speaker import ALIVE, MARK
 from tests.queues import FileBackend
 from tests.workspace import PATIENCE, ROOT
@@ -132,7 +135,10 @@ def test_log_lines_come_one_by_one_until_the_operator_goes(here: Here) -> None:
             said += messages(running.stdout.readline())
         children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
         running.stdin.close()
-        running.wait(PATIENCE)
+        try:
+            running.wait(PATIENCE)
+        finally:
+            running.terminate()
     assert not any(os.path.exists(f"/proc/{pid}") for pid in children)
 
 
@@ -144,6 +150,21 @@ def test_nobody_needs_to_listen(here: Here) -> None:
         running.stdout.close()
         running.stdin.close()
         running.wait(PATIENCE)
+    assert (here.path / ".config/rolecall/agent.yml").exists()
+
+
+def test_a_hangup_ends_nothing_that_was_begun(here: Here) -> None:
+    """An ssh server sends one when the line is cut: the install goes on, here behind a lock."""
+    place = Path(place_of(str(here.path), "agent"))
+    place.mkdir(parents=True)
+    locked = contextlib.ExitStack()
+    locked.enter_context(Lock(str(place)))
+    with here.start("install") as running:
+        assert running.stdout
+        assert messages(running.stdout.readline()) == [{"alive": 1}]
+        running.send_signal(signal.SIGHUP)
+        locked.close()
+        assert "result" in messages(running.stdout.read())[-1]
     assert (here.path / ".config/rolecall/agent.yml").exists()
 
 
