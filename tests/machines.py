@@ -109,16 +109,23 @@ class Many:
 
         ``timeout``: seconds of silence; hosts that answer are waited for on a busy machine, too.
         """
-        words = [sys.executable, "-m", "invoke", *arguments, f"--timeout={timeout:g}"]
-        return subprocess.run(
-            words,
+        started = self.start(*arguments, f"--timeout={timeout:g}")
+        try:
+            out, err = started.communicate(timeout=120)
+        finally:
+            started.kill()
+        return Done(arguments, started.returncode, out, err)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start such a command."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "invoke", *arguments],
             cwd=ROOT,
             env={**os.environ, **self.environ, "ROLECALL_INVENTORY": str(self.inventory)},
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=120,
-            check=False,
         )
 
     def do(self, *arguments: str) -> str:

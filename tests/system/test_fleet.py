@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from daemon.fleet.fanout import SILENCE
 from tests.fleet import LONG_AGENT, build
 from tests.machines import Many, Member, reachable, switched_on
 from tests.system.conftest import Machine
-from tests.workspace import wait_for
+from tests.workspace import PATIENCE, wait_for
 
 NAMES = ("one", "two", "three")
 IDLE = {"builder": {"script": "true"}, "tester": {"script": "true"}}
@@ -322,14 +323,33 @@ def test_a_host_behind_another_is_reached_by_its_jump_host(many: Many) -> None:
         one.machine.heal()
     assert re.search("no answer within|No route to host", found["three:"]["text"])
     reachable(many, "one")
-    assert not [each for each in os.listdir("/proc") if _is_of(each, str(many.ssh_config))]
+    assert not calls(many)
 
 
-def _is_of(pid: str, word: str) -> bool:
+def calls(many: Many) -> list[str]:
+    """The pids of what ssh runs for this operator, jump hosts and proxies too."""
+    return [pid for pid in os.listdir("/proc") if pid.isdigit() and _names(pid, many.ssh_config)]
+
+
+def _names(pid: str, path: Path) -> bool:
     try:
-        return pid.isdigit() and word in Path("/proc", pid, "cmdline").read_text()
-    except OSError:
+        return str(path) in Path("/proc", pid, "cmdline").read_text()
+    except OSError:  # it has ended by now
         return False
+
+
+def test_an_interrupted_command_leaves_nothing_running(many: Many) -> None:
+    """Neither here, where every ssh ends with it, nor any longer than that."""
+    many.write_ssh_config(
+        "Host two three", f"  ProxyCommand sh -c 'sleep 600; :' {many.ssh_config}"
+    )
+    command = many.start("agents.status", "--timeout=600")
+    wait_for(lambda: len(calls(many)) >= 2 * len(("two", "three")), "ssh and its proxies")
+    command.send_signal(signal.SIGINT)
+    out, err = command.communicate(timeout=PATIENCE)
+    assert command.returncode == 130, err
+    assert "Traceback" not in out + err
+    wait_for(lambda: not calls(many), "nothing left")
 
 
 def test_a_key_of_the_agent_logs_in(many: Many) -> None:
