@@ -88,14 +88,14 @@ def writable(config: Config, role: Role | None = None) -> list[str]:
     return found
 
 
-def sandbox(config: Config, role: Role | None = None) -> list[str]:
-    """The properties that open what ``writable`` names in a unit with HARDENING."""
+def sandbox(config: Config, role: Role | None = None, *, code: str = ROOT) -> list[str]:
+    """The properties that open what ``writable`` names, and the code, in a unit with HARDENING."""
     open_paths = writable(config, role)
     made = ["ReadWritePaths=" + " ".join(quote("-" + path) for path in open_paths)]
     hidden = [path for path in open_paths if _temporary(path)]
     if hidden:
         made.append("BindPaths=" + " ".join(quote("-" + path) for path in hidden))
-    programs = {ROOT, sys.prefix, sys.base_prefix}
+    programs = {code, sys.prefix, sys.base_prefix}
     hidden = sorted(path for path in programs if _temporary(path) and path not in hidden)
     if hidden:
         made.append("BindReadOnlyPaths=" + " ".join(quote("-" + path) for path in hidden))

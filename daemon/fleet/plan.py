@@ -35,6 +35,7 @@ class Plan(NamedTuple):
     dropped: tuple[str, ...]
     notes: tuple[str, ...]
     cut: bool  # an earlier deploy was cut short
+    sent: Sent | None
 
     @property
     def empty(self) -> bool:
@@ -60,8 +61,6 @@ def of(
     _refuse_other(connection, found, old, path)
     actions, notes = install.prepare(connection, found, check=check)
     actions += found.missing([each for each in (*differs.write, *differs.remove) if each != path])
-    if sent and sent.new:
-        actions.insert(0, f"copy release {sent.id}")
     if cut:
         notes.append(
             f"the deploy of {cut.began} was cut short: should this one fail, what was there "
@@ -93,6 +92,7 @@ def of(
         tuple(role for role in known if role not in config.run),
         (*notes, *install.lacks(connection, config, found)),
         cut is not None,
+        sent,
     )
 
 
@@ -143,12 +143,14 @@ def _is_stale(state: State, newest: float, release: str | None) -> bool:
 def changes(connection: Local, plan: Plan) -> list[Change]:
     """What is done, or would be, but for the workers."""
     name, old, new = connection.name, plan.before.links.current, plan.links.current
-    release = []
+    release = [f"copy release {new}"] if plan.sent and plan.sent.new else []
     if old != new:
-        was = f" (before: {old})" if old else ""
-        release = [Change(name, "", "action", f"switch to release {new}{was}")]
-    actions = [Change(name, "", "action", each) for each in plan.actions]
-    return [*release, *plan.differs.changes, *actions]
+        release.append(f"switch to release {new}" + f" (before: {old})" * bool(old))
+    return [
+        *(Change(name, "", "action", each) for each in release),
+        *plan.differs.changes,
+        *(Change(name, "", "action", each) for each in plan.actions),
+    ]
 
 
 def notes(plan: Plan) -> tuple[str, ...]:

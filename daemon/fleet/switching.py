@@ -359,3 +359,5 @@ def _locked(folder: str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+        with contextlib.suppress(OSError):  # it is empty where nothing was installed
+            os.rmdir(folder)

@@ -39,7 +39,8 @@ class Systemd:
         """The unit files of the host."""
         connection = self.connection
         path = units.config_file(connection.home, self.prefix)
-        rendered = units.render(self.config, connection.python, connection.checkout, path)
+        code = connection.releases or connection.checkout
+        rendered = units.render(self.config, connection.python, connection.checkout, path, code)
         return {os.path.join(self.folder, name): text for name, text in rendered.items()}
 
     def installed(self) -> dict[str, str]:

@@ -79,9 +79,13 @@ def workspace_of(text: str) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def render(config: Config, python: str, checkout: str, config_file: str) -> dict[str, str]:
+def render(
+    config: Config, python: str, checkout: str, config_file: str, code: str = ""
+) -> dict[str, str]:
     """The unit files of a host by name, for every role that it runs.
 
+    ``code``: the folder that holds all that workers run, where that is not the checkout: that of
+    every release, so that units do not change with one.
     Raises RolecallError for a path that a unit file cannot name.
     """
     prefix, workspace = config.unit_prefix, config.workspace
@@ -110,7 +114,7 @@ def render(config: Config, python: str, checkout: str, config_file: str) -> dict
             role=role,
             command=worker_command(python, role_name, config_file),
             stop_seconds=stop_seconds(role),
-            sandbox=sandbox(config),
+            sandbox=sandbox(config, code or checkout),
         )
     return files
 
@@ -125,10 +129,10 @@ def stop_seconds(role: Role) -> int:
     return math.ceil(role.stop_budget + 2 * role.kill_grace + STOP_MARGIN)
 
 
-def sandbox(config: Config) -> list[str]:
+def sandbox(config: Config, code: str) -> list[str]:
     """What confines a worker: it writes the workspace, asks the manager for units, no more."""
     offline = OFFLINE if config.queue.startswith(FILE) else ()
-    opened = [line.replace("%", "%%") for line in transient.sandbox(config)]
+    opened = [line.replace("%", "%%") for line in transient.sandbox(config, code=code)]
     return [*transient.HARDENING, *WORKER, *offline, *opened]
 
 

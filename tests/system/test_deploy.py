@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -160,6 +161,19 @@ def test_a_deploy_of_many_hosts_goes_through_them_in_order(rollout: Rollout) -> 
     """Attempts live through it; typed again, there is nothing to do, and nothing is restarted."""
     agents = {name: rollout.agent(name) for name in NAMES}
     second = rollout.checkout("second")
+    done = rollout.deploy(second, "--check", "--limit", "one")
+    said = re.sub("[0-9a-f]{16}", "*" * 16, done.stdout).splitlines()
+    assert [line.partition(" (")[0] for line in said] == [
+        f"one: would {each}"
+        for each in (
+            f"copy release {'*' * 16}",
+            f"switch to release {'*' * 16}",
+            "change ~/.config/systemd/user/agents.slice",
+            "reload the user manager",
+            "restart builder",
+            "restart tester",
+        )
+    ]
     done = rollout.deploy(second, "--json")
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
