@@ -6,14 +6,13 @@ One call in one process on the host. It needs nobody to listen to go on, or to g
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from daemon.config import Config
 from daemon.errors import Problem, RolecallError
 from daemon.fleet import copied, effective, install, plan, releases, snapshot, workers
+from daemon.fleet.alone import alone
 from daemon.fleet.answers import (
     BROKEN,
     DEPLOYED,
@@ -32,7 +31,6 @@ from daemon.fleet.snapshot import RUNNING
 from daemon.fleet.supervisor import State, Supervisor, Told, supervisor
 
 SETTLE = 5.0  # seconds that a worker must stay up after it said READY
-LOCK_SECONDS = 5.0
 POLL = 0.25
 LOG_LINES = 10
 
@@ -66,7 +64,7 @@ def deploy(  # noqa: PLR0913  # what the host is to be, and how it gets there
     found = supervisor(connection, config)
     if check:
         return _would(connection, found, plan.of(connection, config, found, sent, check=True))
-    with _alone(connection, config):
+    with alone(connection, config):
         todo = plan.of(connection, config, found, sent, check=False)
         if todo.empty:
             snapshot.forget(connection, config)
@@ -328,36 +326,3 @@ def _deaf(tell: Tell) -> Tell:
             tell(line)
 
     return say
-
-
-def _alone(connection: Local, config: Config) -> contextlib.AbstractContextManager[object]:
-    """No other command that changes the host at the same time."""
-    if connection.releases:
-        return copied.alone(connection)
-    return _locked(os.path.dirname(effective.path(connection, config)))
-
-
-@contextlib.contextmanager
-def _locked(folder: str) -> Iterator[None]:
-    """Hold a folder. Raises RolecallError where another does, for longer than LOCK_SECONDS."""
-    os.makedirs(folder, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    until = time.monotonic() + LOCK_SECONDS
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= until:
-                    raise RolecallError(
-                        "another deploy is at work on this host",
-                        hint="it finishes, or puts everything back, by itself; "
-                        "then type this again",
-                    ) from None
-                time.sleep(POLL)
-        yield
-    finally:
-        os.close(descriptor)
-        with contextlib.suppress(OSError):  # it is empty where nothing was installed
-            os.rmdir(folder)
