@@ -128,34 +128,42 @@ def growth_rows(folder: Path) -> list[Row]:
 
 def measure(fleet: Fleet, forks: int, rounds: int) -> list[Row]:
     """The rows of one fleet at so many hosts at once, after so many rounds of installing it."""
-    first, again, status, bare = [], [], [], []
+    figures = {
+        "invoke install, first time": ["install"],
+        "invoke install, second time": ["install"],
+        "invoke agents.status": ["agents.status"],
+    }
+    took: dict[str, list[Took]] = {name: [] for name in figures}
+    bare: dict[str, list[float]] = {name: [] for name in figures}
     # All of the hosts' work is done by this machine's cores: a silence is no lost connection.
     at_once = ["--forks", str(forks), "--timeout", "60"]
+
+    def run(name: str) -> None:
+        took[name].append(fleet.invoke(*figures[name], *at_once))
+        bare[name].append(fleet.bare(forks))
+
+    first, again, status = figures
     for last in range(rounds - 1, -1, -1):
         try:
-            first.append(fleet.invoke("install", *at_once))
-            bare.append(fleet.bare(forks))
-            again.append(fleet.invoke("install", *at_once))
-            bare.append(fleet.bare(forks))
+            run(first)
+            run(again)
             if not last:
                 fleet.invoke("agents.start", *at_once)
                 for _ in range(COMMANDS):
-                    status.append(fleet.invoke("agents.status", *at_once))
-                    bare.append(fleet.bare(forks))
+                    run(status)
         finally:
             fleet.invoke("uninstall", *at_once)
-    reference = statistics.median(bare) * 1000
-    figures = (
-        ("invoke install, first time", first),
-        ("invoke install, second time", again),
-        ("invoke agents.status", status),
-    )
     where = f"{len(fleet.hosts)} hosts, {forks} at once"
     rows = [
-        Row(f"{what} ({where})", statistics.median(t.seconds for t in took) * 1000, "ms", reference)
-        for what, took in figures
+        Row(
+            f"{name} ({where})",
+            statistics.median(each.seconds for each in took[name]) * 1000,
+            "ms",
+            statistics.median(bare[name]) * 1000,
+        )
+        for name in figures
     ]
-    most = max(each.mib for each in [*first, *again, *status])
+    most = max(each.mib for every in took.values() for each in every)
     return [*rows, Row(f"most memory of these ({where})", most, "MiB")]
 
 
