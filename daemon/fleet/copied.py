@@ -13,6 +13,10 @@ from daemon.fleet import place, releases
 from daemon.fleet.answers import Change
 from daemon.fleet.connection import Local
 from daemon.fleet.finding import FAIL, Finding
+from daemon.transient import ROOT
+
+COMPILED = 3  # times its size a release takes at most, once it is compiled and until it is in place
+MIB = 1 << 20
 
 
 class Sent(NamedTuple):
@@ -26,6 +30,25 @@ def sent(options: Mapping[str, Any]) -> Sent | None:
     """The release that a verb's options name; None where a checkout runs."""
     release = options.get("release")
     return Sent(release, bool(options.get("sent"))) if release else None
+
+
+def check_room(connection: Local, sent: Sent | None) -> None:
+    """Raise RolecallError where the disk could not take the release that we run from aside."""
+    if not (sent and sent.new and connection.releases):
+        return
+    sizes = (
+        os.stat(os.path.join(folder, name)).st_size
+        for folder, _, names in os.walk(ROOT)
+        for name in names
+    )
+    needed, disk = COMPILED * sum(sizes), os.statvfs(connection.home)
+    if disk.f_bavail * disk.f_frsize < needed:
+        raise RolecallError(
+            f"the release takes {needed // MIB + 1} MiB, and the disk has"
+            f" {disk.f_bavail * disk.f_frsize // MIB} MiB left",
+            where=connection.home,
+            hint=f"make room there: {connection.typed('df -h .')}",
+        )
 
 
 def alone(connection: Local) -> contextlib.AbstractContextManager[object]:

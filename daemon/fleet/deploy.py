@@ -119,9 +119,8 @@ class _Rollout:
         self.began = False
 
     def look(self) -> None:
-        """Ask every host what there is to do, and bring it the release; it changes nothing yet."""
-        options = {"check": True} if self.wish.check else {"preflight": True}
-        for host, facts, error in self._ask(self.hosts, options):
+        """Ask every host what there is to do; that leaves nothing there."""
+        for host, facts, error in self._ask(self.hosts, {"check": True}):
             result = _result(host, facts, error)
             self.results[host.name] = result
             if self.wish.check or not (self.wish.json or result.state == WOULD):

@@ -106,7 +106,7 @@ def _deploy(asked: Asked) -> Any:
         asked.config,
         sent=copied.sent(options),
         settle=options.get("settle", switching.SETTLE),
-        check=options.get("check", False) or options.get("preflight", False),
+        check=options.get("check", False),
         tell=asked.tell,
     ).facts()
 
@@ -168,9 +168,9 @@ def serve(request: Options, facts: Options) -> None:
     if verb in CHANGING:
         # Who has asked may be gone at any time: what was begun is done to its end.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    else:
-        speaker.end_with_stdin()
     try:
+        if verb not in CHANGING:
+            speaker.end_with_stdin()
         result = _performed(request, options, facts, speaker)
     except RolecallError as error:
         speaker.end({"error": _error(error)})

@@ -31,6 +31,8 @@ LAST = (
     "StrictHostKeyChecking=yes",
     "LogLevel=INFO",
     "ClearAllForwardings=yes",
+    "ForwardAgent=no",
+    "ForwardX11=no",
     "RemoteCommand=none",
 )
 #: A lost peer is noticed by OpenSSH after three of its questions, too, should we be gone.
@@ -46,7 +48,11 @@ BOOT = (
     "exec(zlib.decompress(r({size})))"
 )
 START = '-I -X utf8 -c "{boot}"'
-FIND = 'for p in {names}; do command -v "$p" >/dev/null 2>&1 && exec "$p" {start}; done'
+# What stands in a folder of shims (pyenv's, asdf's) may have no such Python behind it.
+FIND = (
+    'for p in {names}; do w=$(command -v "$p") || continue; '
+    'case $w in */shims/*) "$p" -c "" 2>/dev/null || continue;; esac; exec "$p" {start}; done'
+)
 
 
 def argv(host: Host, command: str, timeout: float) -> list[str]:

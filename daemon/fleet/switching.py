@@ -63,6 +63,7 @@ def deploy(  # noqa: PLR0913  # what the host is to be, and how it gets there
     """
     found = supervisor(connection, config)
     if check:
+        copied.check_room(connection, sent)
         return _would(connection, found, plan.of(connection, config, found, sent, check=True))
     with alone(connection, config):
         todo = plan.of(connection, config, found, sent, check=False)
