@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from daemon.config import Config, to_json
+from daemon.config import Config, from_json, to_json
 from daemon.errors import ConfigError
 from daemon.fleet import units
 from daemon.fleet.connection import Local
@@ -25,6 +25,16 @@ def text(config: Config) -> str:
         "# and written anew by the next one. Edit the inventory instead.\n"
         f"{to_json(config, indent=2)}\n"
     )
+
+
+def parsed(text: str | None) -> Config | None:
+    """The config that such a text holds; None where this code does not know it."""
+    if text is None:
+        return None
+    try:
+        return from_json("\n".join(each for each in text.splitlines() if not each.startswith("#")))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 def is_older(connection: Local, config: Config) -> bool:

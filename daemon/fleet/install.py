@@ -81,6 +81,13 @@ def _install(
         if running:
             names, old = ", ".join(running), "release" if release else "config"
             notes.append(f"{names}: running with the old {old} until invoke agents.restart")
+    dropped = workers.dropped(connection, config)
+    actions += [
+        f"stop {role}"
+        for at in dropped
+        for role, each in at.supervisor.states(at.roles).items()
+        if each.state in snapshot.RUNNING
+    ]
     if cut := snapshot.kept(connection, config):
         notes.append(f"the deploy of {cut.began} was cut short: invoke deploy goes on with it")
     changes = [Change(connection.name, "", "action", each) for each in release]
@@ -88,15 +95,22 @@ def _install(
     changes += [Change(connection.name, "", "action", each) for each in actions]
     if connection.releases:
         changes += copied.excluded(connection, config, check=check)
-    done = _installed(connection, found, changes, notes)
     if check or not changes:
-        return done
+        return _installed(connection, found, changes, notes)
+    # While the config that knows them is there.
+    notes += [each for at in dropped for each in _stop(at, at.roles)]
     found.forget(differs.remove)
     put(connection, path, differs.write)
     for each in differs.remove:
         connection.remove(each)
     found.refresh(units_changed)
-    return done
+    return _installed(connection, found, changes, notes)
+
+
+def _stop(at: workers.Place, roles: list[str]) -> list[str]:
+    """Stop these workers, and what attempts they leave; what could not be stopped."""
+    told = workers.stop_here(at.connection, at.config, at.supervisor, roles)
+    return [f"{role}: {each.did}: {each.note}" for role, each in told.items() if not each.ok]
 
 
 def _installed(
@@ -181,9 +195,9 @@ def _uninstall(connection: Local, config: Config, found: Supervisor, *, check: b
     if check or not changes:
         return _installed(connection, found, changes, [])
     notes = [
-        f"{role}: {told.did}: {told.note}"
-        for role, told in workers.stop_here(connection, config, found, list(config.roles)).items()
-        if not told.ok
+        each
+        for at in (*workers.dropped(connection, config), workers.place(connection, config))
+        for each in _stop(at, [*at.config.roles])
     ]
     unit_files = [each for each in present if each != path]
     found.forget(unit_files)

@@ -58,7 +58,10 @@ def _start(asked: Asked) -> Any:
 def _stop(asked: Asked) -> Any:
     from daemon.fleet import workers  # noqa: PLC0415
 
-    return [each._asdict() for each in workers.stop(_place(asked), asked.tell)]
+    places = [_place(asked)]
+    if not asked.options.get("role"):
+        places += workers.dropped(asked.connection, asked.config)
+    return [each._asdict() for at in places for each in workers.stop(at, asked.tell)]
 
 
 def _restart(asked: Asked) -> Any:

@@ -57,7 +57,7 @@ def of(
     now = snapshot.take(connection, config, install.files_of(connection, found, path))
     cut = snapshot.kept(connection, config)
     before = cut if cut and _is_there(connection, cut) else now
-    old = snapshot.parsed(before.files.get(path))
+    old = effective.parsed(before.files.get(path))
     _refuse_other(connection, found, old, path)
     actions, notes = install.prepare(connection, found, check=check)
     actions += found.missing([each for each in (*differs.write, *differs.remove) if each != path])

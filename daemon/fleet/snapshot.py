@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from daemon.config import Config, from_json
+from daemon.config import Config
 from daemon.fleet import effective, place, releases, units
 from daemon.fleet.connection import Local
 from daemon.fleet.releases import Links
@@ -37,7 +37,7 @@ class Snapshot(NamedTuple):
 
 def take(connection: Local, config: Config, files: dict[str, str]) -> Snapshot:
     """Look at the host, which has these files and is to have that config."""
-    old = parsed(files.get(effective.path(connection, config)))
+    old = effective.parsed(files.get(effective.path(connection, config)))
     found = supervisor(connection, old or config)
     states = found.states((old or config).run) if files else {}
     pids = {role: state.pid for role, state in states.items() if state.state in RUNNING}
@@ -46,16 +46,6 @@ def take(connection: Local, config: Config, files: dict[str, str]) -> Snapshot:
     ]
     now = format_time(time.time())
     return Snapshot(now, links(connection), files, tuple(pids), tuple(disabled), pids)
-
-
-def parsed(text: str | None) -> Config | None:
-    """The config that an effective config's text holds; None where this code does not know it."""
-    if text is None:
-        return None
-    try:
-        return from_json("\n".join(each for each in text.splitlines() if not each.startswith("#")))
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return None
 
 
 # --- the file while a deploy is at work -----------------------------------------------------
@@ -93,6 +83,14 @@ def kept(connection: Local, config: Config) -> Snapshot | None:
         )
     except (ValueError, TypeError, KeyError):
         return None  # nobody's that we know
+
+
+def configs(connection: Local, config: Config) -> list[Config]:
+    """What this workspace has installed on the host; then what was there before a cut deploy."""
+    path, cut = effective.path(connection, config), kept(connection, config)
+    texts = [connection.read(path), cut.files.get(path) if cut else None]
+    found = [old for text in texts if (old := effective.parsed(text))]
+    return [old for old in found if old.workspace == config.workspace]
 
 
 def forget(connection: Local, config: Config) -> None:

@@ -34,6 +34,22 @@ def place(connection: Local, config: Config, role: str | None = None) -> Place:
     return Place(connection, config, supervisor(connection, config), roles)
 
 
+def dropped(connection: Local, config: Config) -> list[Place]:
+    """The host as it was installed, with the roles that ran and are not to run there any more.
+
+    No inventory need know them: what there is to know is in the config that install has put there,
+    and where a deploy was cut short, in the one that was there before. Empty where there are none.
+    """
+    from daemon.fleet import snapshot  # noqa: PLC0415  # status has no need of it
+
+    places, seen = list[Place](), {*config.run}
+    for old in snapshot.configs(connection, config):
+        if roles := [each for each in old.run if each not in seen]:
+            places.append(Place(connection, old, supervisor(connection, old), roles))
+            seen |= {*roles}
+    return places
+
+
 def start(at: Place) -> list[Done]:
     """Start the workers that do not run."""
     return _told(at, lambda: at.supervisor.start(at.roles))
