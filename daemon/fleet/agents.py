@@ -49,6 +49,8 @@ def tell(
 ) -> int:
     """Have workers start, stop or restart, and print what came of it; returns the exit status."""
     asked, configs = running(inventory, hosts, role)
+    if verb == "stop" and not role:
+        asked = list(hosts)  # those where nothing is to run any more, too
     answers = fanout.ask(inventory, asked, verb, {"role": role}, how, configs=configs)
 
     def parse(host: Host, facts: Any) -> list[Done]:

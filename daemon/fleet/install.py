@@ -74,7 +74,7 @@ def _install(
         compileall.compile_dir(os.path.join(ROOT, "daemon"), quiet=2)
     units_changed = [*differs.remove, *(each for each in differs.write if each != path)]
     actions, notes = prepare(connection, found, check=check)
-    actions += found.missing(units_changed)
+    actions += found.missing(units_changed, check=check)
     notes += lacks(connection, config, found)
     if not check and (release or (path in differs.write and connection.exists(path))):
         running = [r for r, each in found.states(config.run).items() if each.state == "running"]
@@ -129,13 +129,14 @@ def prepare(
     """
     if found.name != SYSTEMD or linger.state(connection):
         return [], []
+    action = f"enable lingering of {connection.user}"
+    if check:
+        return [action], [linger.doubt(connection)]
     # First of all, for it also starts a user manager where there is none yet.
-    note = "" if check else linger.enable(connection)
-    if note:
+    if note := linger.enable(connection):
         return [], [note]
-    if not check:
-        connection.write(_record(connection), "invoke install did it\n", CONFIG_MODE)
-    return [f"enable lingering of {connection.user}"], []
+    connection.write(_record(connection), "invoke install did it\n", CONFIG_MODE)
+    return [action], []
 
 
 def lacks(connection: Local, config: Config, found: Supervisor) -> list[str]:

@@ -60,7 +60,8 @@ def of(
     old = effective.parsed(before.files.get(path))
     _refuse_other(connection, found, old, path)
     actions, notes = install.prepare(connection, found, check=check)
-    actions += found.missing([each for each in (*differs.write, *differs.remove) if each != path])
+    units = [each for each in (*differs.write, *differs.remove) if each != path]
+    actions += found.missing(units, check=check)
     if cut:
         notes.append(
             f"the deploy of {cut.began} was cut short: should this one fail, what was there "

@@ -247,6 +247,15 @@ def test_a_role_that_has_left_the_inventory_is_stopped(fleet: Fleet, command: st
     assert not fleet.shell(f"ls {fleet.workspace}/.agent-daemon-pids/builder.pid").stdout
 
 
+def test_a_host_that_is_to_run_nothing_any_more_is_stopped(fleet: Fleet) -> None:
+    """It is asked though the inventory names no role for it."""
+    fleet.configure(TWO)
+    fleet.do("install")
+    fleet.do("agents.start")
+    fleet.configure(TWO, run=[])
+    assert fleet.do("agents.stop") == "localhost: builder: stopped\nlocalhost: tester: stopped\n"
+
+
 def test_cancelling_ends_what_runs(fleet: Fleet) -> None:
     """When the command returns the agent is dead and the task cancelled; the worker works on."""
     fleet.configure(BUILDER)
