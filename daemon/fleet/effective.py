@@ -11,11 +11,17 @@ from daemon.fleet.connection import Local
 
 OLDER = "its config is older than the inventory"
 RENEW = "invoke install, then invoke agents.restart"
+CUT, GO_ON = "the deploy of {} was cut short", "invoke deploy goes on with it"
 
 
 def path(connection: Local, config: Config) -> str:
     """Where it is."""
     return units.config_file(connection.home, config.unit_prefix)
+
+
+def deploying(connection: Local, config: Config) -> str:
+    """Beside it, what a deploy has found: while it is at work, and after one that was cut short."""
+    return path(connection, config).removesuffix("yml") + "deploying"
 
 
 def text(config: Config) -> str:

@@ -89,7 +89,7 @@ def _install(
         if each.state in snapshot.RUNNING
     ]
     if cut := snapshot.kept(connection, config):
-        notes.append(f"the deploy of {cut.began} was cut short: invoke deploy goes on with it")
+        notes.append(f"{effective.CUT.format(cut.began)}: {effective.GO_ON}")
     changes = [Change(connection.name, "", "action", each) for each in release]
     changes += differs.changes
     changes += [Change(connection.name, "", "action", each) for each in actions]
@@ -185,7 +185,7 @@ def _uninstall(connection: Local, config: Config, found: Supervisor, *, check: b
         for each in connection.names(os.path.dirname(path))
         if each.endswith(".yml") and each != os.path.basename(path)
     ]
-    record, cut = _record(connection), snapshot.file(connection, config)
+    record, cut = _record(connection), effective.deploying(connection, config)
     left = [*present, *([cut] if connection.exists(cut) else [])]
     dark = connection.exists(record) and not others
     changes = [Change(name, each, "remove") for each in left]

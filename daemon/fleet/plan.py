@@ -64,7 +64,7 @@ def of(
     actions += found.missing(units, check=check)
     if cut:
         notes.append(
-            f"the deploy of {cut.began} was cut short: should this one fail, what was there "
+            f"{effective.CUT.format(cut.began)}: should this one fail, what was there "
             "before that one is put back"
         )
     links = _links(sent, before.links)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from daemon.config import Config
-from daemon.fleet import effective, place, releases, units
+from daemon.fleet import effective, place, releases
 from daemon.fleet.connection import Local
 from daemon.fleet.releases import Links
 from daemon.fleet.supervisor import supervisor
@@ -51,24 +51,19 @@ def take(connection: Local, config: Config, files: dict[str, str]) -> Snapshot:
 # --- the file while a deploy is at work -----------------------------------------------------
 
 
-def file(connection: Local, config: Config) -> str:
-    """Where a snapshot is kept while a deploy is at work, and after one that was cut short."""
-    return units.config_file(connection.home, config.unit_prefix).removesuffix("yml") + "deploying"
-
-
 def keep(connection: Local, config: Config, snapshot: Snapshot) -> None:
     """Write it there, to stay through a power cut."""
     connection.write(
-        file(connection, config),
+        effective.deploying(connection, config),
         json.dumps({**snapshot._asdict(), "links": snapshot.links._asdict(), "pids": {}}),
         MODE,
     )
-    place.sync_one(os.path.dirname(file(connection, config)))
+    place.sync_one(os.path.dirname(effective.deploying(connection, config)))
 
 
 def kept(connection: Local, config: Config) -> Snapshot | None:
     """The snapshot of a deploy that was cut short; None where there was none."""
-    text = connection.read(file(connection, config))
+    text = connection.read(effective.deploying(connection, config))
     if text is None:
         return None
     try:
@@ -95,7 +90,7 @@ def configs(connection: Local, config: Config) -> list[Config]:
 
 def forget(connection: Local, config: Config) -> None:
     """The deploy is over."""
-    connection.remove(file(connection, config))
+    connection.remove(effective.deploying(connection, config))
 
 
 # --- releases -------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ class Systemd:
         """Stop the units of these files, and take them out of what starts at boot."""
         names = [os.path.basename(path) for path in removed]
         if names:
-            seconds = max(map(stop_seconds, self.config.roles.values())) + MARGIN
+            seconds = max(map(stop_seconds, self.config.roles.values()), default=0) + MARGIN
             self._systemctl("stop", *names, seconds=seconds)
             try:
                 self._systemctl("disable", "--quiet", *names, check=True)
@@ -183,8 +183,8 @@ class Systemd:
         if self._all(roles):
             names.append(units.target(self.prefix))
         if names:
-            budget = max(stop_seconds(self.config.roles[role]) for role in roles) + MARGIN
-            self._systemctl("stop", *names, seconds=budget)
+            longest = max((stop_seconds(self.config.roles[role]) for role in roles), default=0)
+            self._systemctl("stop", *names, seconds=longest + MARGIN)
         if running:
             self._systemctl("reset-failed", *(service(self.prefix, role) for role in running))
         after = self.states(running) if running else {}

@@ -111,6 +111,7 @@ def status(at: Place) -> list[Row]:
     else:
         states = at.supervisor.states(at.roles)
     older = not foreign and effective.is_older(at.connection, at.config)
+    cut = None if foreign else _cut_short(at)
     rows = []
     for role, state in states.items():
         pause = pauses.get(role)
@@ -128,9 +129,18 @@ def status(at: Place) -> list[Row]:
                 format_time(pause.until) if pause and pause.until is not None else None,
                 used._asdict() if used else None,
                 older,
+                cut,
             )
         )
     return rows
+
+
+def _cut_short(at: Place) -> str | None:
+    if not at.connection.exists(effective.deploying(at.connection, at.config)):
+        return None
+    from daemon.fleet import alone  # noqa: PLC0415  # almost never is there such a file
+
+    return alone.cut_short(at.connection, at.config)
 
 
 def _working(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.fleet import LONG_AGENT, Fleet, build, local
+from tests.workspace import wait_for
 
 ROLES: dict[str, dict[str, Any]] = {
     "builder": {"script": LONG_AGENT, "timeout": 120},
@@ -73,6 +74,35 @@ def test_a_config_that_no_worker_starts_with_is_put_back(fleet: Fleet) -> None:
     (facts,) = json.loads(fleet.invoke("deploy", "--settle", "0.5", "--json").stdout)
     assert (facts["state"], facts["release"]) == ("put back", None)
     assert facts["error"].startswith("error: tester: not started")
+
+
+def test_a_deploy_that_was_cut_short_is_told(fleet: Fleet) -> None:
+    """By status, for a person and a program, and by doctor; not while it is at work."""
+    fleet.do("deploy", "--settle", "0.5")
+    before = fleet.rows()
+    fleet.configure({**ROLES, "builder": {**ROLES["builder"], "heartbeat": 2}})
+    typed = fleet.typed("deploy", "--settle", "60")
+    with subprocess.Popen(
+        ["sh", "-c", f"cd; {typed.replace('env', 'exec env', 1)}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as running:
+        wait_for(
+            lambda: all(
+                each["state"] == "running" and each["pid"] != before[role]["pid"]
+                for role, each in fleet.rows().items()
+            ),
+            "all have handed over",
+        )
+        assert {row["deploy_cut_short"] for row in fleet.rows().values()} == {None}
+        running.kill()
+    assert all(row["deploy_cut_short"] for row in fleet.rows().values())
+    told = " was cut short: invoke deploy goes on with it"
+    (line,) = (each for each in fleet.do("agents.status").splitlines() if told in each)
+    assert line.startswith("localhost: the deploy of 20")
+    assert "deploy goes on with it" in fleet.invoke("doctor").stdout
+    fleet.do("deploy", "--settle", "0.5")
+    assert told not in fleet.do("agents.status")
 
 
 def test_a_second_deploy_at_the_same_time_is_refused(fleet: Fleet) -> None:
