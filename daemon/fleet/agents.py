@@ -49,6 +49,8 @@ def tell(
 ) -> int:
     """Have workers start, stop or restart, and print what came of it; returns the exit status."""
     asked, configs = running(inventory, hosts, role)
+    if verb == "stop" and not role:
+        asked = list(hosts)  # those where nothing is to run any more, too
     answers = fanout.ask(inventory, asked, verb, {"role": role}, how, configs=configs)
 
     def parse(host: Host, facts: Any) -> list[Done]:
@@ -182,6 +184,11 @@ def table(rows: Sequence[Row], style: Style) -> str:
     lines = [f"{escape(host)}: {worktrees.Usage(**facts)}" for host, facts in used.items()]
     older = dict.fromkeys(row.host for row in rows if row.config_is_older)
     lines += [f"{escape(host)}: {effective.OLDER}: {effective.RENEW}" for host in older]
+    cut = {row.host: row.deploy_cut_short for row in rows if row.deploy_cut_short}
+    lines += [
+        f"{escape(host)}: {escape(effective.CUT.format(began))}: {effective.GO_ON}"
+        for host, began in cut.items()
+    ]
     return "\n".join([drawn, *([""] if lines else []), *lines])
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from daemon.config import Config
 from daemon.errors import RolecallError
-from daemon.fleet import copied, effective
+from daemon.fleet import copied, effective, place, snapshot
 from daemon.fleet.connection import Local
 
 WAIT = 5.0  # seconds
@@ -25,6 +25,33 @@ def alone(connection: Local, config: Config) -> contextlib.AbstractContextManage
     if connection.releases:
         return copied.alone(connection)
     return _hold(os.path.dirname(effective.path(connection, config)))
+
+
+def cut_short(connection: Local, config: Config) -> str | None:
+    """When the deploy began that was cut short; None where there is none, or one is at work now."""
+    found = snapshot.kept(connection, config)
+    if found is None or _is_held(connection, config):
+        return None
+    # One that has ended since we looked has removed its file before it let go.
+    again = snapshot.kept(connection, config)
+    return again.began if again and again.began == found.began else None
+
+
+def _is_held(connection: Local, config: Config) -> bool:
+    path = os.path.dirname(effective.path(connection, config))
+    if connection.releases:
+        path = os.path.join(connection.releases, place.LOCK)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 @contextlib.contextmanager

@@ -12,7 +12,8 @@ from daemon.errors import EXIT_ERROR, Problem, RolecallError
 UNCHANGED, WOULD, DEPLOYED = "nothing to do", "would deploy", "deployed"
 PUT_BACK, BROKEN = "put back", "broken"
 
-PLAIN = {"str": str, "int": int, "bool": bool, "float": int | float}  # as annotations name them
+PLAIN = {"str": str, "int": int, "bool": bool, "float": int | float}
+PLAIN |= {"str | None": str | None}  # as annotations name them
 T = TypeVar("T")
 N = TypeVar("N", bound=tuple[Any, ...])
 
@@ -120,6 +121,7 @@ class Row(NamedTuple):
     ``paused_until``: until when the role claims nothing; null also where a person is waited for.
     ``worktrees``: those of the host's workspace (number, bytes, and whether that is all), None
     without any. ``config_is_older``: install would change what the host's workers read.
+    ``deploy_cut_short``: when a deploy began that neither ended nor was put back, None without one.
     """
 
     host: str
@@ -134,6 +136,7 @@ class Row(NamedTuple):
     paused_until: str | None = None
     worktrees: dict[str, Any] | None = None
     config_is_older: bool = False
+    deploy_cut_short: str | None = None
 
     def facts(self) -> dict[str, Any]:
         """The row for a program."""

@@ -50,7 +50,7 @@ class PidFiles:
         """None."""
         return {}
 
-    def missing(self, changed: Sequence[str]) -> list[str]:  # noqa: ARG002  # the interface's
+    def missing(self, changed: Sequence[str], *, check: bool = False) -> list[str]:  # noqa: ARG002  # the interface's
         """Nothing."""
         return []
 

@@ -49,8 +49,11 @@ class Supervisor(Protocol):
         """Those of its prefix that are on the host, wanted or not: path to text."""
         ...
 
-    def missing(self, changed: Sequence[str]) -> list[str]:
-        """What is to be done (words for a person) beside changing these files."""
+    def missing(self, changed: Sequence[str], *, check: bool = False) -> list[str]:
+        """What is to be done (words for a person) beside changing these files.
+
+        ``check``: nothing was done before that, lingering included.
+        """
         ...
 
     def notes(self, *, fresh: bool) -> list[str]:

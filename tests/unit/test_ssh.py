@@ -214,6 +214,29 @@ def test_a_python_of_the_home_is_found(make: Make, name: str, tmp_path: Path) ->
     assert (done.returncode, done.stdout) == (0, b"zero and the frame\n"), done.stderr
 
 
+@pytest.mark.parametrize("runs", ["shims", "bin"])
+def test_a_shim_with_no_python_behind_it_is_passed_over(
+    make: Make, runs: str, tmp_path: Path
+) -> None:
+    """As pyenv's and asdf's are; one with a Python behind it is run as any other.
+
+    Broken once by running whatever has the name: the shim's error was all that was seen.
+    """
+    shims, programs = tmp_path / "shims", tmp_path / "bin"
+    python = f'echo {{name}} >>{tmp_path}/ran; exec {sys.executable} "$@"'
+    shim = python if runs == "shims" else "echo not installed >&2; exit 127"
+    for path, script in (
+        (shims / f"python3.{sys.version_info.minor}", shim),
+        (programs / "python3", python),
+    ):
+        path.parent.mkdir()
+        path.write_text(f"#!/bin/sh\n{script.format(name=path.parent.name)}\n")
+        path.chmod(0o755)
+    done = run(make(), "sh", {"HOME": str(tmp_path), "PATH": f"{shims}:{programs}"})
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"zero and the frame\n", b"")
+    assert (tmp_path / "ran").read_text().split()[-1] == runs
+
+
 @pytest.mark.parametrize("path", ["'/opt/a$(touch made)'", "'/opt/a;b'", '"/opt/it\'s"'])
 def test_a_path_that_a_shell_would_change_is_refused(make: Make, path: str) -> None:
     """With the place where it is written."""
