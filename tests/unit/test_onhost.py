@@ -106,6 +106,16 @@ def test_a_config_of_another_time_is_refused(here: Here, config: str) -> None:
     assert problem[2] == "invoke deploy"
 
 
+def test_settings_of_a_newer_checkout_are_no_reason_to_refuse(here: Here) -> None:
+    """The operator's may have one more, at any place, that the host's release does not know."""
+    whole = json.loads(here.config)
+    role = whole["roles"]["builder"]
+    for document in (whole, role, whole["paths"], role["limits"], role["budget"]["day"]):
+        document["news"] = {"a": 1}
+    assert here.ask("status", config=json.dumps(whole)) == here.ask("status")
+    assert "result" in here.ask("stop", config=json.dumps(whole))
+
+
 def test_a_mistake_of_ours_is_an_error_too(here: Here) -> None:
     """The operator sees what it was; the traceback is on stderr."""
     config = json.dumps({**json.loads(here.config), "run": ["nobody"]})  # no inventory says that
