@@ -35,6 +35,12 @@ def did(result: dict[str, Any]) -> list[tuple[str, str]]:
     return [(each["role"], each["did"]) for each in result["workers"]]
 
 
+def newer(host: Copied) -> None:
+    """Have its config be one that newer code wrote."""
+    host.sh("""sed -i 's/^{$/{"news": 1,/' .config/rolecall/agent.yml""")
+    assert host.sh("cat .config/rolecall/agent.yml").count("news") == 1
+
+
 def unlocked(host: Copied) -> list[str]:
     """Every file, with its time, but the lock, which says who had it last."""
     return [line for line in host.files().splitlines() if ".lock " not in line]
@@ -155,6 +161,16 @@ def test_what_a_person_stopped_stays_stopped(host: Copied) -> None:
     assert host.workers() == {"builder": second, "tester": ""}
     result = host.deploy(second)
     assert (result["state"], result["notes"]) == ("nothing to do", [told])
+
+
+def test_a_config_of_newer_code_is_understood_as_far_as_it_goes(host: Copied) -> None:
+    """A deploy of an older checkout: what a person stopped is no new role for it."""
+    host.deploy(host.release())
+    host.do("agents.stop", "--role", "tester")
+    newer(host)
+    second = host.release("2")
+    assert did(host.deploy(second)) == [("builder", "restarted")]
+    assert host.workers() == {"builder": second, "tester": ""}
 
 
 def test_a_role_that_is_new_starts_and_one_that_is_gone_stops(host: Copied) -> None:
