@@ -58,17 +58,19 @@ def alone(connection: Local) -> contextlib.AbstractContextManager[object]:
     return contextlib.nullcontext()
 
 
-def put(connection: Local, sent: Sent, *, check: bool) -> list[str]:
-    """Have the host run the release from now on; what that took, or would take."""
-    folder = connection.releases or ""
-    now = releases.links(folder).current
-    actions = [f"copy release {sent.id}"] if sent.new else []
+def actions(connection: Local, sent: Sent) -> list[str]:
+    """What it takes that the host runs the release from now on."""
+    now = releases.links(connection.releases or "").current
+    found = [f"copy release {sent.id}"] if sent.new else []
     if now != sent.id:
-        actions.append(f"switch to release {sent.id}" + f" (before: {now})" * bool(now))
-        if not check:
-            releases.switch(folder, sent.id)
-            releases.prune(folder)
-    return actions
+        found.append(f"switch to release {sent.id}" + f" (before: {now})" * bool(now))
+    return found
+
+
+def switch(connection: Local, sent: Sent | None) -> None:
+    """Have the host run the release from now on."""
+    if connection.releases and sent:
+        releases.switch(connection.releases, sent.id)
 
 
 def give_up(connection: Local, sent: Sent | None) -> None:

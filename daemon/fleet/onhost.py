@@ -188,7 +188,7 @@ def serve(request: Options, facts: Options) -> None:
 
 def _performed(request: Options, options: Options, facts: Options, speaker: Speaker) -> Any:
     try:
-        # Until the next deploy the operator's checkout may be newer than the release that runs here.
+        # Until the next deploy the operator's checkout may be newer than the release here.
         config = from_json(request["config"], newer=True)
     except (AttributeError, KeyError, TypeError, ValueError):
         raise RolecallError(

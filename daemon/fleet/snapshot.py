@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from daemon.config import Config, from_json
-from daemon.fleet import effective, place, releases, units
+from daemon.fleet import effective, releases, units
 from daemon.fleet.connection import Local
 from daemon.fleet.releases import Links
 from daemon.fleet.supervisor import supervisor
@@ -86,7 +86,6 @@ def keep(connection: Local, config: Config, snapshot: Snapshot) -> None:
         json.dumps({**snapshot._asdict(), "links": snapshot.links._asdict(), "pids": {}}),
         MODE,
     )
-    place.sync_one(os.path.dirname(file(connection, config)))
 
 
 def kept(connection: Local, config: Config) -> Snapshot | None:
