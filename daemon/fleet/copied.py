@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from daemon.config import Config
 from daemon.errors import RolecallError
-from daemon.fleet import place, releases
+from daemon.fleet import releases
 from daemon.fleet.answers import Change
 from daemon.fleet.connection import Local
 from daemon.fleet.finding import FAIL, Finding
@@ -49,13 +48,6 @@ def check_room(connection: Local, sent: Sent | None) -> None:
             where=connection.home,
             hint=f"make room there: {connection.typed('df -h .')}",
         )
-
-
-def alone(connection: Local) -> contextlib.AbstractContextManager[object]:
-    """No other command that changes the host's releases at the same time."""
-    if connection.releases and os.path.isdir(connection.releases):
-        return place.Lock(connection.releases)
-    return contextlib.nullcontext()
 
 
 def actions(connection: Local, sent: Sent) -> list[str]:

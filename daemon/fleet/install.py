@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from daemon.config import Config
 from daemon.fleet import copied, effective, linger, releases, snapshot, units, workers
+from daemon.fleet.alone import alone
 from daemon.fleet.answers import Change, Installed
 from daemon.fleet.connection import Local
 from daemon.fleet.copied import Sent
@@ -56,7 +57,7 @@ def install(
     found = supervisor(connection, config)
     if check:
         return _install(connection, config, found, sent, check=True)
-    with copied.alone(connection):
+    with alone(connection, config):
         try:
             return _install(connection, config, found, sent, check=False)
         except BaseException:
@@ -186,7 +187,7 @@ def uninstall(connection: Local, config: Config, *, check: bool = False) -> Inst
     found = supervisor(connection, config)
     if check:
         return _uninstall(connection, config, found, check=True)
-    with copied.alone(connection):
+    with alone(connection, config):
         return _uninstall(connection, config, found, check=False)
 
 

@@ -61,6 +61,38 @@ def test_the_life_of_a_fleet(hosts: FarHosts) -> None:
     assert hosts.do("agents.stop") == [f"{name}: builder: not running" for name in hosts.names]
 
 
+def test_two_uninstalls_at_once_leave_nothing(hosts: FarHosts) -> None:
+    """One removes the code that the other runs: that one looks again, and has nothing to do."""
+    before = [hosts.files(name) for name in hosts.names]
+    hosts.do("install")
+    for each in [hosts.start("uninstall") for _ in range(2)]:
+        _, err = each.communicate(timeout=PATIENCE * 2)
+        assert (each.returncode, err) == (0, "")
+    assert [hosts.files(name) for name in hosts.names] == before
+
+
+@pytest.mark.parametrize("what", ["daemon/fleet/workers.py", "daemon/fleet/onhost.py", ""])
+def test_a_damaged_release_can_be_looked_at_and_stopped_and_removed(
+    hosts: FarHosts, what: str
+) -> None:
+    """By the operator's own, which leaves nothing there."""
+    before = hosts.files("web1")
+    hosts.write_hosts({"web1": {}})
+    hosts.do("install")
+    hosts.do("agents.start")
+    (release,) = (hosts.homes / "web1/.local/share/rolecall/agent/releases").iterdir()
+    if what:
+        (release / what).unlink()
+        (release / what.replace("fleet/", "fleet/__pycache__/")).parent.rename(release / "gone")
+    else:
+        shutil.rmtree(release)
+    assert {row["state"] for row in hosts.rows().values()} == {"running"}
+    assert hosts.do("agents.stop") == ["web1: builder: stopped"]
+    hosts.do("uninstall")
+    assert hosts.files("web1") == before
+    hosts.write_hosts({name: {} for name in hosts.names})
+
+
 def test_a_check_shows_the_files_and_leaves_nothing(hosts: FarHosts) -> None:
     """On hosts that have nothing of Rolecall, as they would be there."""
     before = [hosts.files(name) for name in hosts.names]

@@ -17,6 +17,7 @@ import pytest
 from daemon.config import to_json
 from daemon.errors import RolecallError
 from daemon.fleet import onhost
+from daemon.fleet.alone import alone
 from daemon.fleet.connection import Local
 from daemon.fleet.place import Lock, place_of
 from daemon.fleet.speaker import ALIVE, MARK
@@ -163,8 +164,40 @@ def test_nobody_needs_to_listen(here: Here) -> None:
     assert (here.path / ".config/rolecall/agent.yml").exists()
 
 
-def test_a_hangup_ends_nothing_that_was_begun(here: Here) -> None:
-    """An ssh server sends one when the line is cut: the install goes on, here behind a lock."""
+@pytest.mark.parametrize("verb", onhost.CHANGING)
+def test_what_changes_a_host_waits_for_who_is_at_work(here: Here, verb: str) -> None:
+    """Such as a restart for a deploy that watches its workers; with signs of life."""
+    place = place_of(str(here.path), "agent")
+    with contextlib.ExitStack() as locked:
+        locked.enter_context(Lock(place))
+        with here.start(verb) as running:
+            assert running.stdout
+            assert messages(running.stdout.readline()) == [{"alive": 1}]
+            locked.close()
+            assert [*messages(running.stdout.read())[-1]] == ["result"]
+
+
+def test_this_machine_has_the_lock_too_and_nothing_is_left_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though no release is there."""
+    (tmp_path / "shop").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    other = Lock(place_of(str(tmp_path), "agent"), wait=0)
+    with (
+        alone(Local(), FileBackend(tmp_path / "shop").config),
+        pytest.raises(RolecallError, match="another command is at work on this host: process"),
+    ):
+        other.__enter__()
+    assert not (tmp_path / ".local").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_no_end_of_a_login_ends_what_was_begun(here: Here, number: signal.Signals) -> None:
+    """An ssh server sends the one when the line is cut, a login manager may send the other.
+
+    The install goes on, here behind a lock.
+    """
     place = Path(place_of(str(here.path), "agent"))
     place.mkdir(parents=True)
     locked = contextlib.ExitStack()
@@ -172,7 +205,7 @@ def test_a_hangup_ends_nothing_that_was_begun(here: Here) -> None:
     with here.start("install") as running:
         assert running.stdout
         assert messages(running.stdout.readline()) == [{"alive": 1}]
-        running.send_signal(signal.SIGHUP)
+        running.send_signal(number)
         locked.close()
         assert "result" in messages(running.stdout.read())[-1]
     assert (here.path / ".config/rolecall/agent.yml").exists()
