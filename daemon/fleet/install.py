@@ -202,7 +202,9 @@ def _uninstall(connection: Local, config: Config, found: Supervisor, *, check: b
         if each.endswith(".yml") and each != os.path.basename(path)
     ]
     record, cut = _record(connection), snapshot.file(connection, config)
+    ours = dict.fromkeys([path, cut, record, *found.files(), *present])
     left = [*present, *([cut] if connection.exists(cut) else [])]
+    left += [each for name in ours for each in connection.leftovers(name)]
     dark = connection.exists(record) and not others
     changes = [Change(name, each, "remove") for each in left]
     if dark:

@@ -30,6 +30,8 @@ from daemon.fleet import onhost
 onhost.serve(*json.loads(sys.argv[1]))
 """
 
+NOBODY = (1 << 22) + 1  # no process can have that id
+
 
 class Here:
     """A host's process: its messages, and how it ends."""
@@ -190,6 +192,23 @@ def test_this_machine_has_the_lock_too_and_nothing_is_left_of_it(
     ):
         other.__enter__()
     assert not (tmp_path / ".local").exists()
+
+
+def test_what_a_killed_write_has_left_goes(here: Here) -> None:
+    """With the next write of the file, or with all else; not what is being written."""
+    folder = here.path / ".config" / "rolecall"
+    folder.mkdir(parents=True)
+    names = [f"{name}.{NOBODY}.tmp" for name in ("agent.yml", "agent.deploying", "linger")]
+    for name in names:
+        (folder / name).write_text("half")
+    (folder / f"agent.yml.{os.getpid()}.tmp").write_text("another's")
+    assert here.ask("install")["result"]["changes"][0]["kind"] == "create"
+    left = ["agent.yml", f"agent.yml.{os.getpid()}.tmp", *names[1:]]
+    assert sorted(os.listdir(folder)) == sorted(left)
+    (folder / left[1]).unlink()
+    done = here.ask("uninstall")["result"]["changes"]
+    assert {each["path"] for each in done} >= {str(folder / name) for name in names[1:]}
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
