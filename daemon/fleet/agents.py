@@ -86,7 +86,7 @@ def roles_of(config: Config, role: str | None) -> list[str]:
 def status(
     inventory: Inventory, hosts: Sequence[Host], role: str | None = None, how: How = HOW
 ) -> Status:
-    """How the workers are, one row each; one row for a host that cannot be reached."""
+    """How the workers are, one row each; one row for a host that could not say it."""
     asked, configs = running(inventory, hosts, role)
     rows, failures = dict[str, list[Row]](), Failures(len(asked))
     answers = fanout.ask(inventory, asked, "status", {"role": role}, how, configs=configs)
@@ -101,7 +101,8 @@ def status(
         rows[host.name] = found or []
         if error:
             failures.add(host, error)
-            rows[host.name] = [Row(host.name, "", "", "unreachable", text=error.short)]
+            state = "unreachable" if error.exit_code == UNREACHABLE else "failed"
+            rows[host.name] = [Row(host.name, "", "", state, text=error.short)]
     return Status([row for host in asked for row in rows[host.name]], failures)
 
 

@@ -17,6 +17,7 @@ from typing import NamedTuple, NoReturn
 
 from daemon import process, transient
 from daemon.errors import RolecallError
+from daemon.fleet import place
 
 READY = b"READY=1"
 UNREACHABLE = 4
@@ -140,8 +141,11 @@ class Local:
         return []
 
     def write(self, path: str, text: str, mode: int) -> None:
-        """Put a whole file there, or leave the old one as it is."""
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        """Put a whole file there, to stay through a power cut, or leave the old one as it is."""
+        folder = os.path.dirname(path)
+        os.makedirs(folder, exist_ok=True)
+        for each in self.leftovers(path):
+            os.unlink(each)
         aside = f"{path}.{os.getpid()}.tmp"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(aside, flags, mode)
@@ -152,9 +156,23 @@ class Local:
                 file.flush()
                 os.fsync(descriptor)
             os.rename(aside, path)
-        except BaseException:
+        except BaseException as error:
             os.unlink(aside)
+            if isinstance(error, OSError):
+                error.filename = path  # a full disk names none
             raise
+        place.sync_one(folder)
+
+    def leftovers(self, path: str) -> list[str]:
+        """What writes of that file have left whose process was killed in the middle."""
+        folder, name = os.path.split(path)
+        found = []
+        for each in self.names(folder):
+            pid = each.removeprefix(f"{name}.").removesuffix(".tmp")
+            is_ours = each == f"{name}.{pid}.tmp" and pid.isdecimal()
+            if is_ours and (int(pid) == os.getpid() or process.stat(int(pid)) is None):
+                found.append(os.path.join(folder, each))
+        return found
 
     def mode(self, path: str) -> int | None:
         """A file's permission bits, or None where there is no such file."""

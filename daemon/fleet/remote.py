@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 #: Verbs that are done by the operator's own release; all others by the one that the host has.
 BRINGS = ("install", "deploy", "doctor")
-LOOKS = ("doctor", "uninstall")  # verbs that leave no release behind
+KEEPS = ("install", "deploy")  # verbs that leave the release there that they bring
+#: Verbs that must work where the host's own release is damaged: ours does them then, from aside.
+RESCUED = ("uninstall", "stop", "status", "logs")
 DAMAGED = "damaged"
 EXIT_STATUSES = range(1, 256)
 KINDS = {EXIT_CONFIG: ConfigError, UNREACHABLE: Unreachable}  # of error, by exit status
@@ -85,7 +87,9 @@ def call(  # noqa: PLR0913  # what is done, where, and who is told
     try:
         return _converse(asked, tell, line or tell)
     except Damaged:
-        if release is None:
+        if verb in RESCUED:
+            asked = asked._replace(release=runtime.build())
+        elif release is None:
             raise
         return _converse(asked, tell, line or tell, again=True)
 
@@ -125,7 +129,7 @@ def _request(asked: Asked, facts: Facts, *, again: bool) -> tuple[bytes, ...]:
     document = {
         "release": release.id if release else None,
         "upload": len(archive),
-        "keep": not (asked.verb in LOOKS or asked.options.get("check")),
+        "keep": asked.verb in KEEPS and not asked.options.get("check"),
         "verb": asked.verb,
         "options": asked.options,
         "config": to_json(asked.inventory.config(asked.host, home=facts.home)),
@@ -164,7 +168,7 @@ def facts_of(host: Host, said: Any) -> Facts:
         and isinstance(releases, list)
         and all(isinstance(each, str) for each in releases)
     ):
-        runs = isinstance(_get(said, "current"), str)
+        runs = _get(said, "current") in releases
         return Facts(home, kind, frozenset(releases), runs)
     raise RolecallError("what it says of itself makes no sense", hint=ssh.typed(host))
 

@@ -150,6 +150,36 @@ def test_what_is_not_installed_is_told(bare: FarHosts) -> None:
     assert bare.do("agents.stop", *limit) == ["web2: builder: not running"]
 
 
+def test_two_uninstalls_at_once_leave_nothing(web1: FarHosts) -> None:
+    """One removes the code that the other runs: that one looks again, and has nothing to do."""
+    before = [web1.files(name) for name in web1.names]
+    web1.do("install")
+    for each in [web1.start("uninstall") for _ in range(2)]:
+        _, err = each.communicate(timeout=PATIENCE * 2)
+        assert (each.returncode, err) == (0, "")
+    assert [web1.files(name) for name in web1.names] == before
+
+
+@pytest.mark.parametrize("what", ["daemon/fleet/workers.py", "daemon/fleet/onhost.py", ""])
+def test_a_damaged_release_can_be_looked_at_and_stopped_and_removed(
+    web1: FarHosts, what: str
+) -> None:
+    """By the operator's own, which leaves nothing there."""
+    before = web1.files("web1")
+    web1.do("install")
+    web1.do("agents.start")
+    (release,) = (web1.homes / "web1/.local/share/rolecall/agent/releases").iterdir()
+    if what:
+        (release / what).unlink()
+        (release / what.replace("fleet/", "fleet/__pycache__/")).parent.rename(release / "gone")
+    else:
+        shutil.rmtree(release)
+    assert {row["state"] for row in web1.rows().values()} == {"running"}
+    assert web1.do("agents.stop") == ["web1: builder: stopped"]
+    web1.do("uninstall")
+    assert web1.files("web1") == before
+
+
 def test_a_check_shows_the_files_and_leaves_nothing(bare: FarHosts) -> None:
     """On hosts that have nothing of Rolecall, as they would be there."""
     before = [bare.files(name) for name in bare.names]

@@ -12,7 +12,7 @@ import pytest
 
 from daemon import config as configs
 from daemon.errors import ConfigError, RolecallError
-from daemon.fleet import remote, runtime
+from daemon.fleet import agents, remote, runtime
 from daemon.fleet.connection import Unreachable
 from daemon.inventory import Host, Inventory
 from tests.workspace import PATIENCE
@@ -241,3 +241,12 @@ def test_a_call_that_breaks_off_says_when(play: Play) -> None:
     assert found.exit_code == 4
     found = play.fails("import time; time.sleep(600)", timeout=0.5)
     assert str(found).startswith("error: no answer within 0.5 s")
+
+
+def test_a_host_that_answers_is_not_unreachable(play: Play) -> None:
+    """It has failed, which is another exit status than that of one that cannot be reached."""
+    error = {"problems": [["", "it is broken", "mend it"]], "exit_code": 1}
+    play.monkeypatch.setenv("PLAY", f"say(facts=FACTS); {UPLOAD}say(error={error!r})")
+    rows = agents.status(play.inventory, play.inventory.hosts()).rows
+    assert [(row.state, row.text) for row in rows] == [("failed", "it is broken")]
+    assert agents.exit_status(rows) == agents.SOME_DO_NOT_RUN
