@@ -28,6 +28,14 @@ class Unreachable(RolecallError):
     exit_code = UNREACHABLE
 
 
+class NoAnswer(Unreachable):
+    """A host that could not be asked at all: ssh, or the way to it, failed."""
+
+
+class Lost(NoAnswer):
+    """A host that was doing something when it was last heard of: what came of it is not known."""
+
+
 class Ran(NamedTuple):
     """What a command came to. ``status`` is negative where a signal ended it."""
 

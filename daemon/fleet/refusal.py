@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple
 
 from daemon.fleet import ssh
-from daemon.fleet.connection import Unreachable
+from daemon.fleet.connection import NoAnswer
 
 SSH_FAILED = 255  # what ssh ends with when it is ssh itself that failed (ssh(1), EXIT STATUS)
 
@@ -143,11 +143,11 @@ KEY_FILES = (
 PROSE = re.compile(r"^(@+|Warning: .*|\*\*.*|debug\d: .*|)$")  # lines that say no reason
 
 
-def unreachable(call: Call) -> Unreachable:
+def unreachable(call: Call) -> NoAnswer:
     """Why there was no answer, from what ssh said and how it ended."""
     stderr = "\n".join(line.rstrip() for line in call.stderr.splitlines())
     what, hint = _meaning(call, stderr)
-    return Unreachable(what, hint=hint)
+    return NoAnswer(what, hint=hint)
 
 
 def _meaning(call: Call, stderr: str) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from daemon.config import to_json
 from daemon.errors import EXIT_CONFIG, EXIT_ERROR, ConfigError, Problem, RolecallError
 from daemon.fleet import bootstrap, runtime, ssh
-from daemon.fleet.connection import UNREACHABLE, Unreachable
+from daemon.fleet.connection import UNREACHABLE, Lost, NoAnswer, Unreachable
 from daemon.fleet.refusal import Call, unreachable
 from daemon.fleet.wire import Ended, HungUp, Wire
 
@@ -137,7 +137,7 @@ def _greeted(wire: Wire, tell: Tell, line: Tell) -> Any:
     try:
         return _until(wire, "facts", tell, line)
     except RolecallError as error:  # such as: its Python is too old
-        raise _of(Unreachable, error.problems, UNREACHABLE) from None
+        raise _of(NoAnswer, error.problems, UNREACHABLE) from None
 
 
 def _until(wire: Wire, wanted: str, tell: Tell, line: Tell) -> Any:
@@ -194,7 +194,7 @@ def _of(kind: type[RolecallError], problems: Sequence[Problem], exit_code: int) 
     return error
 
 
-def _lost(asked: Asked, ended: Ended, doing: str) -> Unreachable:
+def _lost(asked: Asked, ended: Ended, doing: str) -> NoAnswer:
     host = asked.host
     error = unreachable(
         Call(ssh.typed(host), ended.status, ended.stderr, asked.timeout, ended.noise, host.python)
@@ -202,4 +202,4 @@ def _lost(asked: Asked, ended: Ended, doing: str) -> Unreachable:
     if not doing:
         return error
     what, hint = error.problems[0].what, error.problems[0].hint
-    return Unreachable(f"the connection was lost in the middle of {doing}: {what}", hint=hint)
+    return Lost(f"the connection was lost in the middle of {doing}: {what}", hint=hint)

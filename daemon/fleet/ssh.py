@@ -23,8 +23,8 @@ NO_PYTHON = "rolecall: no python3"  # what the far shell says where it finds non
 NO_PYTHON_STATUS = 127
 
 #: Before the user's own arguments, for ssh takes the first value that it is given: nobody is there
-#: to be asked; unknown and changed host keys are refused, whatever inventories copy from each other;
-#: no call becomes the master that others go through, and end with (one that is there is used).
+#: to be asked; unknown and changed host keys are refused, whatever inventories copy from others; no
+#: call becomes the master that others go through, and end with (one that is there is used).
 FIRST = (
     "-T",
     *("-o", "BatchMode=yes"),

@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from daemon.errors import RolecallError
-from daemon.fleet.connection import Unreachable
+from daemon.fleet.connection import Lost, Unreachable
 
 MARK = b"\x1erolecall "  # before each message; whatever else the far side prints is noise
 LONGEST = 16 << 20  # bytes of one message: a report of a whole host has some hundred KiB
@@ -207,7 +206,7 @@ class Wire:
         seen, self._seen = self._seen, len(self._received)
         if self._out in self._open and self._received.find(b"\n", seen) < 0:
             if self._seen > LONGEST:
-                raise RolecallError(f"it sent a message of more than {LONGEST >> 20} MiB")
+                raise Lost(f"it sent a message of more than {LONGEST >> 20} MiB")
             if self._seen <= KEPT or MARK in self._received:
                 return
         *lines, rest = self._received.split(b"\n")
@@ -251,5 +250,5 @@ def _message(text: bytearray) -> Message:
     except (ValueError, RecursionError):
         message = None
     if not isinstance(message, dict):
-        raise RolecallError("it sent a message that makes no sense")
+        raise Lost("it sent a message that makes no sense")
     return message

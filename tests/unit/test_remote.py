@@ -12,8 +12,8 @@ import pytest
 
 from daemon import config as configs
 from daemon.errors import ConfigError, RolecallError
-from daemon.fleet import remote, runtime
-from daemon.fleet.connection import Unreachable
+from daemon.fleet import deploy, remote, runtime
+from daemon.fleet.connection import NoAnswer, Unreachable
 from daemon.inventory import Host, Inventory
 from tests.workspace import PATIENCE
 
@@ -216,7 +216,7 @@ def test_a_host_that_cannot_take_part_is_unreachable(play: Play) -> None:
     """As one with too old a Python: exit status 4, in its own words."""
     error = {"problems": [["/usr/bin/python3", "Python 3.9.2 is too old", "newer"]], "exit_code": 1}
     found = play.fails(f"say(error={error!r})")
-    assert (type(found), found.exit_code) == (Unreachable, 4)
+    assert (type(found), found.exit_code) == (NoAnswer, 4)
     assert "Python 3.9.2 is too old" in str(found)
 
 
@@ -238,6 +238,34 @@ def test_a_call_that_breaks_off_says_when(play: Play) -> None:
     assert str(found).startswith("error: the connection broke off\n")
     found = play.fails(f"say(facts=FACTS); {UPLOAD}sys.exit(255)", "install")
     assert "the connection was lost in the middle of install: ssh failed" in str(found)
+
+
+WOULD = '{"host": "x", "supervisor": "pidfile", "state": "would deploy"}'
+
+
+@pytest.mark.parametrize(
+    ("then", "state", "exit_code"),
+    [
+        ('say(error={"problems": [["", "no user manager", ""]], "exit_code": 4})', "unchanged", 4),
+        ("sys.exit(255)", "not known", 4),
+        ("os.write(1, b'\\x1erolecall 7\\n')", "not known", 4),
+        ("say(result=7)", "not known", 1),
+        ('say(result={"host": "x", "supervisor": "y", "state": "put back"})', "put back", 1),
+    ],
+)
+def test_a_deploy_knows_what_it_does_not_know(
+    play: Play, capsys: pytest.CaptureFixture[str], then: str, state: str, exit_code: int
+) -> None:
+    """What a host says itself is so; where nothing sensible came back, it may be either way."""
+    play.monkeypatch.setenv(
+        "PLAY",
+        f"say(facts=FACTS); {UPLOAD}\n"
+        f'if request["options"].get("check"): say(result={WOULD})\nelse: {then}',
+    )
+    assert deploy.deploy(play.inventory, play.inventory.hosts()) == exit_code
+    err = capsys.readouterr().err
+    assert f"{state}: web1\n" in err
+    assert ("web1: ends it, or puts it back, by itself" in err) is (state == "not known")
     assert found.exit_code == 4
     found = play.fails("import time; time.sleep(600)", timeout=0.5)
     assert str(found).startswith("error: no answer within 0.5 s")
