@@ -19,7 +19,7 @@ from daemon.errors import EXIT_CONFIG, EXIT_ERROR, ConfigError, Problem, Rolecal
 from daemon.fleet import bootstrap, runtime, ssh
 from daemon.fleet.connection import UNREACHABLE, Lost, NoAnswer, Unreachable
 from daemon.fleet.refusal import Call, unreachable
-from daemon.fleet.wire import Ended, HungUp, Wire
+from daemon.fleet.wire import Ended, HungUp, Overdue, Wire
 
 if TYPE_CHECKING:
     from daemon.fleet.runtime import Runtime
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 #: Verbs that are done by the operator's own release; all others by the one that the host has.
 BRINGS = ("install", "deploy", "doctor")
 LOOKS = ("doctor", "uninstall")  # verbs that leave no release behind
+#: A host that has answered is heard again every 2 s (speaker.ALIVE, bootstrap's pulse); seconds.
+STEADY = 6.0
+#: What only looks is over in seconds; after so many times the allowed silence it hangs.
+LOOK = 12
 DAMAGED = "damaged"
 EXIT_STATUSES = range(1, 256)
 KINDS = {EXIT_CONFIG: ConfigError, UNREACHABLE: Unreachable}  # of error, by exit status
@@ -61,6 +65,13 @@ class Asked(NamedTuple):
     options: dict[str, Any]
     release: Runtime | None
     timeout: float
+
+    @property
+    def looks(self) -> bool:
+        """Whether nothing is to be changed, followed or tried, so that an end is near."""
+        options = self.options
+        plain = self.verb == "status" or (self.verb == "doctor" and not options.get("in_unit"))
+        return plain or bool(options.get("check"))
 
 
 def call(  # noqa: PLR0913  # what is done, where, and who is told
@@ -101,9 +112,15 @@ def _converse(asked: Asked, tell: Tell, line: Tell, *, again: bool = False) -> A
             facts = facts_of(host, _greeted(wire, tell, line))
             doing = asked.verb
             wire.send(*_request(asked, facts, again=again))
+            wire.silence = max(asked.timeout, STEADY)
+            if asked.looks:
+                wire.end_after(LOOK * asked.timeout)
             return _until(wire, "result", tell, line)
         except HungUp as hung_up:
             raise _lost(asked, hung_up.ended, doing) from None
+        except Overdue as overdue:
+            what = f"it is alive, but {doing} has not come to its end in {overdue.seconds:g} s"
+            raise NoAnswer(what, hint=ssh.typed(host)) from None
 
 
 def frame(document: dict[str, Any]) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import select
 import signal
@@ -42,6 +43,14 @@ class HungUp(Exception):
         super().__init__(ended.stderr)
 
 
+class Overdue(Exception):
+    """The far side lives, and has not come to an end in the ``seconds`` that it was given."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__()
+
+
 class Wire:
     """One ssh call. Use it as a context manager: at its end ssh has ended, and is reaped.
 
@@ -49,7 +58,8 @@ class Wire:
     """
 
     def __init__(self, argv: Sequence[str], silence: float) -> None:
-        self._silence = silence
+        self.silence = silence
+        self._given, self._over = 0.0, math.inf
         self._unsent: deque[memoryview] = deque()
         self._messages: deque[Message] = deque()
         self._received, self._stderr, self._noise = bytearray(), bytearray(), bytearray()
@@ -62,7 +72,10 @@ class Wire:
                 stdout=pipe,
                 stderr=pipe,
                 bufsize=0,
-                process_group=0,  # with the ssh of a jump host, which would outlive it otherwise
+                # A group with the ssh of a jump host, which would outlive it otherwise; and no
+                # terminal, where that one would ask a person, and be stopped for it.
+                start_new_session=True,
+                env={**os.environ, "SSH_ASKPASS_REQUIRE": "never"},
             )
         except FileNotFoundError as error:
             raise Unreachable(
@@ -94,18 +107,28 @@ class Wire:
         """Give the far side bytes; they go out while its messages are waited for."""
         self._unsent += (memoryview(each) for each in data if each)
 
+    def end_after(self, seconds: float) -> None:
+        """Wait for messages no longer than that from now on, however alive the far side is."""
+        self._given, self._over = seconds, time.monotonic() + seconds
+
     def receive(self) -> Message:
-        """The next message. Raises HungUp."""
-        until = time.monotonic() + self._silence
-        while not self._messages:
+        """The next message. Raises HungUp, and Overdue behind ``end_after``."""
+        until = time.monotonic() + self.silence
+        while not self._messages or self._is_over:
+            if self._is_over:
+                raise Overdue(self._given)
             left = until - time.monotonic()
             if left <= 0:
                 raise HungUp(self._end(silent=True))
-            if self._pump(left):
-                until = time.monotonic() + self._silence
+            if self._pump(max(0.0, min(left, self._over - time.monotonic()))):
+                until = time.monotonic() + self.silence
             if self._out not in self._open and not self._messages:
                 raise HungUp(self._end(silent=False))
         return self._messages.popleft()
+
+    @property
+    def _is_over(self) -> bool:
+        return time.monotonic() >= self._over
 
     def close(self) -> None:
         """End ssh, in whatever state it is, and reap it."""

@@ -238,6 +238,9 @@ def test_a_call_that_breaks_off_says_when(play: Play) -> None:
     assert str(found).startswith("error: the connection broke off\n")
     found = play.fails(f"say(facts=FACTS); {UPLOAD}sys.exit(255)", "install")
     assert "the connection was lost in the middle of install: ssh failed" in str(found)
+    assert found.exit_code == 4
+    found = play.fails("import time; time.sleep(600)", timeout=0.5)
+    assert str(found).startswith("error: no answer within 0.5 s")
 
 
 WOULD = '{"host": "x", "supervisor": "pidfile", "state": "would deploy"}'
@@ -266,6 +269,39 @@ def test_a_deploy_knows_what_it_does_not_know(
     err = capsys.readouterr().err
     assert f"{state}: web1\n" in err
     assert ("web1: ends it, or puts it back, by itself" in err) is (state == "not known")
+
+
+def test_a_host_that_has_answered_may_think_for_longer(play: Play) -> None:
+    """It says that it lives every 2 s: no ``timeout`` is too short for a host that works."""
+    slow = "import time\nfor n in range(2): time.sleep(2); say(alive=1)\nsay(result=1)"
+    assert play.ask(f"say(facts=FACTS); {UPLOAD}\n{slow}", timeout=1) == 1
+
+
+def test_a_look_that_never_ends_is_ended(play: Play) -> None:
+    """A host may be alive, and hang: in a folder of a server that is gone, for one."""
+    for_ever = "import time\nwhile True: time.sleep(0.2); say(alive=1)"
+    found = play.fails(f"say(facts=FACTS); {UPLOAD}\n{for_ever}", timeout=1)
+    assert str(found) == (
+        "error: it is alive, but status has not come to its end in 12 s\nhint:  ssh web1"
+    )
     assert found.exit_code == 4
-    found = play.fails("import time; time.sleep(600)", timeout=0.5)
-    assert str(found).startswith("error: no answer within 0.5 s")
+
+
+@pytest.mark.parametrize(
+    ("verb", "options", "looks"),
+    [
+        ("status", {}, True),
+        ("doctor", {"in_unit": 0}, True),
+        ("doctor", {"in_unit": 120}, False),
+        ("install", {"check": True}, True),
+        ("deploy", {"check": False}, False),
+        ("stop", {}, False),
+        ("logs", {"follow": False}, False),
+    ],
+)
+def test_only_a_look_has_an_end_that_is_near(
+    play: Play, verb: str, options: dict[str, Any], *, looks: bool
+) -> None:
+    """A stop may have a whole attempt to wait for, and is waited for while the host lives."""
+    asked = remote.Asked(play.inventory, play.host, verb, options, None, 1.0)
+    assert asked.looks is looks
