@@ -213,9 +213,8 @@ def _of(kind: type[RolecallError], problems: Sequence[Problem], exit_code: int) 
 
 def _lost(asked: Asked, ended: Ended, doing: str) -> NoAnswer:
     host = asked.host
-    error = unreachable(
-        Call(ssh.typed(host), ended.status, ended.stderr, asked.timeout, ended.noise, host.python)
-    )
+    call = Call(ssh.typed(host), ended.status, ended.stderr, asked.timeout, ended.noise)
+    error = unreachable(call._replace(python=host.python, named=host.address != host.name))
     if not doing:
         return error
     what, hint = error.problems[0].what, error.problems[0].hint
