@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 #: What a host comes to, beside what it says itself.
 UNTOUCHED, UNKNOWN, FAILED = "not touched", "unknown", "failed"
+LONGEST_SETTLE = 3600  # seconds
 WENT_WELL = {UNCHANGED, WOULD, DEPLOYED}
 
 
@@ -67,6 +68,7 @@ def deploy(
     """
     wish = wish or Wish()
     size = batch_size(wish.serial, len(hosts))
+    check_settle(wish.settle)
     configs = fanout.checked(inventory, hosts)
     rollout = _Rollout(inventory, list(hosts), how, wish, configs)
     rollout.look()
@@ -85,6 +87,13 @@ def batch_size(serial: str, hosts: int) -> int:
             f'no number of hosts: "{serial}"', where="--serial", hint="such as 1, 3 or 25%"
         )
     return int(number) if number == serial else max(1, hosts * int(number) // 100)
+
+
+def check_settle(seconds: float) -> None:
+    """Raise UsageError for what is no time to watch workers."""
+    if not 0 <= seconds <= LONGEST_SETTLE:  # NaN neither
+        what, hint = f"no time to watch: {seconds:g}", "seconds, such as 5, and 3600 at most"
+        raise UsageError(what, where="--settle", hint=hint)
 
 
 def batches(hosts: Sequence[Host], size: int) -> Iterator[list[Host]]:

@@ -114,9 +114,9 @@ class Wire:
     def receive(self) -> Message:
         """The next message. Raises HungUp, and Overdue behind ``end_after``."""
         until = time.monotonic() + self.silence
-        while not self._messages or self._is_over:
-            if self._is_over:
-                raise Overdue(self._given)
+        while time.monotonic() < self._over:
+            if self._messages:
+                return self._messages.popleft()
             left = until - time.monotonic()
             if left <= 0:
                 raise HungUp(self._end(silent=True))
@@ -124,11 +124,7 @@ class Wire:
                 until = time.monotonic() + self.silence
             if self._out not in self._open and not self._messages:
                 raise HungUp(self._end(silent=False))
-        return self._messages.popleft()
-
-    @property
-    def _is_over(self) -> bool:
-        return time.monotonic() >= self._over
+        raise Overdue(self._given)
 
     def close(self) -> None:
         """End ssh, in whatever state it is, and reap it."""

@@ -109,8 +109,7 @@ def test_a_far_side_that_only_lives_is_not_waited_for_for_ever(connect: Connect)
     assert wire.receive() == {"alive": 1}
     wire.end_after(0.5)
     with pytest.raises(Overdue):
-        while wire.receive():
-            pass
+        list(iter(wire.receive, None))
 
 
 def test_ssh_has_no_terminal_to_ask_on(connect: Connect) -> None:
