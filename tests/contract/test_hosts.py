@@ -136,7 +136,7 @@ def test_an_unreachable_host_stops_no_other(hosts: FarHosts) -> None:
             ["web3", "builder", "running"],
         ]
         assert "web2: error: " in done.stderr
-        end = "1 of 3 hosts failed; look closer: invoke doctor --limit web2\n"
+        end = "1 of 3 hosts failed; look closer: ssh web2\n"
         assert done.stderr.endswith(end)
         for command in ("install", "agents.restart", "doctor", "agents.logs"):
             done = hosts.invoke(command)
