@@ -70,7 +70,7 @@ def test_an_unreachable_host_stops_no_other(running: FarHosts) -> None:
             ["web3", "tester", "running"],
         ]
         assert "web2: error: " in done.stderr
-        end = "1 of 3 hosts failed; look closer: invoke doctor --limit web2\n"
+        end = "1 of 3 hosts failed; look closer: ssh web2\n"
         assert done.stderr.endswith(end)
         for command in ("agents.restart", "doctor", "agents.logs"):
             done = running.invoke(command)
