@@ -289,7 +289,7 @@ def test_a_role_that_only_fails_is_seen_to_pause(fleet: Fleet) -> None:
     statuses = [fleet.task(f"T{i}")["status"] for i in range(4)]
     assert statuses == ["needs_manual", "needs_manual", "ready", "ready"]
     fleet.configure({"builder": {"script": "cat >/dev/null", **more}})
-    note = "builder: running with the old config until invoke agents.restart"
+    note = "builder: running with the old config until invoke deploy"
     assert note in fleet.do("install")
     fleet.do("agents.restart")
     fleet.wait_status("awaiting_test", "T3")
