@@ -79,7 +79,7 @@ def init_hint(config: Config, connection: Local) -> str:
 
 def _count(tasks: Tasks, path: str) -> str:
     """How many tasks there are, and in which statuses; the most first."""
-    found = Counter(str(entry.task.get("status")) for entry in tasks.entries)
+    found = Counter(str(entry.task.get("status", "without status")) for entry in tasks.entries)
     told = ", ".join(f"{number} {status}" for status, number in found.most_common())
     noun = "task" if len(tasks.entries) == 1 else "tasks"
     return f"{len(tasks.entries)} {noun} in {path}" + f": {told}" * bool(told)
