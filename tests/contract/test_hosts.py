@@ -41,6 +41,7 @@ def test_the_life_of_a_fleet(hosts: FarHosts) -> None:
         assert os.readlink(f"/proc/{row['pid']}/cwd") == str(place)
     assert hosts.do("install") == [f"{name}: nothing to do" for name in hosts.names]
     assert hosts.rows() == rows
+    assert {(row["release"], row["outdated"]) for row in rows.values()} == {(release, False)}
     assert hosts.do("agents.restart") == [f"{name}: builder: restarted" for name in hosts.names]
     assert all(hosts.rows()[key]["pid"] != row["pid"] for key, row in rows.items())
     logs = hosts.do("agents.logs")
@@ -184,6 +185,11 @@ def test_an_unknown_role_is_told_before_any_host_is_asked(hosts: FarHosts) -> No
     hosts.do("install")
     told = ["web2: tester: started", "web3: tester: started"]
     assert hosts.do("agents.start", "--role", "tester") == told
+    wrong = hosts.invoke("agents.start", "--role", "tester", "--limit", "web1")
+    assert (wrong.returncode, wrong.stderr) == (
+        2,
+        "error: tester does not run on web1\nhint:  it runs on web2, web3\n",
+    )
     assert hosts.do("agents.start", "--limit", "web1") == ["web1: builder: started"]
 
 
@@ -224,6 +230,21 @@ def test_logs_follow_several_hosts(hosts: FarHosts) -> None:
     assert seen == set(hosts.names)
     calls = [int(pid) for pid in (hosts.homes / "calls").read_text().split()[-3:]]
     wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in calls), "no call is left")
+
+
+def test_a_host_that_is_lost_is_told_while_the_others_are_followed(hosts: FarHosts) -> None:
+    """At once, not when the person has had enough."""
+    hosts.do("install")
+    hosts.do("agents.start")
+    (hosts.homes / "web2").rename(hosts.homes / "away")
+    try:
+        with hosts.start("agents.logs", "--follow") as typed:
+            assert typed.stderr
+            assert typed.stderr.readline().startswith("web2: ")
+            typed.send_signal(signal.SIGINT)
+            typed.communicate(timeout=PATIENCE)
+    finally:
+        (hosts.homes / "away").rename(hosts.homes / "web2")
 
 
 def test_a_stop_that_is_interrupted_is_done_all_the_same(tmp_path: Path) -> None:
