@@ -199,8 +199,8 @@ def test_what_looks_at_this_machine_says_where_else_to_look(hosts: FarHosts) -> 
     assert done.returncode == 2
     assert done.stderr == (
         f"error: {hosts.inventory}: web1 is not this machine\n"
-        "hint:  this command looks at the machine it runs on: what is there is a file, which may be "
-        "edited at any time: ssh -t web1 'vi ~/shop/.oodatcaa/work/SPRINT_QUEUE.json'\n"
+        "hint:  this command looks at the machine it runs on: what is there is a file, which may "
+        "be edited at any time: ssh -t web1 'vi ~/shop/.oodatcaa/work/SPRINT_QUEUE.json'\n"
     )
 
 
