@@ -130,8 +130,11 @@ def changes(connection: Local, plan: Plan) -> list[Change]:
     ]
 
 
-def notes(plan: Plan) -> tuple[str, ...]:
-    """What a person has to know, or to do."""
+def notes(plan: Plan, *, back: bool = False) -> tuple[str, ...]:
+    """What a person has to know, or to do; ``back``: the host was put back."""
+    if back and plan.cut:
+        cut = effective.CUT.format(plan.before.began)
+        return (*plan.notes, f"{cut}: what was there before that one is what runs")
     if not plan.stopped:
         return plan.notes
     one = len(plan.stopped) == 1

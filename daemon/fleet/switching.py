@@ -304,7 +304,7 @@ def _switched(  # noqa: PLR0913  # what there is to say of it
         todo.before.links.current,
         changes,
         workers,
-        plan.notes(todo),
+        plan.notes(todo, back=state == PUT_BACK),
         problems,
         connection.home,
     )

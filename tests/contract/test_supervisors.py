@@ -85,7 +85,7 @@ def test_a_config_that_is_older_than_the_inventory_is_told(fleet: Fleet) -> None
     """With what to type, for a person and a program; not before, and not after."""
     fleet.configure(TWO)
     fleet.do("install")
-    told = "localhost: its config is older than the inventory: invoke install, then"
+    told = "localhost: its config is older than the inventory: invoke deploy"
     assert told not in fleet.invoke("agents.status").stdout
     fleet.configure({**TWO, "builder": {**TWO["builder"], "timeout": 77}})
     assert told in fleet.invoke("agents.status").stdout
