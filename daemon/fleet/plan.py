@@ -132,12 +132,13 @@ def changes(connection: Local, plan: Plan) -> list[Change]:
 
 def notes(plan: Plan, *, back: bool = False) -> tuple[str, ...]:
     """What a person has to know, or to do; ``back``: the host was put back."""
+    found = plan.notes
     if back and plan.cut:
         cut = effective.CUT.format(plan.before.began)
-        return (*plan.notes, f"{cut}: what was there before that one is what runs")
+        found = (f"{cut}: what was there before that one is what runs", *found)
     if not plan.stopped:
-        return plan.notes
+        return found
     one = len(plan.stopped) == 1
     which = f" --role {plan.stopped[0]}" if one else ""
     stopped = f"{', '.join(plan.stopped)}: stopped before, and left so: invoke agents.start{which}"
-    return (*plan.notes, stopped)
+    return (*found, stopped)
