@@ -11,7 +11,7 @@ import pytest
 
 from daemon import worktree
 from daemon.config import Config
-from daemon.fleet import doctor, install, mergedriver
+from daemon.fleet import doctor, effective, install, mergedriver
 from daemon.fleet.connection import Local
 from daemon.fleet.doctor import Place
 from daemon.fleet.finding import Finding
@@ -217,6 +217,23 @@ def test_our_own_checkout_is_a_workspace_for_no_role(machine: Machine) -> None:
     none = config._replace(run=())
     assert [each.state for each in of(machine.look(none), "workspace")] == ["ok"]
     assert "own checkout" not in str(install.lacks(connection, none, supervisor(connection, none)))
+
+
+def test_a_workspace_that_is_not_there_is_said_first(machine: Machine) -> None:
+    """A slip in the inventory, where another workspace is installed: not a second repository."""
+    installed = {"agent.yml": effective.text(machine.config)}
+    other = git_init(machine.path / "other")
+    found = effective.problem(machine.config._replace(workspace=str(other)), installed)
+    assert found
+    assert "is used by another workspace" in found.problems[0].what
+    slip = machine.config._replace(workspace=f"{machine.workspace}x")
+    found = effective.problem(slip, installed)
+    assert found
+    assert found.problems[0].what == (
+        f"this host has no {machine.workspace}x, and works on another workspace: "
+        f"{machine.workspace}"
+    )
+    assert effective.problem(machine.config, installed) is None
 
 
 def test_a_network_file_system_is_warned_about(machine: Machine) -> None:
