@@ -9,6 +9,7 @@ from daemon.yamltext import WRONG, Placed
 
 HOME = "~"  # the home of a host that has not been asked yet
 HINT = "write where the repository is on that host, such as workspace: ~/src/shop"
+WINS = "{}, in its place or in host_vars/, which wins over it (hosts.yml's group vars do not)"
 
 
 class Places:
@@ -42,7 +43,7 @@ class Places:
             return self.absolute("/", written, placed.where if placed else where)
         else:
             what = f'workspace: "{written[:80]}" is relative, on a host that is not this machine'
-            self._problem(placed.where if placed else where, what, HINT)
+            self._problem(placed.where if placed else where, what, WINS.format(HINT))
         return "/"
 
     def _own(self, written: str | None, placed: Placed | None, folder: str) -> str:

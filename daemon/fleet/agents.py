@@ -9,12 +9,12 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from daemon.errors import RolecallError
+from daemon.errors import ConfigError, RolecallError
 from daemon.fleet import effective, fanout, worktrees
 from daemon.fleet.answers import Attempt, Done, Row, many
 from daemon.fleet.connection import UNREACHABLE
 from daemon.fleet.fanout import HOW, How
-from daemon.fleet.here import one_of
+from daemon.fleet.here import UsageError, one_of
 from daemon.fleet.output import Style, escape
 from daemon.fleet.output import table as draw
 from daemon.fleet.report import Failures, print_done
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from daemon.inventory import Host, Inventory
 
 SOME_DO_NOT_RUN = 3
+OUTDATED = "started before the last change of config, release or code"
 COLOURS = {"running": "green", "failed": "red", "unreachable": "red"}
 UNSETTLED = "yellow"
 MINUTE, HOUR, DAY = 60, 3600, 86400
@@ -73,8 +74,21 @@ def running(
     """
     configs = fanout.checked(inventory, hosts)
     if role is not None:
-        one_of("role", role, dict.fromkeys(each for c in configs.values() for each in c.run))
+        known = dict.fromkeys(each for c in configs.values() for each in c.run)
+        if role not in known and (elsewhere := _others(inventory, role)):
+            what = f"{role} does not run on {', '.join(configs)}"
+            raise UsageError(what, hint=f"it runs on {', '.join(elsewhere)}")
+        one_of("role", role, known)
     return [host for host in hosts if roles_of(configs[host.name], role)], configs
+
+
+def _others(inventory: Inventory, role: str) -> list[str]:
+    """All hosts that run the role, whether they are meant or not."""
+    found = []
+    for host in inventory.every:
+        with contextlib.suppress(ConfigError):  # nobody has asked about that one
+            found += [host.name] if role in inventory.config(host).run else []
+    return found
 
 
 def roles_of(config: Config, role: str | None) -> list[str]:
@@ -143,6 +157,8 @@ def logs(  # noqa: PLR0913  # as the command has options
                 print(said)
             if error:
                 failures.add(host, error)
+                if follow and len(asked) > 1:  # the others go on until Ctrl-C: say it at once, too
+                    hear(host, "tell", error.short)
             elif done is None:
                 missing = RolecallError("Rolecall is not installed there", hint="invoke install")
                 failures.add(host, missing)
@@ -179,6 +195,8 @@ def table(rows: Sequence[Row], style: Style) -> str:
         ]
         for row in rows
     ]
+    if not rows:
+        return "no host runs a role (run: [])"
     drawn = draw(header, cells, style, colours=colours, shrink=7)
     used = {row.host: row.worktrees for row in rows if row.worktrees}
     lines = [f"{escape(host)}: {worktrees.Usage(**facts)}" for host, facts in used.items()]
@@ -189,6 +207,14 @@ def table(rows: Sequence[Row], style: Style) -> str:
         f"{escape(host)}: {escape(effective.CUT.format(began))}: {effective.GO_ON}"
         for host, began in cut.items()
     ]
+    for host in dict.fromkeys(row.host for row in rows if row.outdated):
+        names = ", ".join(row.role for row in rows if row.host == host and row.outdated)
+        lines.append(f"{escape(host)}: {escape(names)}: {OUTDATED}: {effective.RENEW}")
+    parked = {row.host: row for row in rows if row.parked}
+    for host, row in parked.items():
+        count = "1 task waits" if row.parked == 1 else f"{row.parked} tasks wait"
+        look = "needs_manual in its queue" if row.release else "invoke queue.check"
+        lines.append(f"{escape(host)}: {count} for a person: {look}")
     return "\n".join([drawn, *([""] if lines else []), *lines])
 
 

@@ -113,7 +113,10 @@ class Switched(NamedTuple):
         return {
             **self._asdict(),
             "changes": [each._asdict() for each in self.changes],
-            "workers": [each._asdict() for each in self.workers],
+            "workers": [
+                {**each._asdict(), "exit_code": 0 if each.ok else each.exit_code}
+                for each in self.workers
+            ],
             "notes": list(self.notes),
             "problems": [each._asdict() for each in self.problems],
         }
@@ -149,6 +152,9 @@ class Row(NamedTuple):
     ``worktrees``: those of the host's workspace (number, bytes, and whether that is all), None
     without any. ``config_is_older``: install would change what the host's workers read.
     ``deploy_cut_short``: when a deploy began that neither ended nor was put back, None without one.
+    ``release``: the id of the one that was copied to the host, None where its checkout runs.
+    ``outdated``: the worker was started before its config, release or code was last changed.
+    ``parked``: how many tasks of the host's queue wait for a person.
     """
 
     host: str
@@ -164,6 +170,9 @@ class Row(NamedTuple):
     worktrees: dict[str, Any] | None = None
     config_is_older: bool = False
     deploy_cut_short: str | None = None
+    release: str | None = None
+    outdated: bool = False
+    parked: int = 0
 
     def facts(self) -> dict[str, Any]:
         """The row for a program."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 
 from daemon import mounts, worktree
@@ -13,14 +14,17 @@ from daemon.errors import RolecallError
 from daemon.fleet import mergedriver, runs, worktrees
 from daemon.fleet.connection import Local
 from daemon.fleet.finding import FAIL, OK, WARN, Finding
+from daemon.index import Tasks
 from daemon.queue.file import FileQueue
 from daemon.transient import ROOT
+
+OTHER = "invoke init --workspace DIR; or run: [] for this host"
 
 
 def workspace(config: Config, connection: Local) -> Iterator[Finding]:
     """Whether there is git, and a repository that worktrees can be made of."""
     if shutil.which("git") is None:
-        yield Finding("git", FAIL, "git is not on PATH", connection.typed("apt install git"))
+        yield Finding("git", FAIL, "git is not on PATH", "as root: apt-get install git")
         return
     workspace = config.workspace
     if not os.path.isdir(workspace):
@@ -48,15 +52,20 @@ def workspace(config: Config, connection: Local) -> Iterator[Finding]:
         yield Finding("workspace", FAIL if needs else WARN, what, hint)
     else:
         yield from worktrees.findings(config)
-        if os.path.realpath(workspace) == os.path.realpath(ROOT):
+        if is_own(config):
             what = f"{workspace} is Rolecall's own checkout: agents would work on that"
-            yield Finding("workspace", WARN, what, "invoke init --workspace DIR")
+            yield Finding("workspace", WARN, what, OTHER)
         else:
             yield Finding("workspace", OK, workspace)
     gone = mergedriver.missing(mergedriver.configured(workspace))
     if gone:
         what = f"its program is gone ({gone[0]}): git merges the queue line by line"
         yield Finding("merge driver", WARN, what, "invoke init --merge-driver")
+
+
+def is_own(config: Config) -> bool:
+    """Whether roles are to work on Rolecall's own checkout: hardly what is meant."""
+    return bool(config.run) and os.path.realpath(config.workspace) == os.path.realpath(ROOT)
 
 
 def init_hint(config: Config, connection: Local) -> str:
@@ -66,6 +75,26 @@ def init_hint(config: Config, connection: Local) -> str:
         pull = connection.typed(f"git -C {workspace} pull")
         return f"invoke init in a clone of yours, commit and push what it makes, then: {pull}"
     return f"invoke init --workspace {workspace}"
+
+
+def _count(tasks: Tasks, path: str) -> str:
+    """How many tasks there are, and in which statuses; the most first."""
+    found = Counter(str(entry.task.get("status", "without status")) for entry in tasks.entries)
+    told = ", ".join(f"{number} {status}" for status, number in found.most_common())
+    noun = "task" if len(tasks.entries) == 1 else "tasks"
+    return f"{len(tasks.entries)} {noun} in {path}" + f": {told}" * bool(told)
+
+
+def _untaken(config: Config, tasks: Tasks) -> Iterator[Finding]:
+    """Tasks that no role of this host will ever take, and nobody else: the queue is this host's."""
+    roles = config.machine.roles
+    ours = {status for name in config.run for status in roles[name].claims}
+    of = {status: name for name, rules in roles.items() for status in rules.claims}
+    for status, name in of.items():
+        if status not in ours and (left := len(tasks.in_status(status))):
+            noun = "task" if left == 1 else "tasks"
+            what = f"nothing on this host takes {status} ({left} {noun}): {name} does not run here"
+            yield Finding("queue", WARN, what, f"put {name} into run of this host")
 
 
 def queue(config: Config, connection: Local, mountinfo: str) -> Iterator[Finding]:
@@ -84,12 +113,13 @@ def queue(config: Config, connection: Local, mountinfo: str) -> Iterator[Finding
             yield Finding("queue", FAIL, what, problem.hint or "mend the file by hand")
         else:
             problems = snapshot.tasks.problems
-            count = f"{len(snapshot.tasks.entries)} tasks in {path}"
+            count = _count(snapshot.tasks, path)
             if problems:
                 what = f"{count}, and {len(problems)} that are skipped: {problems[0]}"
                 yield Finding("queue", WARN, what, "invoke queue.check")
             else:
                 yield Finding("queue", OK, count)
+            yield from _untaken(config, snapshot.tasks)
         if not os.access(path, os.W_OK) or not os.access(os.path.dirname(path), os.W_OK):
             hint = f"chmod u+w {shlex.quote(os.path.dirname(path))} {shlex.quote(path)}"
             hint = connection.typed(hint)

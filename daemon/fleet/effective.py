@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 from daemon.config import Config, from_json, to_json
@@ -10,7 +11,7 @@ from daemon.fleet import units
 from daemon.fleet.connection import Local
 
 OLDER = "its config is older than the inventory"
-RENEW = "invoke install, then invoke agents.restart"
+RENEW = "invoke deploy"
 CUT, GO_ON = "the deploy of {} was cut short", "invoke deploy goes on with it"
 
 
@@ -80,6 +81,12 @@ def problem(config: Config, present: Mapping[str, str]) -> ConfigError | None:
                 "there is a file of that name that invoke install has not made",
                 where=where,
                 hint="move it away, or set another unit_prefix",
+            )
+        if not os.path.isdir(config.workspace):
+            return ConfigError(
+                f"this host has no {config.workspace}, and works on another workspace: {workspace}",
+                where=where,
+                hint="is that a slip? Else clone it there, and give it a unit_prefix of its own",
             )
         return ConfigError(
             f'unit_prefix "{config.unit_prefix}" is used by another workspace: {workspace}',

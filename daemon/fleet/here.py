@@ -53,20 +53,25 @@ class Fleet(NamedTuple):
             if local
             else f"{names} {verb} not this machine",
             where=self.inventory.folder,
-            hint=hint + ("--limit HOST" if local else f"look there, {_there(self.hosts[0])}"),
+            hint=hint + ("--limit HOST" if local else self._there(self.hosts[0])),
         )
+
+    def _there(self, host: Host) -> str:
+        """How a person gets to the queue of a host: it is a file that may be edited."""
+        import shlex  # noqa: PLC0415  # only an error says it
+
+        from daemon.fleet import ssh  # noqa: PLC0415  # as above
+
+        home, slash, rest = self.inventory.config(host).queue_file.partition("/")
+        path = f"{home}{slash}{shlex.quote(rest)}"
+        there = ssh.typed(host).replace("ssh ", "ssh -t ", 1)
+        what = "what is there is a file, which may be edited at any time"
+        return f"{what}: {there} {shlex.quote('vi ' + path)}"
 
     def config(self, workspace: str | None = None) -> Config:
         """This machine's effective config, for another workspace where one is named."""
         home = os.path.expanduser("~")  # of a host that is this machine by its name alone
         return self.inventory.config(self.here(), workspace=workspace, home=home)
-
-
-def _there(host: Host) -> str:
-    """How a person gets to the workspace of a host."""
-    from daemon.fleet import ssh  # noqa: PLC0415  # only an error says it
-
-    return f"{ssh.typed(host)}, then cd {host.vars.get('workspace', '~')}"
 
 
 def fleet(inventory: str | None = None, limit: str | None = None) -> Fleet:

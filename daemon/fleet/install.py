@@ -83,14 +83,9 @@ def _install(
         running = [r for r, each in found.states(config.run).items() if each.state == "running"]
         if running:
             names, old = ", ".join(running), "release" if release else "config"
-            notes.append(f"{names}: running with the old {old} until invoke agents.restart")
+            notes.append(f"{names}: running with the old {old} until invoke deploy")
     dropped = workers.dropped(connection, config)
-    actions += [
-        f"stop {role}"
-        for at in dropped
-        for role, each in at.supervisor.states(at.roles).items()
-        if each.state in snapshot.RUNNING
-    ]
+    actions += [each for at in dropped for each in _stops(at)]
     if cut := snapshot.kept(connection, config):
         notes.append(f"{effective.CUT.format(cut.began)}: {effective.GO_ON}")
     changes = [Change(connection.name, "", "action", each) for each in release]
@@ -108,6 +103,12 @@ def _install(
         connection.remove(each)
     found.refresh(units_changed)
     return _installed(connection, found, changes, notes)
+
+
+def _stops(at: workers.Place) -> list[str]:
+    """Which workers are to be stopped, in words."""
+    states = at.supervisor.states(at.roles)
+    return [f"stop {role}" for role, each in states.items() if each.state in snapshot.RUNNING]
 
 
 def _stop(at: workers.Place, roles: list[str]) -> list[str]:
@@ -174,13 +175,22 @@ def lacks(connection: Local, config: Config, found: Supervisor) -> list[str]:
     """What a person has to do before attempts can run."""
     fresh = not connection.exists(effective.path(connection, config))
     there = copied.lacks(connection, config) if connection.releases else []
-    return [*found.notes(fresh=fresh), *there, *_missing_agents(config)]
+    return [*found.notes(fresh=fresh), *there, *_own_checkout(config), *_missing_agents(config)]
 
 
 def put(connection: Local, config_file: str, files: dict[str, str]) -> None:
     """Write these files, each with the mode that its kind has; the config last of all."""
     for path in sorted(files, key=lambda each: each == config_file):
         connection.write(path, files[path], CONFIG_MODE if path == config_file else UNIT_MODE)
+
+
+def _own_checkout(config: Config) -> list[str]:
+    if os.path.realpath(config.workspace) != os.path.realpath(ROOT):
+        return []  # almost always; what follows takes the queue's code
+    from daemon.fleet import clone  # noqa: PLC0415  # as above
+
+    what = f"{config.workspace} is Rolecall's own checkout: {clone.OTHER}"
+    return [what] if clone.is_own(config) else []
 
 
 def _missing_agents(config: Config) -> list[str]:
@@ -226,13 +236,11 @@ def _uninstall(connection: Local, config: Config, found: Supervisor, *, check: b
         changes.append(Change(name, "", "action", f"disable lingering of {connection.user}"))
     if connection.releases and connection.exists(connection.releases):
         changes.append(Change(name, connection.releases, "remove"))
+    here = (*workers.dropped(connection, config), workers.place(connection, config))
     if check or not changes:
-        return _installed(connection, found, changes, [])
-    notes = [
-        each
-        for at in (*workers.dropped(connection, config), workers.place(connection, config))
-        for each in _stop(at, [*at.config.roles])
-    ]
+        told = [Change(name, "", "action", each) for at in here for each in _stops(at)]
+        return _installed(connection, found, [*told, *changes], [])
+    notes = [each for at in here for each in _stop(at, [*at.config.roles])]
     unit_files = [each for each in present if each != path]
     found.forget(unit_files)
     for each in left:

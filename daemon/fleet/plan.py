@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import glob
-import os
-import time
 from typing import NamedTuple
 
-from daemon import process, transient
 from daemon.config import Config
 from daemon.errors import ConfigError
-from daemon.fleet import copied, effective, install, place, snapshot
+from daemon.fleet import copied, effective, install, place, snapshot, staleness
 from daemon.fleet.answers import Change
 from daemon.fleet.connection import Local
 from daemon.fleet.copied import Sent
 from daemon.fleet.install import Difference
 from daemon.fleet.releases import Links
 from daemon.fleet.snapshot import RUNNING, Snapshot
-from daemon.fleet.supervisor import State, Supervisor, supervisor_name
-
-START = 0.05  # seconds that a process takes at least before it reads its config
+from daemon.fleet.supervisor import Supervisor, supervisor_name
 
 
 class Plan(NamedTuple):
@@ -62,7 +56,7 @@ def of(
     actions, notes = install.prepare(connection, found, check=check)
     units = [each for each in (*differs.write, *differs.remove) if each != path]
     actions += found.missing(units, check=check)
-    if cut:
+    if cut and check:  # else what comes of it is told at its end
         notes.append(
             f"{effective.CUT.format(cut.began)}: should this one fail, what was there "
             "before that one is put back"
@@ -76,8 +70,9 @@ def of(
     wanted |= {role for role in config.run if states[role].state == "failed"}
     start = [role for role in config.run if role in wanted and role not in running]
     if not changed:
-        newest = _newest([path, *found.files()], code=links.current is None)
-        running = [role for role in running if _is_stale(states[role], newest, links.current)]
+        newest = staleness.newest([path, *found.files()], code=links.current is None)
+        now_run = links.current
+        running = [r for r in running if staleness.is_stale(states[r], newest, now_run)]
     if connection.releases:  # nothing that workers read
         excluded = copied.excluded(connection, config, check=True)
         differs = differs._replace(changes=(*differs.changes, *excluded))
@@ -122,25 +117,6 @@ def _is_there(connection: Local, before: Snapshot) -> bool:
     return not (connection.releases and release) or release in place.present(connection.releases)
 
 
-def _newest(files: list[str], *, code: bool) -> float:
-    """When what the workers read was last changed; with the code of a checkout, if asked for."""
-    if code:
-        files += glob.glob(os.path.join(transient.ROOT, "daemon", "**", "*.py"), recursive=True)
-    return max((os.stat(each).st_mtime for each in files if os.path.exists(each)), default=0.0)
-
-
-def _is_stale(state: State, newest: float, release: str | None) -> bool:
-    """Whether a worker that runs was started before what it is to run was there."""
-    found = process.stat(state.pid or 0)
-    if found is None:
-        return True
-    if release is not None and snapshot.release_of(found.pid) not in {None, release}:
-        return True
-    ticks = time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK") - found.started
-    began = time.time() - ticks / os.sysconf("SC_CLK_TCK")
-    return newest > began + START
-
-
 def changes(connection: Local, plan: Plan) -> list[Change]:
     """What is done, or would be, but for the workers."""
     name, old, new = connection.name, plan.before.links.current, plan.links.current
@@ -154,11 +130,15 @@ def changes(connection: Local, plan: Plan) -> list[Change]:
     ]
 
 
-def notes(plan: Plan) -> tuple[str, ...]:
-    """What a person has to know, or to do."""
+def notes(plan: Plan, *, back: bool = False) -> tuple[str, ...]:
+    """What a person has to know, or to do; ``back``: the host was put back."""
+    found = plan.notes
+    if back and plan.cut:
+        cut = effective.CUT.format(plan.before.began)
+        found = (f"{cut}: what was there before that one is what runs", *found)
     if not plan.stopped:
-        return plan.notes
+        return found
     one = len(plan.stopped) == 1
     which = f" --role {plan.stopped[0]}" if one else ""
     stopped = f"{', '.join(plan.stopped)}: stopped before, and left so: invoke agents.start{which}"
-    return (*plan.notes, stopped)
+    return (*found, stopped)

@@ -98,11 +98,3 @@ def forget(connection: Local, config: Config) -> None:
 def links(connection: Local) -> Links:
     """Which releases the host's links name."""
     return releases.links(connection.releases) if connection.releases else NONE
-
-
-def release_of(pid: int | None) -> str | None:
-    """The release that a process was started in; None where that is not to be known."""
-    try:
-        return os.path.basename(os.readlink(f"/proc/{pid}/cwd"))
-    except OSError:
-        return None

@@ -143,7 +143,8 @@ class _Switch:
         if connection.releases:
             copied.excluded(connection, self.config, check=False)
         if todo.restart or todo.start:
-            self.tell("hands over" + f" to release {todo.links.current}" * bool(todo.links.current))
+            new = todo.links.current if todo.links.current != todo.before.links.current else None
+            self.tell("hands over" + f" to release {new}" * bool(new))
         # One after another: where the first fails, the others have never been touched.
         first: dict[str, State] = {}
         for role in (*todo.restart, *todo.start):
@@ -307,7 +308,7 @@ def _switched(  # noqa: PLR0913  # what there is to say of it
         todo.before.links.current,
         changes,
         workers,
-        plan.notes(todo),
+        plan.notes(todo, back=state == PUT_BACK),
         problems,
         connection.home,
     )

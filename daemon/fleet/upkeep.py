@@ -82,6 +82,9 @@ def systemd(
 def pidfile(connection: Local, config: Config) -> Iterator[Finding]:
     """What pid files cannot do, and what to type for it."""
     what = "pidfile: nothing starts workers again, neither after a crash nor at boot"
+    if not config.run:
+        yield Finding("supervisor", OK, "pidfile: no role is to run here")
+        return
     at_boot = PidFiles(connection, config).at_boot()
     hint = f"invoke agents.start; at boot a line of crontab -e: {at_boot}"
     yield Finding("supervisor", OK, what, hint)

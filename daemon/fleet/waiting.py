@@ -210,7 +210,7 @@ class _Judge:
             "paused": f"at once: invoke agents.restart --role {wait.role}",
         }.get(wait.kind, "")
         if wait.kind == "budget" and "until it is raised" in wait.why:
-            hint = "raise it in the inventory, then invoke install, then invoke agents.restart"
+            hint = "raise it in the inventory, then invoke deploy"
         return wait._replace(until=until, hint=hint)
 
     def _usable(self, entry: Entry, kind: str) -> str:

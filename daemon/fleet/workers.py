@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from daemon.config import Config
 from daemon.errors import RolecallError
-from daemon.fleet import effective, worktrees
+from daemon.fleet import effective, staleness, worktrees
 from daemon.fleet.alone import alone
 from daemon.fleet.answers import Attempt, Done, Row
 from daemon.fleet.connection import Local
+from daemon.fleet.place import CURRENT
 from daemon.fleet.supervisor import State, Supervisor, Told, supervisor
+from daemon.lifecycle import PARKED
 from daemon.model import format_time, parse_time
 
 if TYPE_CHECKING:
@@ -105,7 +107,7 @@ def _told(at: Place, tell: Callable[[], dict[str, Told]]) -> list[Done]:
 
 def status(at: Place) -> list[Row]:
     """How the workers are, one row each."""
-    working, pauses, trouble = _working(at.config, at.roles)
+    working, pauses, trouble, parked = _working(at.config, at.roles)
     used = worktrees.usage(at.config)
     foreign = effective.foreign(at.connection, at.config)
     if foreign:  # what runs under this prefix is not ours
@@ -114,6 +116,7 @@ def status(at: Place) -> list[Row]:
         states = at.supervisor.states(at.roles)
     older = not foreign and effective.is_older(at.connection, at.config)
     cut = None if foreign else _cut_short(at)
+    release, outdated = None if foreign else _release(at.connection), _outdated(at, states)
     rows = []
     for role, state in states.items():
         pause = pauses.get(role)
@@ -132,9 +135,32 @@ def status(at: Place) -> list[Row]:
                 used._asdict() if used else None,
                 older,
                 cut,
+                release,
+                role in outdated,
+                parked,
             )
         )
     return rows
+
+
+def _release(connection: Local) -> str | None:
+    """The release that was copied to the host."""
+    try:
+        folder = connection.releases or ""
+        return os.path.basename(os.readlink(os.path.join(folder, CURRENT))) if folder else None
+    except OSError:
+        return None
+
+
+def _outdated(at: Place, states: Mapping[str, State]) -> set[str]:
+    """The roles whose workers have not read what there is for them to read."""
+    running = {role: state for role, state in states.items() if state.state == "running"}
+    if not running:
+        return set()
+    release = _release(at.connection)
+    read = [effective.path(at.connection, at.config)]
+    newest = staleness.newest(read, code=release is None)
+    return {r for r, state in running.items() if staleness.is_stale(state, newest, release)}
 
 
 def _cut_short(at: Place) -> str | None:
@@ -147,16 +173,19 @@ def _cut_short(at: Place) -> str | None:
 
 def _working(
     config: Config, roles: Sequence[str]
-) -> tuple[dict[str, list[Attempt]], dict[str, Pause], str]:
-    """The live attempts and the pauses of this host, by role, and why no worker can work."""
+) -> tuple[dict[str, list[Attempt]], dict[str, Pause], str, int]:
+    """The live attempts and the pauses of this host, by role; why no worker can work.
+
+    And how many tasks wait for a person.
+    """
     from daemon.queue.file import FileQueue  # noqa: PLC0415  # the queue, when needed
 
     now = time.time()
     queue = FileQueue(config)
     working: dict[str, list[Attempt]] = {}
-    trouble = ""
+    trouble, parked = "", 0
     try:
-        queue.snapshot()
+        parked = len(queue.snapshot().tasks.in_status(*PARKED - {"blocked"}))
         for lease in queue.live(host=os.uname().nodename):
             if lease.role in roles:
                 seconds = max(0.0, now - (parse_time(lease.started_at) or now))
@@ -169,4 +198,4 @@ def _working(
         found = [pause for pause in queue.pauses(role) if not pause.passing]
         if found:
             pauses[role] = max(found, key=lambda each: each.lasts)
-    return working, pauses, trouble
+    return working, pauses, trouble, parked

@@ -103,6 +103,20 @@ def test_logs_follow_several_hosts(running: FarHosts) -> None:
     wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in calls), "no call is left")
 
 
+def test_a_host_that_is_lost_is_told_while_the_others_are_followed(running: FarHosts) -> None:
+    """At once, not when the person has had enough."""
+    running.cut("web2")
+    try:
+        with running.start("agents.logs", "--follow") as typed:
+            assert typed.stderr
+            assert typed.stderr.readline().startswith("web2: ")
+            assert typed.poll() is None
+            typed.send_signal(signal.SIGINT)
+            typed.communicate(timeout=PATIENCE)
+    finally:
+        running.heal("web2")
+
+
 def test_the_life_of_a_fleet(tmp_path: Path) -> None:
     """Installed, started, seen, stopped and removed by one command each: nothing is left.
 
@@ -124,6 +138,7 @@ def test_the_life_of_a_fleet(tmp_path: Path) -> None:
         assert os.readlink(f"/proc/{row['pid']}/cwd") == str(place)
     assert hosts.do("install") == [f"{name}: nothing to do" for name in hosts.names]
     assert hosts.rows() == rows
+    assert {(row["release"], row["outdated"]) for row in rows.values()} == {(release, False)}
     assert hosts.do("agents.restart") == [f"{name}: builder: restarted" for name in hosts.names]
     assert all(hosts.rows()[key]["pid"] != row["pid"] for key, row in rows.items())
     assert hosts.do("agents.stop") == [f"{name}: builder: stopped" for name in hosts.names]
@@ -266,6 +281,9 @@ def test_an_unknown_role_is_told_before_any_host_is_asked(bare: FarHosts) -> Non
     told = ["web2: tester: not running", "web3: tester: not running"]
     assert bare.do("agents.stop", "--role", "tester") == told
     assert len(bare.calls()) == len(asked) + 2
+    wrong = bare.invoke("agents.stop", "--role", "tester", "--limit", "web1")
+    told_of = "error: tester does not run on web1\nhint:  it runs on web2, web3\n"
+    assert (wrong.returncode, wrong.stderr) == (2, told_of)
     bare.write_hosts({name: {} for name in NAMES})
 
 
@@ -275,8 +293,8 @@ def test_what_looks_at_this_machine_says_where_else_to_look(bare: FarHosts) -> N
     assert done.returncode == 2
     assert done.stderr == (
         f"error: {bare.inventory}: web1 is not this machine\n"
-        "hint:  this command looks at the machine it runs on: look there, ssh web1, "
-        "then cd ~/shop\n"
+        "hint:  this command looks at the machine it runs on: what is there is a file, which may "
+        "be edited at any time: ssh -t web1 'vi ~/shop/.oodatcaa/work/SPRINT_QUEUE.json'\n"
     )
 
 

@@ -85,7 +85,7 @@ def test_a_config_that_is_older_than_the_inventory_is_told(fleet: Fleet) -> None
     """With what to type, for a person and a program; not before, and not after."""
     fleet.configure(TWO)
     fleet.do("install")
-    told = "localhost: its config is older than the inventory: invoke install, then"
+    told = "localhost: its config is older than the inventory: invoke deploy"
     assert told not in fleet.invoke("agents.status").stdout
     fleet.configure({**TWO, "builder": {**TWO["builder"], "timeout": 77}})
     assert told in fleet.invoke("agents.status").stdout
@@ -289,7 +289,7 @@ def test_a_role_that_only_fails_is_seen_to_pause(fleet: Fleet) -> None:
     statuses = [fleet.task(f"T{i}")["status"] for i in range(4)]
     assert statuses == ["needs_manual", "needs_manual", "ready", "ready"]
     fleet.configure({"builder": {"script": "cat >/dev/null", **more}})
-    note = "builder: running with the old config until invoke agents.restart"
+    note = "builder: running with the old config until invoke deploy"
     assert note in fleet.do("install")
     fleet.do("agents.restart")
     fleet.wait_status("awaiting_test", "T3")

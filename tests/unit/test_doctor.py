@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -10,11 +11,13 @@ import pytest
 
 from daemon import worktree
 from daemon.config import Config
-from daemon.fleet import doctor, mergedriver
+from daemon.fleet import doctor, effective, install, mergedriver
+from daemon.fleet.connection import Local
 from daemon.fleet.doctor import Place
 from daemon.fleet.finding import Finding
 from daemon.fleet.here import UsageError
 from daemon.fleet.output import Style
+from daemon.fleet.supervisor import supervisor
 from tests.console import git_init
 from tests.queues import FileBackend
 from tests.workspace import ROOT
@@ -178,6 +181,59 @@ def test_the_queue_is_read(machine: Machine) -> None:
     (found,) = of(machine.look(), "queue")
     assert found.state == "warn"
     assert "invoke init --workspace" in found.hint
+
+
+def test_the_queue_is_counted_by_status(machine: Machine) -> None:
+    """The most first; one task is one task."""
+    queue = machine.workspace / "SPRINT_QUEUE.json"
+    tasks = [{"id": f"T{n}", "status": "done" if n < 3 else "ready"} for n in range(1, 4)]
+    queue.write_text(json.dumps({"tasks": tasks}))
+    assert of(machine.look(), "queue")[0].what == f"3 tasks in {queue}: 2 done, 1 ready"
+    queue.write_text(json.dumps({"tasks": tasks[:1]}))
+    assert of(machine.look(), "queue")[0].what == f"1 task in {queue}: 1 done"
+
+
+def test_tasks_that_nothing_here_takes_are_warned_about(machine: Machine) -> None:
+    """The queue is this host's alone: what its own roles do not claim stays where it is."""
+    queue = machine.workspace / "SPRINT_QUEUE.json"
+    statuses = ("ready", "awaiting_test", "done", "needs_manual", "testing")
+    tasks = [{"id": f"T{n}", "status": each} for n, each in enumerate(statuses)]
+    queue.write_text(json.dumps({"tasks": tasks}))
+    assert [each.state for each in of(machine.look(), "queue")] == ["ok"]
+    _, found = of(machine.look(machine.config._replace(run=("builder",))), "queue")
+    assert (found.state, found.hint) == ("warn", "put tester into run of this host")
+    assert "nothing on this host takes awaiting_test (1 task)" in found.what
+
+
+def test_our_own_checkout_is_a_workspace_for_no_role(machine: Machine) -> None:
+    """A warning of the doctor's and a note of install's; without roles there is nothing to say."""
+    config = machine.config._replace(workspace=str(ROOT))
+    (found,) = of(machine.look(config), "workspace")
+    assert (found.state, "run: []" in found.hint) == ("warn", True)
+    connection = Local()
+    assert install.lacks(connection, config, supervisor(connection, config))[1].startswith(
+        f"{ROOT} is Rolecall's own checkout: invoke init --workspace DIR"
+    )
+    none = config._replace(run=())
+    assert [each.state for each in of(machine.look(none), "workspace")] == ["ok"]
+    assert "own checkout" not in str(install.lacks(connection, none, supervisor(connection, none)))
+
+
+def test_a_workspace_that_is_not_there_is_said_first(machine: Machine) -> None:
+    """A slip in the inventory, where another workspace is installed: not a second repository."""
+    installed = {"agent.yml": effective.text(machine.config)}
+    other = git_init(machine.path / "other")
+    found = effective.problem(machine.config._replace(workspace=str(other)), installed)
+    assert found
+    assert "is used by another workspace" in found.problems[0].what
+    slip = machine.config._replace(workspace=f"{machine.workspace}x")
+    found = effective.problem(slip, installed)
+    assert found
+    assert found.problems[0].what == (
+        f"this host has no {machine.workspace}x, and works on another workspace: "
+        f"{machine.workspace}"
+    )
+    assert effective.problem(machine.config, installed) is None
 
 
 def test_a_network_file_system_is_warned_about(machine: Machine) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -58,6 +60,26 @@ def test_the_shipped_inventory_is_ready_to_use(
     assert set(agents.values()) == {"claude"}
     assert {role.prompt_via for role in config.roles.values()} == {"stdin"}
     assert load(workspace=CHECKOUT) == load_apart(workspace=CHECKOUT) == config
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/fleet.md"])
+def test_the_examples_load_beside_what_is_shipped(document: str, tmp_path: Path) -> None:
+    """Typed over the shipped hosts.yml: each SSH host has its workspace, this machine no role."""
+    text = Path(CHECKOUT, document).read_text(encoding="utf-8")
+    (hosts,) = (
+        each for each in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "hosts:" in each
+    )
+    group_vars = "inventory/group_vars"  # host_vars/ is the person's own
+    shutil.copytree(Path(CHECKOUT, group_vars), tmp_path / group_vars)
+    (tmp_path / "inventory" / "hosts.yml").write_text(hosts, encoding="utf-8")
+    configs = Inventory.load(str(tmp_path / "inventory")).configs()
+    assert {name: bool(config.run) for name, config in configs.items()} == {
+        "localhost": False,
+        **dict.fromkeys(("web1", "web2", "web3"), True),
+    }
+    assert {config.workspace for name, config in configs.items() if name != "localhost"} == {
+        "~/src/shop"
+    }
 
 
 def test_a_relative_workspace_counts_from_the_checkout(write: Write, tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from daemon.errors import ConfigError, RolecallError
-from daemon.fleet import report
-from daemon.fleet.answers import Done, Installed, Row, Switched, known
+from daemon.fleet import agents, report
+from daemon.fleet.answers import PUT_BACK, Done, Installed, Row, Switched, known
 from daemon.fleet.connection import Local, NoAnswer, Unreachable
 from daemon.fleet.fanout import Answer
 from daemon.fleet.finding import Finding
+from daemon.fleet.output import Style
 from daemon.fleet.report import Failures
 from daemon.inventory import Host
 
@@ -218,6 +219,29 @@ def test_a_release_that_knows_more_is_understood() -> None:
     """What this one does not know of an answer is left out; what it lacks has its default."""
     row = Row.of({"host": "a", "role": "b", "supervisor": "c", "state": "running", "new": 1})
     assert row == Row("a", "b", "c", "running")
+
+
+def test_below_the_table_stands_what_there_is_to_do() -> None:
+    """Workers that have not read what is there, and tasks for a person: one line of each host."""
+    row = Row("web1", "builder", "pidfile", "running", release="a1", outdated=True, parked=2)
+    rows = [row, row._replace(role="tester"), row._replace(role="refiner", outdated=False)]
+    rows.append(Row("here", "builder", "pidfile", "running", parked=1))
+    assert agents.table(rows, Style()).splitlines()[-3:] == [
+        (
+            "web1: builder, tester: started before the last change of config, release or code: "
+            "invoke deploy"
+        ),
+        "web1: 2 tasks wait for a person: needs_manual in its queue",
+        "here: 1 task waits for a person: invoke queue.check",
+    ]
+    assert "run: []" in agents.table([], Style())
+
+
+def test_a_worker_that_is_well_has_exit_code_0() -> None:
+    """As `ok` has it; one that is not keeps its own."""
+    bad = Done("web1", "tester", "not started", ok=False, exit_code=4)
+    found = Switched("web1", "", PUT_BACK, workers=(Done("web1", "builder", "restarted"), bad))
+    assert [each["exit_code"] for each in found.facts()["workers"]] == [0, 4]
 
 
 def test_a_command_for_a_host_is_typed_through_ssh() -> None:
