@@ -271,8 +271,9 @@ class Local:
 def _at_once(path: str, flags: int) -> int:
     """Open a file to read; nothing that one would wait for ever to read from."""
     descriptor = os.open(path, flags | os.O_NONBLOCK)
+    mode = os.fstat(descriptor).st_mode
     masked = os.path.realpath(path) == os.devnull  # as systemctl mask leaves it
-    if not (masked or stat.S_ISREG(os.fstat(descriptor).st_mode)):
+    if not (masked or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a folder is open's to refuse
         os.close(descriptor)
         raise RolecallError("it is no file", where=path, hint=f"rm {shlex.quote(path)}")
     return descriptor
