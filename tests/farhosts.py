@@ -103,6 +103,11 @@ class FarHosts:
         found = [str(path.relative_to(home)) for path in home.rglob("*")]
         return sorted(path for path in found if not path.startswith("shop"))
 
+    def calls(self) -> list[int]:
+        """The pid of each call of ssh so far."""
+        path = self.homes / "calls"
+        return [int(pid) for pid in path.read_text().split()] if path.exists() else []
+
     def cut(self, name: str) -> None:
         """A host that cannot be reached."""
         (self.homes / name).rename(self.homes / f"{name}.cut")

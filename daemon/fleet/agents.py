@@ -7,12 +7,11 @@ import contextlib
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from daemon.errors import RolecallError
 from daemon.fleet import effective, fanout, worktrees
-from daemon.fleet.answers import Attempt, Done, Row, known, many
+from daemon.fleet.answers import Attempt, Done, Row, many
 from daemon.fleet.connection import UNREACHABLE
 from daemon.fleet.fanout import HOW, How
 from daemon.fleet.here import one_of
@@ -49,6 +48,8 @@ def tell(
 ) -> int:
     """Have workers start, stop or restart, and print what came of it; returns the exit status."""
     asked, configs = running(inventory, hosts, role)
+    if verb == "stop" and not role:
+        asked = list(hosts)  # those where nothing is to run any more, too
     answers = fanout.ask(inventory, asked, verb, {"role": role}, how, configs=configs)
 
     def parse(host: Host, facts: Any) -> list[Done]:
@@ -57,10 +58,10 @@ def tell(
                 NOT_THERE[verb]._replace(role=each) for each in roles_of(configs[host.name], role)
             ]
         else:
-            done = many(partial(known, Done), facts)
+            done = many(Done.of, facts)
         return [each._replace(host=host.name) for each in done]
 
-    return print_done(len(asked), fanout.read(answers, parse), role)
+    return print_done(asked, fanout.read(answers, parse), role)
 
 
 def running(
@@ -86,7 +87,7 @@ def status(
 ) -> Status:
     """How the workers are, one row each; one row for a host that could not say it."""
     asked, configs = running(inventory, hosts, role)
-    rows, failures = dict[str, list[Row]](), Failures(len(asked))
+    rows, failures = dict[str, list[Row]](), Failures(asked)
     answers = fanout.ask(inventory, asked, "status", {"role": role}, how, configs=configs)
 
     def parse(host: Host, facts: Any) -> list[Row]:
@@ -130,7 +131,7 @@ def logs(  # noqa: PLR0913  # as the command has options
         else:
             kept.setdefault(host.name, []).append(said)
 
-    failures = Failures(len(asked))
+    failures = Failures(asked)
     options = {"role": role, "follow": follow, "lines": lines}
     if follow:  # none of them ends
         how = how._replace(forks=max(how.forks, len(asked)))
@@ -183,6 +184,11 @@ def table(rows: Sequence[Row], style: Style) -> str:
     lines = [f"{escape(host)}: {worktrees.Usage(**facts)}" for host, facts in used.items()]
     older = dict.fromkeys(row.host for row in rows if row.config_is_older)
     lines += [f"{escape(host)}: {effective.OLDER}: {effective.RENEW}" for host in older]
+    cut = {row.host: row.deploy_cut_short for row in rows if row.deploy_cut_short}
+    lines += [
+        f"{escape(host)}: {escape(effective.CUT.format(began))}: {effective.GO_ON}"
+        for host, began in cut.items()
+    ]
     return "\n".join([drawn, *([""] if lines else []), *lines])
 
 

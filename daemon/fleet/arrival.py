@@ -189,11 +189,21 @@ def listed(folder: str) -> "dict[str, str]":
 def verify(
     folder: str, beat: "Callable[[], None]" = lambda: None, *, compiles: bool = True
 ) -> None:
-    """Raise Damaged unless a release is, file by file, what its manifest says, and no more.
+    """Compare a release with its manifest, as ``compare`` does.
 
     What Python has compiled of it is no part of that: where it is not of these very sources, it is
     made again, if ``compiles``.
     """
+    compare(folder, beat)
+    try:
+        if compiles:
+            compile_in(folder, folder, beat)
+    except OSError:
+        pass  # on a full disk it runs all the same
+
+
+def compare(folder: str, beat: "Callable[[], None]" = lambda: None) -> None:
+    """Raise Damaged unless a release is, file by file, what its manifest says, and no more."""
     expected = listed(folder)
     expected[MANIFEST] = ""
     folders = {name[:at] for name in expected for at, each in enumerate(name) if each == "/"}
@@ -219,11 +229,6 @@ def verify(
         more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         what = f"damaged: {', '.join(sorted(wrong)[:SHOWN])}{more}"
         raise Damaged(what, where=folder, hint="invoke install copies it anew")
-    try:
-        if compiles:
-            compile_in(folder, folder, beat)
-    except OSError:
-        pass  # on a full disk it runs all the same
 
 
 def _hash(path: str) -> str:

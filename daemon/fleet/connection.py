@@ -9,6 +9,7 @@ import select
 import shlex
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -27,6 +28,14 @@ class Unreachable(RolecallError):
     """A host that cannot be worked with now."""
 
     exit_code = UNREACHABLE
+
+
+class NoAnswer(Unreachable):
+    """A host that could not be asked at all: ssh, or the way to it, failed."""
+
+
+class Lost(NoAnswer):
+    """A host that was doing something when it was last heard of: what came of it is not known."""
 
 
 class Ran(NamedTuple):
@@ -126,9 +135,9 @@ class Local:
         return os.path.lexists(path)
 
     def read(self, path: str) -> str | None:
-        """A file's text, or None where there is no such file."""
+        """A file's text, or None where there is no such file. Raises RolecallError for a pipe."""
         try:
-            with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            with open(path, encoding="utf-8", errors="surrogateescape", opener=_at_once) as file:
                 return file.read()
         except FileNotFoundError:
             return None
@@ -257,6 +266,16 @@ class Local:
             os.write(2, f"error: {argv[0]}: {error.strerror}\n".encode())
         finally:
             os._exit(127)
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open a file to read; nothing that one would wait for ever to read from."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    masked = os.path.realpath(path) == os.devnull  # as systemctl mask leaves it
+    if not (masked or stat.S_ISREG(os.fstat(descriptor).st_mode)):
+        os.close(descriptor)
+        raise RolecallError("it is no file", where=path, hint=f"rm {shlex.quote(path)}")
+    return descriptor
 
 
 def _wait_ready(pid: int, channel: socket.socket, seconds: float) -> str:

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from daemon.config import Config
 from daemon.errors import RolecallError
-from daemon.fleet import releases
+from daemon.fleet import arrival, place, releases
 from daemon.fleet.answers import Change
 from daemon.fleet.connection import Local
-from daemon.fleet.finding import FAIL, Finding
+from daemon.fleet.finding import FAIL, OK, WARN, Finding
 from daemon.transient import ROOT
 
 COMPILED = 3  # times its size a release takes at most, once it is compiled and until it is in place
@@ -99,6 +99,22 @@ def excluded(connection: Local, config: Config, *, check: bool) -> list[Change]:
     if not check:
         init.exclude(config)
     return [Change(connection.name, path, kind, f"added {' '.join(missing)}")]
+
+
+def examine(connection: Local, sent: Sent | None) -> list[Finding]:
+    """Whether the release that the host runs is whole, and the operator's; none is no finding."""
+    folder = connection.releases or ""
+    current = releases.links(folder).current if folder else None
+    if current is None:
+        return []
+    try:
+        arrival.compare(os.path.join(folder, place.RELEASES, current))
+    except RolecallError as error:
+        return [Finding("release", FAIL, error.problems[0].what, "invoke deploy copies it anew")]
+    if sent and sent.id != current:
+        what = f"{current}: whole, and not the one that is here: {sent.id}"
+        return [Finding("release", WARN, what, "invoke deploy")]
+    return [Finding("release", OK, f"{current}: whole" + ", and the one that is here" * bool(sent))]
 
 
 def lacks(connection: Local, config: Config) -> list[str]:

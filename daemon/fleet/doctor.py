@@ -12,7 +12,7 @@ from daemon import agents, environment
 from daemon.agents.preset import Preset
 from daemon.config import Config, Role
 from daemon.errors import RolecallError
-from daemon.fleet import clone, effective, upkeep
+from daemon.fleet import alone, clone, copied, effective, upkeep
 from daemon.fleet.connection import Local
 from daemon.fleet.finding import FAIL, OK, WARN, Finding, failed, report, together
 from daemon.fleet.here import one_of
@@ -42,11 +42,15 @@ def examine(
     place: Place | None = None,
     role: str | None = None,
     connection: Local | None = None,
+    sent: copied.Sent | None = None,
 ) -> list[Finding]:
-    """Look at everything that the roles of this host need."""
+    """Look at everything that the roles of this host need.
+
+    ``sent``: the release of who asks, for a host that has a copied one.
+    """
     place, connection = place or Place(os.environ), connection or Local()
     units = place.environ
-    findings = [_python(connection)]
+    findings = [_python(connection), *copied.examine(connection, sent)]
     if supervisor_name(connection, config) == SYSTEMD:
         manager = upkeep.ask_manager(connection)
         findings += upkeep.systemd(connection, manager, place.environ, place.journal)
@@ -73,6 +77,8 @@ def _installed(connection: Local, config: Config) -> Iterator[Finding]:
         yield Finding("config", WARN, foreign.problems[0].what, foreign.problems[0].hint)
     elif effective.is_older(connection, config):
         yield Finding("config", WARN, effective.OLDER, effective.RENEW)
+    if began := alone.cut_short(connection, config):
+        yield Finding("deploy", WARN, effective.CUT.format(began), effective.GO_ON)
 
 
 def _python(connection: Local) -> Finding:

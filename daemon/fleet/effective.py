@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from daemon.config import Config, to_json
+from daemon.config import Config, from_json, to_json
 from daemon.errors import ConfigError
 from daemon.fleet import units
 from daemon.fleet.connection import Local
 
 OLDER = "its config is older than the inventory"
 RENEW = "invoke install, then invoke agents.restart"
+CUT, GO_ON = "the deploy of {} was cut short", "invoke deploy goes on with it"
 
 
 def path(connection: Local, config: Config) -> str:
     """Where it is."""
     return units.config_file(connection.home, config.unit_prefix)
+
+
+def deploying(connection: Local, config: Config) -> str:
+    """Beside it, what a deploy has found: while it is at work, and after one that was cut short."""
+    return path(connection, config).removesuffix("yml") + "deploying"
 
 
 def text(config: Config) -> str:
@@ -25,6 +31,29 @@ def text(config: Config) -> str:
         "# and written anew by the next one. Edit the inventory instead.\n"
         f"{to_json(config, indent=2)}\n"
     )
+
+
+def parsed(text: str | None) -> Config | None:
+    """The config that an effective config's text holds, as far as this code knows it.
+
+    None where it is none: newer code may have written it, with settings of which we know nothing.
+    """
+    return _read(text, newer=True)
+
+
+def is_newer(text: str | None) -> bool:
+    """Whether the text has settings that this code does not know: its workers would not start."""
+    return parsed(text) is not None and _read(text, newer=False) is None
+
+
+def _read(text: str | None, *, newer: bool) -> Config | None:
+    if text is None:
+        return None
+    document = "\n".join(each for each in text.splitlines() if not each.startswith("#"))
+    try:
+        return from_json(document, newer=newer)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 def is_older(connection: Local, config: Config) -> bool:

@@ -77,29 +77,43 @@ def _install(
         compileall.compile_dir(os.path.join(ROOT, "daemon"), quiet=2)
     units_changed = [*differs.remove, *(each for each in differs.write if each != path)]
     actions, notes = prepare(connection, found, check=check)
-    actions += found.missing(units_changed)
+    actions += found.missing(units_changed, check=check)
     notes += lacks(connection, config, found)
     if not check and (release or (path in differs.write and connection.exists(path))):
         running = [r for r, each in found.states(config.run).items() if each.state == "running"]
         if running:
             names, old = ", ".join(running), "release" if release else "config"
             notes.append(f"{names}: running with the old {old} until invoke agents.restart")
+    dropped = workers.dropped(connection, config)
+    actions += [
+        f"stop {role}"
+        for at in dropped
+        for role, each in at.supervisor.states(at.roles).items()
+        if each.state in snapshot.RUNNING
+    ]
     if cut := snapshot.kept(connection, config):
-        notes.append(f"the deploy of {cut.began} was cut short: invoke deploy goes on with it")
+        notes.append(f"{effective.CUT.format(cut.began)}: {effective.GO_ON}")
     changes = [Change(connection.name, "", "action", each) for each in release]
     changes += differs.changes
     changes += [Change(connection.name, "", "action", each) for each in actions]
     if connection.releases:
         changes += copied.excluded(connection, config, check=check)
-    done = _installed(connection, found, changes, notes)
     if check or not changes:
-        return done
+        return _installed(connection, found, changes, notes)
+    # While the config that knows them is there.
+    notes += [each for at in dropped for each in _stop(at, at.roles)]
     found.forget(differs.remove)
     _switch(connection, path, sent, differs)
     for each in differs.remove:
         connection.remove(each)
     found.refresh(units_changed)
-    return done
+    return _installed(connection, found, changes, notes)
+
+
+def _stop(at: workers.Place, roles: list[str]) -> list[str]:
+    """Stop these workers, and what attempts they leave; what could not be stopped."""
+    told = workers.stop_here(at.connection, at.config, at.supervisor, roles)
+    return [f"{role}: {each.did}: {each.note}" for role, each in told.items() if not each.ok]
 
 
 def _switch(connection: Local, path: str, sent: Sent | None, differs: Difference) -> None:
@@ -127,7 +141,7 @@ def in_order(present: str | None, point: Step, write: Step) -> tuple[Step, Step]
     knows an older config, older code refuses one with settings that it does not know. ``present``
     is the text of the host's config. Going back is the reverse.
     """
-    return (write, point) if snapshot.is_newer(present) else (point, write)
+    return (write, point) if effective.is_newer(present) else (point, write)
 
 
 def _installed(
@@ -146,13 +160,14 @@ def prepare(
     """
     if found.name != SYSTEMD or linger.state(connection):
         return [], []
+    action = f"enable lingering of {connection.user}"
+    if check:
+        return [action], [linger.doubt(connection)]
     # First of all, for it also starts a user manager where there is none yet.
-    note = "" if check else linger.enable(connection)
-    if note:
+    if note := linger.enable(connection):
         return [], [note]
-    if not check:
-        connection.write(_record(connection), "invoke install did it\n", CONFIG_MODE)
-    return [f"enable lingering of {connection.user}"], []
+    connection.write(_record(connection), "invoke install did it\n", CONFIG_MODE)
+    return [action], []
 
 
 def lacks(connection: Local, config: Config, found: Supervisor) -> list[str]:
@@ -201,7 +216,7 @@ def _uninstall(connection: Local, config: Config, found: Supervisor, *, check: b
         for each in connection.names(os.path.dirname(path))
         if each.endswith(".yml") and each != os.path.basename(path)
     ]
-    record, cut = _record(connection), snapshot.file(connection, config)
+    record, cut = _record(connection), effective.deploying(connection, config)
     ours = dict.fromkeys([path, cut, record, *found.files(), *present])
     left = [*present, *([cut] if connection.exists(cut) else [])]
     left += [each for name in ours for each in connection.leftovers(name)]
@@ -214,9 +229,9 @@ def _uninstall(connection: Local, config: Config, found: Supervisor, *, check: b
     if check or not changes:
         return _installed(connection, found, changes, [])
     notes = [
-        f"{role}: {told.did}: {told.note}"
-        for role, told in workers.stop_here(connection, config, found, list(config.roles)).items()
-        if not told.ok
+        each
+        for at in (*workers.dropped(connection, config), workers.place(connection, config))
+        for each in _stop(at, [*at.config.roles])
     ]
     unit_files = [each for each in present if each != path]
     found.forget(unit_files)

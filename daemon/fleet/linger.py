@@ -26,6 +26,14 @@ def enable(connection: Local) -> str:
     )
 
 
+def doubt(connection: Local) -> str:
+    """What cannot be known before it is turned on, and what a person has to do then."""
+    return (
+        f"whether {connection.user} may turn lingering on is known only when it is tried; if not, "
+        f"as root: loginctl enable-linger {connection.user}"
+    )
+
+
 def disable(connection: Local) -> str:
     """Turn it off; returns what a person has to do where that is not allowed."""
     user = connection.user

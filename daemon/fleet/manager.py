@@ -16,6 +16,10 @@ class NoManager(Unreachable):
     """The account has no user manager now: whatever units it has, none of them runs."""
 
 
+class Dark(NoManager):
+    """It has none for lingering is off, and nobody is logged in: turning it on starts one."""
+
+
 def manager_problem(connection: Local) -> Unreachable | None:
     """Why the user manager cannot be worked with, and how to mend it; None where it can."""
     try:
@@ -40,7 +44,7 @@ def manager_problem(connection: Local) -> Unreachable | None:
         what = f"{who} does not run, though lingering is on"
         return NoManager(what, hint=f"as root: systemctl start {unit}")
     what = f"{who} does not run: lingering is off, and nobody is logged in"
-    return NoManager(what, hint=f"as root: loginctl enable-linger {user}; or {OR_ELSE}")
+    return Dark(what, hint=f"as root: loginctl enable-linger {user}; or {OR_ELSE}")
 
 
 def bus_problem(connection: Local) -> tuple[str, str] | None:

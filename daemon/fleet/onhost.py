@@ -62,7 +62,10 @@ def _start(asked: Asked) -> Any:
 def _stop(asked: Asked) -> Any:
     from daemon.fleet import workers  # noqa: PLC0415
 
-    return [each._asdict() for each in workers.stop(_place(asked), asked.tell)]
+    places = [_place(asked)]
+    if not asked.options.get("role"):
+        places += workers.dropped(asked.connection, asked.config)
+    return [each._asdict() for at in places for each in workers.stop(at, asked.tell)]
 
 
 def _restart(asked: Asked) -> Any:
@@ -88,10 +91,15 @@ def _logs(asked: Asked) -> Any:
 
 
 def _doctor(asked: Asked) -> Any:
-    from daemon.fleet import doctor  # noqa: PLC0415
+    from daemon.fleet import copied, doctor  # noqa: PLC0415
 
     options, config = asked.options, asked.config
-    findings = doctor.examine(config, role=options.get("role"), connection=asked.connection)
+    findings = doctor.examine(
+        config,
+        role=options.get("role"),
+        connection=asked.connection,
+        sent=copied.sent(options),
+    )
     if seconds := options.get("in_unit"):
         from daemon.fleet import trying  # noqa: PLC0415  # only where a trial is asked for
 

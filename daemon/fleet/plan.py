@@ -57,13 +57,14 @@ def of(
     now = snapshot.take(connection, config, install.files_of(connection, found, path))
     cut = snapshot.kept(connection, config)
     before = cut if cut and _is_there(connection, cut) else now
-    old = snapshot.parsed(before.files.get(path))
+    old = effective.parsed(before.files.get(path))
     _refuse_other(connection, found, old, path)
     actions, notes = install.prepare(connection, found, check=check)
-    actions += found.missing([each for each in (*differs.write, *differs.remove) if each != path])
+    units = [each for each in (*differs.write, *differs.remove) if each != path]
+    actions += found.missing(units, check=check)
     if cut:
         notes.append(
-            f"the deploy of {cut.began} was cut short: should this one fail, what was there "
+            f"{effective.CUT.format(cut.began)}: should this one fail, what was there "
             "before that one is put back"
         )
     links = _links(sent, before.links)

@@ -8,8 +8,8 @@ import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from daemon.config import Config, from_json
-from daemon.fleet import effective, releases, units
+from daemon.config import Config
+from daemon.fleet import effective, releases
 from daemon.fleet.connection import Local
 from daemon.fleet.releases import Links
 from daemon.fleet.supervisor import supervisor
@@ -37,7 +37,7 @@ class Snapshot(NamedTuple):
 
 def take(connection: Local, config: Config, files: dict[str, str]) -> Snapshot:
     """Look at the host, which has these files and is to have that config."""
-    old = parsed(files.get(effective.path(connection, config)))
+    old = effective.parsed(files.get(effective.path(connection, config)))
     found = supervisor(connection, old or config)
     states = found.states((old or config).run) if files else {}
     pids = {role: state.pid for role, state in states.items() if state.state in RUNNING}
@@ -48,41 +48,13 @@ def take(connection: Local, config: Config, files: dict[str, str]) -> Snapshot:
     return Snapshot(now, links(connection), files, tuple(pids), tuple(disabled), pids)
 
 
-def parsed(text: str | None) -> Config | None:
-    """The config that an effective config's text holds, as far as this code knows it.
-
-    None where it is none: newer code may have written it, with settings of which we know nothing.
-    """
-    return _read(text, newer=True)
-
-
-def is_newer(text: str | None) -> bool:
-    """Whether the text has settings that this code does not know: its workers would not start."""
-    return parsed(text) is not None and _read(text, newer=False) is None
-
-
-def _read(text: str | None, *, newer: bool) -> Config | None:
-    if text is None:
-        return None
-    document = "\n".join(each for each in text.splitlines() if not each.startswith("#"))
-    try:
-        return from_json(document, newer=newer)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return None
-
-
 # --- the file while a deploy is at work -----------------------------------------------------
-
-
-def file(connection: Local, config: Config) -> str:
-    """Where a snapshot is kept while a deploy is at work, and after one that was cut short."""
-    return units.config_file(connection.home, config.unit_prefix).removesuffix("yml") + "deploying"
 
 
 def keep(connection: Local, config: Config, snapshot: Snapshot) -> None:
     """Write it there, to stay through a power cut."""
     connection.write(
-        file(connection, config),
+        effective.deploying(connection, config),
         json.dumps({**snapshot._asdict(), "links": snapshot.links._asdict(), "pids": {}}),
         MODE,
     )
@@ -90,7 +62,7 @@ def keep(connection: Local, config: Config, snapshot: Snapshot) -> None:
 
 def kept(connection: Local, config: Config) -> Snapshot | None:
     """The snapshot of a deploy that was cut short; None where there was none."""
-    text = connection.read(file(connection, config))
+    text = connection.read(effective.deploying(connection, config))
     if text is None:
         return None
     try:
@@ -107,9 +79,17 @@ def kept(connection: Local, config: Config) -> Snapshot | None:
         return None  # nobody's that we know
 
 
+def configs(connection: Local, config: Config) -> list[Config]:
+    """What this workspace has installed on the host; then what was there before a cut deploy."""
+    path, cut = effective.path(connection, config), kept(connection, config)
+    texts = [connection.read(path), cut.files.get(path) if cut else None]
+    found = [old for text in texts if (old := effective.parsed(text))]
+    return [old for old in found if old.workspace == config.workspace]
+
+
 def forget(connection: Local, config: Config) -> None:
     """The deploy is over."""
-    connection.remove(file(connection, config))
+    connection.remove(effective.deploying(connection, config))
 
 
 # --- releases -------------------------------------------------------------------------------

@@ -122,7 +122,7 @@ class _Switch:
         self.connection, self.config, self.found = connection, config, found
         self.plan, self.settle, self.tell = todo, settle, tell
         self.config_file = effective.path(connection, config)
-        before = snapshot.parsed(todo.before.files.get(self.config_file))
+        before = effective.parsed(todo.before.files.get(self.config_file))
         self.was_run = before.run if before else ()
         self.old_config = before or config
         self.old = supervisor(connection, self.old_config)

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from daemon.config import Config
 from daemon.fleet import journal, linger, unitfacts, units
 from daemon.fleet.connection import Local, Ran, Unreachable
-from daemon.fleet.manager import NoManager, bus_problem, manager_problem
-from daemon.fleet.supervisor import BOOTED, SYSTEMD, State, Told
+from daemon.fleet.manager import Dark, NoManager, bus_problem, manager_problem
+from daemon.fleet.supervisor import BOOTED, SYSTEMD, State, Told, reason
 from daemon.fleet.units import service, stop_seconds
 
 START_SECONDS = 90  # above TimeoutStartSec
@@ -56,15 +56,21 @@ class Systemd:
                     found[path] = text
         return found
 
-    def missing(self, changed: Sequence[str]) -> list[str]:
+    def missing(self, changed: Sequence[str], *, check: bool = False) -> list[str]:
         """Which units are to be enabled, and whether the manager has to read them again."""
-        self._reach()
+        try:
+            self._reach()
+        except Dark:
+            if not check:
+                raise
+            return [f"enable {name}" for name in self.disabled()]  # a new manager reads them all
         reload = ["reload the user manager"] if changed or self._outdated() else []
         return reload + [f"enable {name}" for name in self.disabled()]
 
     def notes(self, *, fresh: bool) -> list[str]:
         """Without a bus no attempt starts; a journal that cannot be read is said once."""
-        missing = bus_problem(self.connection)
+        runs = self.connection.exists(self.connection.environ["XDG_RUNTIME_DIR"])
+        missing = bus_problem(self.connection) if runs else None  # else a manager comes with one
         notes = ["; ".join(missing)] if missing else []
         if fresh and (problem := journal.problem(self.connection)):
             found = problem.problems[0]
@@ -75,7 +81,7 @@ class Systemd:
         """Stop the units of these files, and take them out of what starts at boot."""
         names = [os.path.basename(path) for path in removed]
         if names:
-            seconds = max(map(stop_seconds, self.config.roles.values())) + MARGIN
+            seconds = max(map(stop_seconds, self.config.roles.values()), default=0) + MARGIN
             self._systemctl("stop", *names, seconds=seconds)
             try:
                 self._systemctl("disable", "--quiet", *names, check=True)
@@ -177,8 +183,8 @@ class Systemd:
         if self._all(roles):
             names.append(units.target(self.prefix))
         if names:
-            budget = max(stop_seconds(self.config.roles[role]) for role in roles) + MARGIN
-            self._systemctl("stop", *names, seconds=budget)
+            longest = max((stop_seconds(self.config.roles[role]) for role in roles), default=0)
+            self._systemctl("stop", *names, seconds=longest + MARGIN)
         if running:
             self._systemctl("reset-failed", *(service(self.prefix, role) for role in running))
         after = self.states(running) if running else {}
@@ -265,8 +271,8 @@ class Systemd:
         else:
             argv = journal.command([name], LOG_LINES, "--output=cat")
             said = self.connection.run(argv).out.splitlines()
-        note = "\n".join([state.text or state.state, *said])
-        return Told(f"not started ({state.state})", ok=False, note=note)
+        why = reason(state.text or state.state, said)
+        return Told(f"not started ({state.state})", ok=False, note=why)
 
     def _systemctl(self, *words: str, seconds: float = 30, check: bool = False) -> Ran:
         done = self.connection.run(["systemctl", "--user", *words], seconds=seconds)

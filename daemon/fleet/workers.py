@@ -35,6 +35,22 @@ def place(connection: Local, config: Config, role: str | None = None) -> Place:
     return Place(connection, config, supervisor(connection, config), roles)
 
 
+def dropped(connection: Local, config: Config) -> list[Place]:
+    """The host as it was installed, with the roles that ran and are not to run there any more.
+
+    No inventory need know them: what there is to know is in the config that install has put there,
+    and where a deploy was cut short, in the one that was there before. Empty where there are none.
+    """
+    from daemon.fleet import snapshot  # noqa: PLC0415  # status has no need of it
+
+    places, seen = list[Place](), {*config.run}
+    for old in snapshot.configs(connection, config):
+        if roles := [each for each in old.run if each not in seen]:
+            places.append(Place(connection, old, supervisor(connection, old), roles))
+            seen |= {*roles}
+    return places
+
+
 def start(at: Place) -> list[Done]:
     """Start the workers that do not run."""
     return _told(at, lambda: at.supervisor.start(at.roles))
@@ -97,6 +113,7 @@ def status(at: Place) -> list[Row]:
     else:
         states = at.supervisor.states(at.roles)
     older = not foreign and effective.is_older(at.connection, at.config)
+    cut = None if foreign else _cut_short(at)
     rows = []
     for role, state in states.items():
         pause = pauses.get(role)
@@ -114,9 +131,18 @@ def status(at: Place) -> list[Row]:
                 format_time(pause.until) if pause and pause.until is not None else None,
                 used._asdict() if used else None,
                 older,
+                cut,
             )
         )
     return rows
+
+
+def _cut_short(at: Place) -> str | None:
+    if not at.connection.exists(effective.deploying(at.connection, at.config)):
+        return None
+    from daemon.fleet import alone  # noqa: PLC0415  # almost never is there such a file
+
+    return alone.cut_short(at.connection, at.config)
 
 
 def _working(

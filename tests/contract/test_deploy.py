@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.farhosts import FarHosts
 from tests.fleet import LONG_AGENT, Fleet, build, local
+from tests.workspace import wait_for
 
 ROLES: dict[str, dict[str, Any]] = {
     "builder": {"script": LONG_AGENT, "timeout": 120},
@@ -70,3 +74,68 @@ def test_a_config_that_no_worker_starts_with_is_put_back(fleet: Fleet) -> None:
     (facts,) = json.loads(fleet.invoke("deploy", "--settle", "0.5", "--json").stdout)
     assert (facts["state"], facts["release"]) == ("put back", None)
     assert facts["error"].startswith("error: tester: not started")
+
+
+def test_a_batch_goes_to_its_end_and_the_next_one_is_not_begun(tmp_path: Path) -> None:
+    """Two hosts at a time, and one of the first two fails: each host's state, in words and JSON.
+
+    Mended and typed again, the rest is done, and the host that was done has nothing to do.
+    """
+    hosts = FarHosts(tmp_path, "web1", "web2", "web3")
+    role = {"agent": "command", "command": ["cat"], "env_file": "~/work.env"}
+    hosts.configure(roles={"builder": role})
+    for name in hosts.names:
+        (hosts.homes / name / "work.env").write_text("TOKEN=123456\n")
+        (hosts.homes / name / "work.env").chmod(0o600)
+    closed = hosts.homes / "web2" / "work.env"
+    closed.chmod(0o644)
+    before = hosts.files("web3")
+    options = ("deploy", "--serial=2", "--settle=0.5")
+    done = hosts.invoke(*options)
+    assert done.returncode == 1
+    assert "web1: builder: started" in done.stdout
+    assert "web2: put back: all is as it was" in done.stdout
+    assert "web3: " not in done.stdout
+    assert "web2: error: builder: not started" in done.stderr
+    assert "done: web1; put back: web2; not touched: web3" in done.stderr.splitlines()
+    assert hosts.files("web3") == before
+    again = hosts.invoke(*options, "--json")
+    assert again.returncode == 1
+    assert {each["host"]: each["state"] for each in json.loads(again.stdout)} == {
+        "web1": "nothing to do",
+        "web2": "put back",
+        "web3": "deployed",
+    }
+    closed.chmod(0o600)
+    assert hosts.do(*options)[0] == "web1: nothing to do"
+    assert {row["state"] for row in hosts.rows().values()} == {"running"}
+    hosts.do("uninstall")
+
+
+def test_a_deploy_that_was_cut_short_is_told(fleet: Fleet) -> None:
+    """By status, for a person and a program, and by doctor; not while it is at work."""
+    fleet.do("deploy", "--settle", "0.5")
+    before = fleet.rows()
+    fleet.configure({**ROLES, "builder": {**ROLES["builder"], "heartbeat": 2}})
+    typed = fleet.typed("deploy", "--settle", "60")
+    with subprocess.Popen(
+        ["sh", "-c", f"cd; {typed.replace('env', 'exec env', 1)}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as running:
+        wait_for(
+            lambda: all(
+                each["state"] == "running" and each["pid"] != before[role]["pid"]
+                for role, each in fleet.rows().items()
+            ),
+            "all have handed over",
+        )
+        assert {row["deploy_cut_short"] for row in fleet.rows().values()} == {None}
+        running.kill()
+    assert all(row["deploy_cut_short"] for row in fleet.rows().values())
+    told = " was cut short: invoke deploy goes on with it"
+    (line,) = (each for each in fleet.do("agents.status").splitlines() if told in each)
+    assert line.startswith("localhost: the deploy of 20")
+    assert "deploy goes on with it" in fleet.invoke("doctor").stdout
+    fleet.do("deploy", "--settle", "0.5")
+    assert told not in fleet.do("agents.status")

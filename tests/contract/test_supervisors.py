@@ -218,6 +218,44 @@ def test_a_stop_ends_attempts_whose_worker_is_dead(fleet: Fleet, supervisor: str
     wait_for(lambda: fleet.task()["status"] == "ready", "the task is released")
 
 
+@pytest.mark.parametrize("command", ["install", "agents.stop", "uninstall"])
+def test_a_role_that_has_left_the_inventory_is_stopped(fleet: Fleet, command: str) -> None:
+    """With what it works on, by the config that it was installed with; the others are not lost.
+
+    Broken once by asking the inventory alone: the worker ran on, and nothing knew of it.
+    """
+    fleet.configure({**TWO, "builder": {"script": LONG_AGENT, "stop_budget": 0.5}})
+    fleet.write_queue(build())
+    fleet.do("install")
+    fleet.do("agents.start")
+    agent = fleet.agent()
+    pids = {role: row["pid"] for role, row in fleet.rows().items()}
+    fleet.configure({"tester": TWO["tester"]})
+    if command == "install":
+        assert "localhost: would stop builder\n" in fleet.do("install", "--check")
+        assert fleet.alive(pids["builder"])
+    said = fleet.do(command)
+    told = {"install": "localhost: stop builder\n", "agents.stop": "localhost: builder: stopped\n"}
+    assert told.get(command, "") in said
+    assert not fleet.alive(pids["builder"])
+    assert not fleet.alive(agent)
+    assert fleet.task()["status"] == "ready"
+    assert fleet.alive(pids["tester"]) == (command == "install")
+    if command != "uninstall":
+        fleet.do("install")
+    assert fleet.do(command).count("builder") == 0
+    assert not fleet.shell(f"ls {fleet.workspace}/.agent-daemon-pids/builder.pid").stdout
+
+
+def test_a_host_that_is_to_run_nothing_any_more_is_stopped(fleet: Fleet) -> None:
+    """It is asked though the inventory names no role for it."""
+    fleet.configure(TWO)
+    fleet.do("install")
+    fleet.do("agents.start")
+    fleet.configure(TWO, run=[])
+    assert fleet.do("agents.stop") == "localhost: builder: stopped\nlocalhost: tester: stopped\n"
+
+
 def test_cancelling_ends_what_runs(fleet: Fleet) -> None:
     """When the command returns the agent is dead and the task cancelled; the worker works on."""
     fleet.configure(BUILDER)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from daemon.config import from_json
+from daemon.fleet import onhost, place
+from daemon.fleet.connection import Local
 from tests.fleet import build
 from tests.releases import DIES, EXITS, IGNORES, NEVER_READY, Copied
 from tests.workspace import wait_for
@@ -35,6 +39,14 @@ def host(home: Path) -> Iterator[Copied]:
 
 def did(result: dict[str, Any]) -> list[tuple[str, str]]:
     return [(each["role"], each["did"]) for each in result["workers"]]
+
+
+def cut_short(host: Copied) -> set[str | None]:
+    """What the host's own status says of a deploy that was cut short."""
+    asked = json.loads(host.asked(""))
+    there = Local("web1", asked["checkout"])
+    rows = onhost.perform(there, from_json(asked["config"]), "status", {}, print)
+    return {row["deploy_cut_short"] for row in rows}
 
 
 def newer(host: Copied) -> None:
@@ -308,6 +320,11 @@ def test_after_a_power_cut_the_next_deploy_goes_on_or_all_the_way_back(host: Cop
         began.kill()
         began.communicate()
     assert host.links() == (second, first)
+    (since,) = cut_short(host)
+    with place.Lock(str(host.place)):  # as of one that is at work
+        assert cut_short(host) == {None}
+    told = f"localhost: the deploy of {since} was cut short: invoke deploy goes on with it"
+    assert told in host.invoke("agents.status").stdout.splitlines()
     result = host.deploy(host.release("3", tester=EXITS))
     assert (result["state"], result["before"], result["release"]) == ("put back", first, first)
     assert "was cut short" in result["notes"][0]
@@ -321,6 +338,7 @@ def test_after_a_power_cut_the_next_deploy_goes_on_or_all_the_way_back(host: Cop
     result = host.deploy(second)
     assert (result["state"], result["before"]) == ("deployed", first)
     assert host.deploy(second)["state"] == "nothing to do"
+    assert cut_short(host) == {None}
     assert host.alive(agent)
 
 
@@ -339,6 +357,30 @@ def test_what_cannot_be_put_back_is_said(host: Copied) -> None:
     result = host.deploy(second)
     assert result["state"] == "deployed"
     assert host.workers() == {"builder": second, "tester": second}
+
+
+def test_doctor_looks_at_the_release(host: Copied) -> None:
+    """Whether it is whole, and who asks has the same; it leaves all of it as it is."""
+
+    def found(release: str) -> list[tuple[str, str, str]]:
+        asked = json.loads(host.asked(release))
+        there = Local("web1", asked["checkout"])
+        config, options = from_json(asked["config"]), asked["options"]
+        said = onhost.perform(there, config, "doctor", options, print)
+        keys = ("state", "what", "hint")
+        return [tuple(each[key] for key in keys) for each in said if each["check"] == "release"]
+
+    first, second = host.release(), host.release("2")
+    assert found(first) == []
+    host.deploy(first)
+    before = unlocked(host)
+    assert found(first) == [("ok", f"{first}: whole, and the one that is here", "")]
+    other = f"{first}: whole, and not the one that is here: {second}"
+    assert found(second) == [("warn", other, "invoke deploy")]
+    assert unlocked(host) == before
+    host.sh(f"echo >>{host.place}/releases/{first}/daemon/worker.py")
+    damaged = "damaged: daemon/worker.py has changed"
+    assert found(second) == [("fail", damaged, "invoke deploy copies it anew")]
 
 
 def test_another_supervisor_is_refused(host: Copied) -> None:

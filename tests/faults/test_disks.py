@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -23,8 +24,9 @@ import pytest
 from daemon import process
 from daemon.attempt import Attempt
 from daemon.brief import Brief
+from daemon.config import to_json
 from daemon.errors import LeaseLost
-from daemon.fleet import releases
+from daemon.fleet import releases, runtime
 from daemon.fleet.arrival import verify
 from daemon.log import Log
 from daemon.model import Lease
@@ -532,6 +534,26 @@ def test_a_home_without_room_stays_empty(disk: Disk, reason: str) -> None:
         disk.sh("mount -o remount,ro disk")
     what = far.error(upload(release(large="#" * 300_000)), *disk.enter)[1]
     assert what == {"full": "No space left on device"}.get(reason, "Read-only file system")
+    assert seen.files() == []
+
+
+def test_a_deploy_s_question_says_that_there_is_no_room(disk: Disk, tmp_path: Path) -> None:
+    """Before any host is changed; the home stays empty. With room there is nothing against it.
+
+    Broken once by not asking for the room: the answer was "would deploy".
+    """
+    disk.tmpfs("4m")
+    far, seen, made = Far(disk.inside), Far(disk.path), runtime.build()
+    (tmp_path / "shop").mkdir()
+    config = FileBackend(tmp_path / "shop").config._replace(supervisor="pidfile")
+    asked: dict[str, Any] = {"keep": False, "options": {"check": True}, "config": to_json(config)}
+    where, what, hint = far.error(upload(made, verb="deploy", **asked), *disk.enter)
+    assert where == str(disk.inside)
+    assert re.fullmatch(r"the release takes \d+ MiB, and the disk has [34] MiB left", what)
+    assert hint.startswith("make room there: ")
+    disk.sh("mount -o remount,size=64m disk")
+    result = far.last(upload(made, verb="deploy", **asked), *disk.enter)["result"]
+    assert result["state"] == "would deploy"
     assert seen.files() == []
 
 

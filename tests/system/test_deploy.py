@@ -85,6 +85,11 @@ class Rollout:
     def units(self, name: str) -> str:
         return self.many.members[name].sh("cd .config/systemd/user; grep . *.service *.slice")
 
+    def left(self, name: str) -> str:
+        """The releases that a host has, and what is in its /tmp."""
+        member = self.many.members[name]
+        return f"{' '.join(sorted(member.releases()))}: {member.sh('ls -A /tmp')}"
+
     def releases(self, name: str) -> set[str]:
         """The releases that the workers of a host run, and the one that its link names."""
         return set(
@@ -137,8 +142,9 @@ def end_of_tasks(rollout: Rollout, names: tuple[str, ...] = NAMES) -> None:
 def test_a_deploy_that_fails_on_the_second_host_stops_there(rollout: Rollout) -> None:
     """The first runs the new release, the second the old one, the third was not touched.
 
-    No attempt has died.
+    No attempt has died; the third has not even got the new release.
     """
+    third = rollout.left("three")
     before, agents = rollout.pids(), {name: rollout.agent(name) for name in NAMES}
     (old,) = {each for name in NAMES for each in rollout.releases(name)}
     units = {name: rollout.units(name) for name in NAMES}
@@ -153,6 +159,8 @@ def test_a_deploy_that_fails_on_the_second_host_stops_there(rollout: Rollout) ->
     assert all(rollout.alive(name, agent) for name, agent in agents.items())
     lines = done.stderr.splitlines()
     assert "done: one; put back: two; not touched: three" in lines
+    assert rollout.left("three") == third
+    assert len(rollout.many.members["one"].releases()) == len(third.split(":")[0].split()) + 1
     assert "two: error: builder: died after it was ready" in done.stderr
     end_of_tasks(rollout)
 
@@ -161,7 +169,9 @@ def test_a_deploy_of_many_hosts_goes_through_them_in_order(rollout: Rollout) -> 
     """Attempts live through it; typed again, there is nothing to do, and nothing is restarted."""
     agents = {name: rollout.agent(name) for name in NAMES}
     second = rollout.checkout("second")
+    left = rollout.left("one")
     done = rollout.deploy(second, "--check", "--limit", "one")
+    assert rollout.left("one") == left
     said = re.sub("[0-9a-f]{16}", "*" * 16, done.stdout).splitlines()
     assert [line.partition(" (")[0] for line in said] == [
         f"one: would {each}"
@@ -193,7 +203,7 @@ def test_a_deploy_of_many_hosts_goes_through_them_in_order(rollout: Rollout) -> 
 
 def test_nothing_is_changed_where_a_host_is_not_ready(rollout: Rollout) -> None:
     """One is unplugged: exit status 4, with what leaves it out, and every pid is what it was."""
-    before = rollout.pids()
+    before, left = rollout.pids(), {name: rollout.left(name) for name in NAMES}
     second = rollout.checkout("second")
     rollout.many.members["three"].machine.cut()
     try:
@@ -207,6 +217,7 @@ def test_nothing_is_changed_where_a_host_is_not_ready(rollout: Rollout) -> None:
     ]
     reachable(rollout.many, "three")
     assert rollout.pids() == before
+    assert {name: rollout.left(name) for name in NAMES} == left
 
 
 def test_a_deploy_whose_operator_is_gone_ends_all_the_same(rollout: Rollout) -> None:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,20 +46,55 @@ def members(testbed: Callable[[str], Machine]) -> Iterator[dict[str, Member]]:
         yield made
 
 
-@pytest.fixture
-def many(members: dict[str, Member], tmp_path: Path) -> Iterator[Many]:
-    """An inventory of the three, with a workspace on each; all is taken away afterwards."""
-    made = Many(tmp_path, members)
+def prepared(folder: Path, members: dict[str, Member]) -> Many:
+    """An inventory of the three, with a workspace on each, and nothing installed."""
+    made = Many(folder, members)
     for member in members.values():
         member.sh("git init --quiet work")
         member.queue()
     made.configure(IDLE)
+    return made
+
+
+def take_away(many: Many) -> None:
+    """All that a test may have left."""
+    many.hosts = {name: {} for name in NAMES}
+    many.write_ssh_config()
+    many.configure(IDLE)
+    many.do("uninstall")
+    many.clean()
+
+
+@pytest.fixture(scope="module")
+def kept(members: dict[str, Member]) -> Iterator[dict[str, Many]]:
+    """What ``running`` leaves for the next test; taken away where that is not one of its own."""
+    del members  # they are switched off after this
+    made: dict[str, Many] = {}
     yield made
-    made.hosts = {name: {} for name in NAMES}
-    made.write_ssh_config()
-    made.configure(IDLE)
-    made.do("uninstall")
-    made.clean()
+    for each in made.values():
+        take_away(each)
+
+
+@pytest.fixture
+def many(kept: dict[str, Many], members: dict[str, Member], tmp_path: Path) -> Iterator[Many]:
+    """Nothing is installed on the three; all is taken away afterwards."""
+    if "running" in kept:
+        take_away(kept.pop("running"))
+    made = prepared(tmp_path, members)
+    yield made
+    take_away(made)
+
+
+@pytest.fixture
+def running(
+    kept: dict[str, Many], members: dict[str, Member], tmp_path_factory: pytest.TempPathFactory
+) -> Many:
+    """All workers run on the three, and do so after the test, which only looks."""
+    if "running" not in kept:
+        kept["running"] = made = prepared(tmp_path_factory.mktemp("running"), members)
+        made.do("install")
+        made.do("agents.start")
+    return kept["running"]
 
 
 def failures(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
@@ -70,6 +106,53 @@ def failures(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
         name = who if colon and " " not in who and who != "hint" else name
         found[name] = f"{found.get(name, '')}{line}\n"
     return found
+
+
+def test_a_host_that_is_cut_off_is_named_and_the_others_are_true(running: Many) -> None:
+    """Within the timeout, with exit status 4; plugged in again, all is true again."""
+    states = dict.fromkeys((f"{name}:{role}" for name in NAMES for role in IDLE), "running")
+    running.members["two"].machine.cut()
+    try:
+        began = time.monotonic()
+        found = running.rows(exit_status=4, timeout=SILENCE)
+        took = time.monotonic() - began
+    finally:
+        running.members["two"].machine.heal()
+    assert took < 2 * SILENCE
+    assert re.search("no answer within|No route to host", found["two:"]["text"])
+    assert {who: row["state"] for who, row in found.items()} == {
+        **{who: state for who, state in states.items() if not who.startswith("two:")},
+        "two:": "unreachable",
+    }
+    reachable(running, "two")
+    assert running.states() == states
+
+
+def test_a_power_cut_stops_no_worker_for_long(running: Many) -> None:
+    """Switched on again, the host runs its workers again, with nobody typing anything."""
+    before = running.rows()
+    three = running.members["three"]
+    three.machine.kill()
+    found = running.states(exit_status=4, timeout=SILENCE)
+    assert found["three:"] == "unreachable"
+    assert found["one:builder"] == "running"
+    three.machine.up("--ssh", shown=())
+    wait_for(
+        lambda: set(running.states(exit_status=None, timeout=SILENCE).values()) == {"running"},
+        "all running",
+    )
+    after = running.rows()
+    assert after["one:builder"]["pid"] == before["one:builder"]["pid"]
+    assert after["three:builder"]["since"] > before["three:builder"]["since"]
+
+
+def test_logs_and_doctor_tell_of_every_host(running: Many) -> None:
+    """Each line under the name of its host."""
+    said = running.do("agents.logs")
+    for name in NAMES:
+        assert any(each.startswith(f"{name}: ") and "started" in each for each in said.splitlines())
+    found = json.loads(running.invoke("doctor", "--json").stdout)
+    assert {name for name in NAMES if name in json.dumps(found)} == set(NAMES)
 
 
 def test_one_command_installs_all_and_does_so_once(many: Many) -> None:
@@ -118,48 +201,6 @@ def test_run_and_limit_say_where_a_role_runs(many: Many) -> None:
         "two:tester",
         "three:tester",
     }
-
-
-def test_a_host_that_is_cut_off_is_named_and_the_others_are_true(many: Many) -> None:
-    """Within the timeout, with exit status 4; plugged in again, all is true again."""
-    many.do("install")
-    many.do("agents.start")
-    running = dict.fromkeys((f"{name}:{role}" for name in NAMES for role in IDLE), "running")
-    many.members["two"].machine.cut()
-    try:
-        began = time.monotonic()
-        found = many.rows(exit_status=4, timeout=SILENCE)
-        took = time.monotonic() - began
-    finally:
-        many.members["two"].machine.heal()
-    assert took < 2 * SILENCE
-    assert re.search("no answer within|No route to host", found["two:"]["text"])
-    assert {who: row["state"] for who, row in found.items()} == {
-        **{who: state for who, state in running.items() if not who.startswith("two:")},
-        "two:": "unreachable",
-    }
-    reachable(many, "two")
-    assert many.states() == running
-
-
-def test_a_power_cut_stops_no_worker_for_long(many: Many) -> None:
-    """Switched on again, the host runs its workers again, with nobody typing anything."""
-    many.do("install")
-    many.do("agents.start")
-    before = many.rows()
-    three = many.members["three"]
-    three.machine.kill()
-    found = many.states(exit_status=4, timeout=SILENCE)
-    assert found["three:"] == "unreachable"
-    assert found["one:builder"] == "running"
-    three.machine.up("--ssh", shown=())
-    wait_for(
-        lambda: set(many.states(exit_status=None, timeout=SILENCE).values()) == {"running"},
-        "all running",
-    )
-    after = many.rows()
-    assert after["one:builder"]["pid"] == before["one:builder"]["pid"]
-    assert after["three:builder"]["since"] > before["three:builder"]["since"]
 
 
 def test_uninstall_leaves_nothing_on_any_host(many: Many) -> None:
@@ -297,17 +338,6 @@ def test_attempts_live_through_a_restart(many: Many) -> None:
         assert each.sh(f"readlink /proc/{agents[name]}/exe").strip().endswith("sleep")
 
 
-def test_logs_and_doctor_tell_of_every_host(many: Many) -> None:
-    """Each line under the name of its host."""
-    many.do("install")
-    many.do("agents.start")
-    said = many.do("agents.logs")
-    for name in NAMES:
-        assert any(each.startswith(f"{name}: ") and "started" in each for each in said.splitlines())
-    found = json.loads(many.invoke("doctor", "--json").stdout)
-    assert {name for name in NAMES if name in json.dumps(found)} == set(NAMES)
-
-
 def test_a_host_behind_another_is_reached_by_its_jump_host(many: Many) -> None:
     """By ssh_config's ProxyJump; without the jump host it is unreachable, and that is said."""
     one = many.members["one"]
@@ -352,13 +382,20 @@ def test_an_interrupted_command_leaves_nothing_running(many: Many) -> None:
     wait_for(lambda: not calls(many), "nothing left")
 
 
-def test_a_key_of_the_agent_logs_in(many: Many) -> None:
+@pytest.fixture
+def sockets() -> Iterator[str]:
+    """A folder of a short name: the path of a socket has 107 bytes at the most."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield folder
+
+
+def test_a_key_of_the_agent_logs_in(many: Many, sockets: str) -> None:
     """And a master of ControlMaster is used, and left alone."""
     many.write_ssh_config(
         "Host *",
         "  ControlMaster auto",
         "  ControlPersist 60",
-        f"  ControlPath {many.folder}/%C",
+        f"  ControlPath {sockets}/%C",
         key="  IdentityFile none",
     )
     limit = ("--limit", "one,two")

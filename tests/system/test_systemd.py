@@ -383,6 +383,12 @@ def test_lingering_is_turned_on_and_off_again(testbed: Callable[[str], Machine])
         fleet = Fleet(inside, "auto")
         fleet.configure(BUILDER)
         machine.run("systemctl", "mask", "--now", "polkit.service", root=True, check=False)
+        assert "would enable lingering of deploy" in fleet.do("deploy", "--check")
+        said = fleet.do("install", "--check")
+        assert "would enable lingering of deploy" in said
+        assert "would enable agent-builder.service" in said
+        assert "note: whether deploy may turn lingering on is known only when it is tried" in said
+        assert "session bus" not in said
         done = fleet.invoke("install")
         assert done.returncode == 4
         assert "as root: loginctl enable-linger deploy" in done.stderr

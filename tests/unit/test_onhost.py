@@ -241,3 +241,15 @@ def test_every_verb_has_its_words_here(tmp_path: Path) -> None:
     config = FileBackend(tmp_path / "shop").config
     with pytest.raises(RolecallError, match="dance"):
         onhost.perform(Local(), config, "dance", {}, print)
+
+
+def test_a_pipe_in_the_place_of_a_file_holds_up_nobody(tmp_path: Path) -> None:
+    """Nobody may ever write to it; a masked unit, a link to /dev/null, is an empty file."""
+    os.mkfifo(tmp_path / "agent.yml")
+    with pytest.raises(RolecallError, match="it is no file"):
+        Local().read(str(tmp_path / "agent.yml"))
+    (tmp_path / "masked").symlink_to("/dev/null")
+    assert not Local().read(str(tmp_path / "masked"))
+    assert Local().read(str(tmp_path / "nothing")) is None
+    (tmp_path / "file").write_text("x")
+    assert Local().read(str(tmp_path / "file")) == "x"
