@@ -116,7 +116,7 @@ def test_a_verb_goes_with_the_config_of_that_home(play: Play) -> None:
     assert request == {
         "release": None,
         "upload": 0,
-        "keep": True,
+        "keep": False,
         "verb": "status",
         "options": {"role": "x"},
     }
@@ -138,7 +138,7 @@ def test_a_release_is_sent_where_the_host_lacks_it(play: Play) -> None:
     whole = len(release.archive)
     assert play.facts("sent") == [whole, 0, whole, whole, 0]
     assert [each["release"] for each in play.facts("request")] == [release.id] * 4 + [None]
-    assert [each["keep"] for each in play.facts("request")] == [True, True, True, False, True]
+    assert [each["keep"] for each in play.facts("request")] == [True] * 3 + [False] * 2
 
 
 def test_a_damaged_release_is_sent_again_once(play: Play) -> None:
@@ -152,8 +152,19 @@ def test_a_damaged_release_is_sent_again_once(play: Play) -> None:
     assert play.facts("sent") == [0, len(release.archive)]
     assert "is damaged" in str(play.fails(f"{begin}\n{damaged}", "install"))
     assert play.facts("sent")[2:] == [0, len(release.archive)]
-    assert "is damaged" in str(play.fails(f"{begin}\n{damaged}", "status"))
+    assert "is damaged" in str(play.fails(f"{begin}\n{damaged}", "start"))
     assert play.facts("sent")[4:] == [0]
+
+
+@pytest.mark.parametrize("verb", ["status", "logs", "stop", "uninstall"])
+def test_what_must_work_on_a_damaged_release_is_done_by_ours(play: Play, verb: str) -> None:
+    """From aside: nothing of it is kept there. So it is where the current one is not there."""
+    damaged = 'say(error={"problems": [["x", "damaged", ""]], "exit_code": 1, "code": "damaged"})'
+    facts = 'FACTS.update(releases=["0123456789abcdef"], current="0123456789abcdef")'
+    begin = f"{facts}; say(facts=FACTS); {UPLOAD}"
+    assert play.ask(f"{begin}\nif sent: say(result=1)\nelse: {damaged}", verb) == 1
+    assert [each["release"] for each in play.facts("request")] == [None, runtime.build().id]
+    assert [each["keep"] for each in play.facts("request")] == [False, False]
 
 
 def test_what_is_told_on_the_way_is_passed_on(play: Play) -> None:
