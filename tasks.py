@@ -110,7 +110,7 @@ def install(
     """Render units from the YAML, install them, enable them; the second time changes nothing."""
     from daemon.fleet import fanout, here, report
 
-    fleet, how = here.fleet(inventory, limit), fanout.How(forks, timeout)
+    fleet, how = here.fleet(inventory, limit), fanout.How.of(forks, timeout)
     answers = fanout.ask(*fleet, "install", {"check": check}, how)
     return report.print_installed(fleet.hosts, answers, check=check, diff=diff, json=json)
 
@@ -128,7 +128,7 @@ def uninstall(
     """Remove what install made, and nothing else; the workers are stopped before."""
     from daemon.fleet import fanout, here, report
 
-    fleet, how = here.fleet(inventory, limit), fanout.How(forks, timeout)
+    fleet, how = here.fleet(inventory, limit), fanout.How.of(forks, timeout)
     answers = fanout.ask(*fleet, "uninstall", {"check": check}, how)
     return report.print_installed(fleet.hosts, answers, check=check, diff=diff, json=json)
 
@@ -153,7 +153,7 @@ def deploy(
     from daemon.fleet import deploy as deploying
     from daemon.fleet import fanout, here
 
-    fleet, how = here.fleet(inventory, limit), fanout.How(forks, timeout)
+    fleet, how = here.fleet(inventory, limit), fanout.How.of(forks, timeout)
     wish = deploying.Wish(serial, settle, check, diff, json)
     return int(deploying.deploy(*fleet, how, wish))
 
@@ -192,7 +192,7 @@ def doctor(
     """Say whether each host is ready, and what to type where it is not."""
     from daemon.fleet import fanout, here, report
 
-    fleet, how = here.fleet(inventory, limit), fanout.How(forks, timeout)
+    fleet, how = here.fleet(inventory, limit), fanout.How.of(forks, timeout)
     asked, configs = here.of_role(fleet, role, workspace)
     options = {"role": role, "in_unit": answer_timeout if in_unit else 0}
     answers = fanout.ask(fleet.inventory, asked, "doctor", options, how, configs=configs)
@@ -247,7 +247,7 @@ def start(
     """Start the workers."""
     from daemon.fleet import agents, fanout, here
 
-    return agents.tell(*here.fleet(inventory, limit), "start", role, fanout.How(forks, timeout))
+    return agents.tell(*here.fleet(inventory, limit), "start", role, fanout.How.of(forks, timeout))
 
 
 @command()
@@ -261,7 +261,7 @@ def stop(
     """Stop the workers: attempts may end within the stop budget."""
     from daemon.fleet import agents, fanout, here
 
-    return agents.tell(*here.fleet(inventory, limit), "stop", role, fanout.How(forks, timeout))
+    return agents.tell(*here.fleet(inventory, limit), "stop", role, fanout.How.of(forks, timeout))
 
 
 @command()
@@ -275,7 +275,9 @@ def restart(
     """Restart the workers; attempts live on."""
     from daemon.fleet import agents, fanout, here
 
-    return agents.tell(*here.fleet(inventory, limit), "restart", role, fanout.How(forks, timeout))
+    return agents.tell(
+        *here.fleet(inventory, limit), "restart", role, fanout.How.of(forks, timeout)
+    )
 
 
 @command()
@@ -291,7 +293,9 @@ def status(
     from daemon.fleet import agents, fanout, here
     from daemon.fleet.output import Style, as_json
 
-    rows, failures = agents.status(*here.fleet(inventory, limit), role, fanout.How(forks, timeout))
+    rows, failures = agents.status(
+        *here.fleet(inventory, limit), role, fanout.How.of(forks, timeout)
+    )
     print(as_json(agents.as_json(rows)) if json else agents.table(rows, Style.of(sys.stdout)))
     failures.tell()
     return int(agents.exit_status(rows))
@@ -310,7 +314,7 @@ def logs(
     """Show what the workers and their attempts log."""
     from daemon.fleet import agents, fanout, here
 
-    fleet, how = here.fleet(inventory, limit), fanout.How(forks, timeout)
+    fleet, how = here.fleet(inventory, limit), fanout.How.of(forks, timeout)
     return int(agents.logs(*fleet, role, how, follow=follow, lines=lines))
 
 

@@ -221,13 +221,32 @@ def _budget_document(budget: Budget) -> dict[str, Any]:
     return {name: limit._asdict() for name, limit in budget._asdict().items()}
 
 
-def from_json(text: str | bytes) -> Config:
-    """The config that ``to_json`` wrote. What it holds was validated then."""
+def from_json(text: str | bytes, *, newer: bool = False) -> Config:
+    """The config that ``to_json`` wrote. What it holds was validated then.
+
+    ``newer``: newer code may have written it; settings that this code does not know are left out.
+    """
     whole: dict[str, Any] = json.loads(text)
+    if newer:
+        whole = _known(Config, whole)
+        whole["roles"] = {name: _known(Role, each) for name, each in whole["roles"].items()}
     roles = {name: role_from(name, document) for name, document in whole.pop("roles").items()}
     paths, run = Paths(**whole.pop("paths")), tuple(whole.pop("run"))
     budget = budget_from(whole.pop("budget", {}))
     return Config(**whole, run=run, roles=roles, paths=paths, budget=budget)
+
+
+def _known(kind: type[Any], document: Mapping[str, Any]) -> dict[str, Any]:
+    """What this code knows of a document, and of those inside it."""
+    inside: dict[str, type[Any]] = {"paths": Paths, "price": Price}
+    inside |= {name: type(value) for name, value in kind._field_defaults.items()}
+    return {
+        name: _known(inside[name], value)
+        if isinstance(value, dict) and hasattr(inside.get(name), "_fields")
+        else value
+        for name, value in document.items()
+        if name in kind._fields
+    }
 
 
 def llm_from(document: Mapping[str, Any]) -> Llm:

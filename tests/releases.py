@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from daemon.inventory import Inventory
 from tests.fleet import Fleet, local
 from tests.workspace import PATIENCE, ROOT
 
-#: What a host does that was asked to deploy: the release's own code, in one process.
-DEPLOY = """
+#: What a host does that was asked for a verb: the release's own code, in one process.
+PERFORM = """
 import json, sys
 from daemon.config import from_json
 from daemon.fleet import onhost
@@ -28,7 +29,7 @@ asked = json.load(sys.stdin)
 tell = lambda line: print(line, file=sys.stderr, flush=True)
 host = Local("web1", asked["checkout"])
 config = from_json(asked["config"])
-print(json.dumps(onhost.perform(host, config, "deploy", asked["options"], tell)))
+print(json.dumps(onhost.perform(host, config, asked["verb"], asked["options"], tell)))
 """
 READY = 'self.notifier.send("READY=1", "STATUS=started")'
 #: What a worker can be made to do where it would say that it is ready.
@@ -75,13 +76,14 @@ class Copied(Fleet):
 
     def command(self, release: str) -> tuple[list[str], str]:
         """What deploys the release, and the folder to run it in; it reads ``asked`` on stdin."""
-        return [sys.executable, "-c", DEPLOY], str(self.place / place.RELEASES / release)
+        return [sys.executable, "-c", PERFORM], str(self.place / place.RELEASES / release)
 
-    def asked(self, release: str, **options: Any) -> str:
+    def asked(self, release: str, verb: str = "deploy", **options: Any) -> str:
         inventory = Inventory.load(str(self.home / self.inventory))
         config = inventory.config(inventory.local_host())
         return json.dumps(
             {
+                "verb": verb,
                 "checkout": str(self.place / place.CURRENT),
                 "config": to_json(config),
                 "options": {"release": release, "sent": False, "settle": 0.5, **options},
@@ -108,18 +110,24 @@ class Copied(Fleet):
         assert line == f"hands over to release {release}\n", line + began.stderr.read()
         return began
 
-    def deploy(self, release: str, **options: Any) -> dict[str, Any]:
-        """Deploy it here; what became of it."""
+    def perform(
+        self, release: str, verb: str, *, under: Sequence[str] = (), **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Do a verb by its code, started by ``under``."""
         command, cwd = self.command(release)
-        done = subprocess.run(
-            command,
+        return subprocess.run(
+            [*under, *command],
             cwd=cwd,
-            input=self.asked(release, **options),
+            input=self.asked(release, verb, **options),
             capture_output=True,
             text=True,
             timeout=PATIENCE * 4,
             check=False,
         )
+
+    def deploy(self, release: str, **options: Any) -> dict[str, Any]:
+        """Deploy it here; what became of it."""
+        done = self.perform(release, "deploy", **options)
         assert done.returncode == 0, done.stderr
         found: dict[str, Any] = json.loads(done.stdout)
         return found

@@ -7,12 +7,11 @@ import contextlib
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from daemon.errors import ConfigError, RolecallError
 from daemon.fleet import effective, fanout, worktrees
-from daemon.fleet.answers import Attempt, Done, Row, known, many
+from daemon.fleet.answers import Attempt, Done, Row, many
 from daemon.fleet.connection import UNREACHABLE
 from daemon.fleet.fanout import HOW, How
 from daemon.fleet.here import UsageError, one_of
@@ -60,10 +59,10 @@ def tell(
                 NOT_THERE[verb]._replace(role=each) for each in roles_of(configs[host.name], role)
             ]
         else:
-            done = many(partial(known, Done), facts)
+            done = many(Done.of, facts)
         return [each._replace(host=host.name) for each in done]
 
-    return print_done(len(asked), fanout.read(answers, parse), role)
+    return print_done(asked, fanout.read(answers, parse), role)
 
 
 def running(
@@ -100,9 +99,9 @@ def roles_of(config: Config, role: str | None) -> list[str]:
 def status(
     inventory: Inventory, hosts: Sequence[Host], role: str | None = None, how: How = HOW
 ) -> Status:
-    """How the workers are, one row each; one row for a host that cannot be reached."""
+    """How the workers are, one row each; one row for a host that could not say it."""
     asked, configs = running(inventory, hosts, role)
-    rows, failures = dict[str, list[Row]](), Failures(len(asked))
+    rows, failures = dict[str, list[Row]](), Failures(asked)
     answers = fanout.ask(inventory, asked, "status", {"role": role}, how, configs=configs)
 
     def parse(host: Host, facts: Any) -> list[Row]:
@@ -115,7 +114,8 @@ def status(
         rows[host.name] = found or []
         if error:
             failures.add(host, error)
-            rows[host.name] = [Row(host.name, "", "", "unreachable", text=error.short)]
+            state = "unreachable" if error.exit_code == UNREACHABLE else "failed"
+            rows[host.name] = [Row(host.name, "", "", state, text=error.short)]
     return Status([row for host in asked for row in rows[host.name]], failures)
 
 
@@ -145,7 +145,7 @@ def logs(  # noqa: PLR0913  # as the command has options
         else:
             kept.setdefault(host.name, []).append(said)
 
-    failures = Failures(len(asked))
+    failures = Failures(asked)
     options = {"role": role, "follow": follow, "lines": lines}
     if follow:  # none of them ends
         how = how._replace(forks=max(how.forks, len(asked)))

@@ -1,30 +1,17 @@
-"""One deploy of a host at a time."""
+"""One command at a time that changes a prefix of a host, or its workers."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
-import time
 from collections.abc import Iterator
 
 from daemon.config import Config
-from daemon.errors import RolecallError
-from daemon.fleet import copied, effective, place, snapshot
+from daemon.fleet import place, snapshot
+from daemon.fleet.arrival import Damaged
 from daemon.fleet.connection import Local
-
-WAIT = 5.0  # seconds
-POLL = 0.25
-
-
-def alone(connection: Local, config: Config) -> contextlib.AbstractContextManager[object]:
-    """No other deploy at the same time; of copied releases, no other command that changes them.
-
-    Raises RolecallError where another is at work.
-    """
-    if connection.releases:
-        return copied.alone(connection)
-    return _hold(os.path.dirname(effective.path(connection, config)))
+from daemon.transient import ROOT
 
 
 def cut_short(connection: Local, config: Config) -> str | None:
@@ -38,9 +25,7 @@ def cut_short(connection: Local, config: Config) -> str | None:
 
 
 def _is_held(connection: Local, config: Config) -> bool:
-    path = os.path.dirname(effective.path(connection, config))
-    if connection.releases:
-        path = os.path.join(connection.releases, place.LOCK)
+    path = os.path.join(_folder(connection, config), place.LOCK)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -55,25 +40,27 @@ def _is_held(connection: Local, config: Config) -> bool:
 
 
 @contextlib.contextmanager
-def _hold(folder: str) -> Iterator[None]:
-    os.makedirs(folder, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    until = time.monotonic() + WAIT
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= until:
-                    raise RolecallError(
-                        "another deploy is at work on this host",
-                        hint="it finishes, or puts everything back, by itself; "
-                        "then type this again",
-                    ) from None
-                time.sleep(POLL)
-        yield
-    finally:
-        os.close(descriptor)
-        with contextlib.suppress(OSError):  # it is empty where nothing was installed
-            os.rmdir(folder)
+def alone(connection: Local, config: Config) -> Iterator[None]:
+    """Nobody else changes it meanwhile: on a host without releases, too.
+
+    Raises RolecallError where another is at work for too long, and Damaged where who was at work
+    has removed the release that we run: nothing could be imported of it any more.
+    """
+    folder = _folder(connection, config)
+    nothing = connection.releases and not os.path.isdir(folder)
+    with contextlib.nullcontext() if nothing else place.Lock(folder):
+        gone = not os.path.exists(__file__)
+        try:
+            if gone:
+                raise Damaged(
+                    "the release was removed meanwhile", where=ROOT, hint="invoke install"
+                )
+            yield
+        finally:
+            # The lock of a host without releases goes again; so does one that was made for nothing.
+            if not nothing and not place.present(folder) and (gone or not connection.releases):
+                place.tidy(folder)
+
+
+def _folder(connection: Local, config: Config) -> str:
+    return connection.releases or place.place_of(connection.home, config.unit_prefix)

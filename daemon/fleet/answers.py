@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from daemon.errors import EXIT_ERROR, Problem, RolecallError
 
 #: What a deploy came to on a host: "put back" and "broken" are failures.
 UNCHANGED, WOULD, DEPLOYED = "nothing to do", "would deploy", "deployed"
 PUT_BACK, BROKEN = "put back", "broken"
+STATES = {UNCHANGED, WOULD, DEPLOYED, PUT_BACK, BROKEN}
+KINDS = {"create", "change", "remove", "action"}  # of changes
+EXIT_STATUSES = range(1, 256)
 
-PLAIN = {"str": str, "int": int, "bool": bool, "float": int | float}
-PLAIN |= {"str | None": str | None}  # as annotations name them
+#: As annotations name them; JSON has lists for tuples.
+PLAIN: dict[str, Any] = {
+    "str": str,
+    "int": int,
+    "bool": bool,
+    "float": int | float,
+    "dict": dict,
+    "tuple": list | tuple,
+    "None": type(None),
+}
+MOST = 2**63  # a number that nothing of ours reaches
 T = TypeVar("T")
 N = TypeVar("N", bound=tuple[Any, ...])
 
@@ -26,6 +38,12 @@ class Change(NamedTuple):
     kind: str
     text: str = ""
     diff: str = ""
+
+    @classmethod
+    def of(cls, facts: Any) -> Change:
+        """What a host said of one."""
+        found = known(cls, facts)
+        return found if found.kind in KINDS else _no()
 
 
 class Installed(NamedTuple):
@@ -46,8 +64,8 @@ class Installed(NamedTuple):
     def of(cls, facts: Any) -> Installed:
         """What a host said of itself."""
         found = known(cls, facts)
-        changes = tuple(many(partial(known, Change), found.changes))
-        return found._replace(changes=changes, notes=tuple(many(str, found.notes)))
+        changes = tuple(many(Change.of, found.changes))
+        return found._replace(changes=changes, notes=tuple(many(text, found.notes)))
 
 
 class Done(NamedTuple):
@@ -62,6 +80,12 @@ class Done(NamedTuple):
     ok: bool = True
     note: str = ""
     exit_code: int = EXIT_ERROR
+
+    @classmethod
+    def of(cls, facts: Any) -> Done:
+        """What a host said of one of its workers."""
+        found = known(cls, facts)
+        return found if found.exit_code in EXIT_STATUSES else found._replace(exit_code=EXIT_ERROR)
 
 
 class Switched(NamedTuple):
@@ -101,11 +125,14 @@ class Switched(NamedTuple):
     def of(cls, facts: Any) -> Switched:
         """What a host said of itself."""
         found = known(cls, facts)
-        return found._replace(
-            changes=tuple(known(Change, each) for each in found.changes),
-            workers=tuple(known(Done, each) for each in found.workers),
-            notes=tuple(found.notes),
-            problems=tuple(known(Problem, each) for each in found.problems),
+        problems = tuple(many(partial(known, Problem), found.problems))
+        if found.state in {PUT_BACK, BROKEN} and not problems:
+            problems = (Problem("", "it failed, and does not say why"),)
+        return (found if found.state in STATES else _no())._replace(
+            changes=tuple(many(Change.of, found.changes)),
+            workers=tuple(many(Done.of, found.workers)),
+            notes=tuple(many(text, found.notes)),
+            problems=problems,
         )
 
 
@@ -154,8 +181,14 @@ class Row(NamedTuple):
     @classmethod
     def of(cls, facts: Any) -> Row:
         """What a host said of one of its workers."""
+        from daemon.fleet.worktrees import Usage  # noqa: PLC0415  # a host's side needs it not
+
         found = known(cls, facts)
-        return found._replace(working_on=tuple(many(partial(known, Attempt), found.working_on)))
+        used = found.worktrees
+        return found._replace(
+            working_on=tuple(many(partial(known, Attempt), found.working_on)),
+            worktrees=None if used is None else known(Usage, used)._asdict(),
+        )
 
 
 def known(kind: type[N], facts: Any) -> N:
@@ -166,7 +199,7 @@ def known(kind: type[N], facts: Any) -> N:
     types = kind.__annotations__
     try:
         values = {key: facts[key] for key in types if key in facts}
-        if any(not isinstance(each, PLAIN.get(types[key], object)) for key, each in values.items()):
+        if not all(_fits(value, types[key]) for key, value in values.items()):
             raise _nonsense()
         return kind(**values)
     except TypeError as error:
@@ -178,6 +211,24 @@ def many(of: Callable[[Any], T], facts: Any) -> list[T]:
     if not isinstance(facts, list | tuple):
         raise _nonsense()
     return [of(each) for each in facts]
+
+
+def text(facts: Any) -> str:
+    """One line that a host said. Raises RolecallError for what is none."""
+    return facts if isinstance(facts, str) else _no()
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a value is one of what stands behind a name: "int | None", "tuple[Done, ...]"."""
+    annotation = getattr(annotation, "__forward_arg__", annotation)  # as NamedTuple keeps it
+    if isinstance(value, int | float) and not abs(value) < MOST:  # NaN, too
+        return False
+    names = (name.partition("[")[0] for name in annotation.split(" | "))
+    return any(isinstance(value, PLAIN[name]) for name in names)
+
+
+def _no() -> NoReturn:
+    raise _nonsense()
 
 
 def _nonsense() -> RolecallError:

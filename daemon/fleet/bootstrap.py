@@ -36,6 +36,7 @@ HEAD = 8  # bytes before a message: its length, as hexadecimal digits
 LONGEST_FRAME = 1 << 26
 PULSE = 2.0  # seconds between two signs of life
 QUESTION = 600.0  # seconds that the operator's side may take to ask
+FOR_NOW = "rolecall-now-"  # releases that are not to be kept, among temporary files
 BRINGING = ("install", "deploy")  # verbs that first look whether the release is whole
 
 
@@ -162,9 +163,10 @@ def _converse() -> None:
         try:
             os.chdir(path)
         except OSError as error:
-            raise Damaged(f"the release cannot be entered: {error.strerror}", where=path) from None
+            what = f"the release cannot be entered: {error.strerror}"
+            raise Damaged(what, where=path, hint="invoke install copies it anew") from None
         if request.get("verb") in BRINGING:
-            verify(path, beat)
+            verify(path, beat, compiles=not (request.get("options") or {}).get("check"))
         _serve(request, known)
 
 
@@ -174,7 +176,7 @@ def _left_over(place: str, verb: object, known: "dict[str, Any]") -> "str | None
         return None
     if known["releases"]:
         return str(known["releases"][-1])
-    with Lock(place):
+    with Lock(place, pulse()):
         clear(place)
     return None
 
@@ -190,22 +192,59 @@ def _serve_from_aside(
     import shutil  # noqa: PLC0415  # felt at each start
     import tempfile  # noqa: PLC0415  # as above
 
-    folder = tempfile.mkdtemp(prefix="rolecall-")
+    around = tempfile.gettempdir()
+    for name in os.listdir(around):
+        if name.startswith(FOR_NOW):
+            _remove_left(os.path.join(around, name))
+    folder = tempfile.mkdtemp(prefix=FOR_NOW)
+    held = _held(folder)  # as long as we live
     try:
         unpack(Incoming(0, upload, beat, PATIENCE), folder, wanted)
         os.chdir(folder)
         _serve(request, known)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def _held(folder: str) -> "int | None":
+    """A lock on a folder; None where a live process has one, or it is not ours."""
+    import fcntl  # noqa: PLC0415  # felt at each start
+
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        if os.fstat(fd).st_uid == os.geteuid():
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+    except OSError:
+        pass
+    os.close(fd)
+    return None
+
+
+def _remove_left(folder: str) -> None:
+    """Remove what one who was killed has left of a release that nobody was to keep."""
+    import shutil  # noqa: PLC0415  # as above
+
+    held = _held(folder)
+    # Between its making and its lock one is empty, and may be another's who has just begun.
+    if held is not None:
+        if os.listdir(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
 
 
 def _serve(request: "dict[str, Any]", known: "dict[str, Any]") -> None:
     """Hand over to the code of the release that we stand in."""
     import importlib  # noqa: PLC0415  # most is imported by the release, not by us
 
-    sys.path.insert(0, os.getcwd())  # where it truly is, whatever `current` will say
     sys.dont_write_bytecode = True
     try:
+        sys.path.insert(0, os.getcwd())  # where it truly is, whatever `current` will say
         onhost = importlib.import_module("daemon.fleet.onhost")
     except ImportError as error:
         name = (error.name or "").partition(".")[0]
@@ -215,9 +254,12 @@ def _serve(request: "dict[str, Any]", known: "dict[str, Any]") -> None:
                 where=sys.executable,
                 hint="apt-get install python3 (python3-minimal is not enough)",
             ) from error
-        raise RolecallError(
-            f"the release does not run: {error}", where=os.getcwd(), hint="invoke install"
+        # Another copy mends it; or an uninstall has just removed it.
+        raise Damaged(
+            f"the release does not run: {error}", where=sys.path[0], hint="invoke install"
         ) from error
+    except FileNotFoundError:
+        raise Damaged("the release was removed meanwhile", hint="invoke install") from None
     if getattr(onhost, "PROTOCOL", PROTOCOL) != PROTOCOL:
         raise RolecallError(
             "the release that runs there is of another time, and speaks otherwise",

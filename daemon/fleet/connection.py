@@ -9,6 +9,7 @@ import select
 import shlex
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from typing import NamedTuple, NoReturn
 
 from daemon import process, transient
 from daemon.errors import RolecallError
+from daemon.fleet import place
 
 READY = b"READY=1"
 UNREACHABLE = 4
@@ -26,6 +28,14 @@ class Unreachable(RolecallError):
     """A host that cannot be worked with now."""
 
     exit_code = UNREACHABLE
+
+
+class NoAnswer(Unreachable):
+    """A host that could not be asked at all: ssh, or the way to it, failed."""
+
+
+class Lost(NoAnswer):
+    """A host that was doing something when it was last heard of: what came of it is not known."""
 
 
 class Ran(NamedTuple):
@@ -125,9 +135,9 @@ class Local:
         return os.path.lexists(path)
 
     def read(self, path: str) -> str | None:
-        """A file's text, or None where there is no such file."""
+        """A file's text, or None where there is no such file. Raises RolecallError for a pipe."""
         try:
-            with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            with open(path, encoding="utf-8", errors="surrogateescape", opener=_at_once) as file:
                 return file.read()
         except FileNotFoundError:
             return None
@@ -140,8 +150,11 @@ class Local:
         return []
 
     def write(self, path: str, text: str, mode: int) -> None:
-        """Put a whole file there, or leave the old one as it is."""
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        """Put a whole file there, to stay through a power cut, or leave the old one as it is."""
+        folder = os.path.dirname(path)
+        os.makedirs(folder, exist_ok=True)
+        for each in self.leftovers(path):
+            os.unlink(each)
         aside = f"{path}.{os.getpid()}.tmp"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(aside, flags, mode)
@@ -152,9 +165,23 @@ class Local:
                 file.flush()
                 os.fsync(descriptor)
             os.rename(aside, path)
-        except BaseException:
+        except BaseException as error:
             os.unlink(aside)
+            if isinstance(error, OSError):
+                error.filename = path  # a full disk names none
             raise
+        place.sync_one(folder)
+
+    def leftovers(self, path: str) -> list[str]:
+        """What writes of that file have left whose process was killed in the middle."""
+        folder, name = os.path.split(path)
+        found = []
+        for each in self.names(folder):
+            pid = each.removeprefix(f"{name}.").removesuffix(".tmp")
+            is_ours = each == f"{name}.{pid}.tmp" and pid.isdecimal()
+            if is_ours and (int(pid) == os.getpid() or process.stat(int(pid)) is None):
+                found.append(os.path.join(folder, each))
+        return found
 
     def mode(self, path: str) -> int | None:
         """A file's permission bits, or None where there is no such file."""
@@ -239,6 +266,16 @@ class Local:
             os.write(2, f"error: {argv[0]}: {error.strerror}\n".encode())
         finally:
             os._exit(127)
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open a file to read; nothing that one would wait for ever to read from."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    masked = os.path.realpath(path) == os.devnull  # as systemctl mask leaves it
+    if not (masked or stat.S_ISREG(os.fstat(descriptor).st_mode)):
+        os.close(descriptor)
+        raise RolecallError("it is no file", where=path, hint=f"rm {shlex.quote(path)}")
+    return descriptor
 
 
 def _wait_ready(pid: int, channel: socket.socket, seconds: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -51,24 +50,19 @@ def check_room(connection: Local, sent: Sent | None) -> None:
         )
 
 
-def alone(connection: Local) -> contextlib.AbstractContextManager[object]:
-    """No other command that changes the host's releases at the same time."""
-    if connection.releases and os.path.isdir(connection.releases):
-        return place.Lock(connection.releases)
-    return contextlib.nullcontext()
-
-
-def put(connection: Local, sent: Sent, *, check: bool) -> list[str]:
-    """Have the host run the release from now on; what that took, or would take."""
-    folder = connection.releases or ""
-    now = releases.links(folder).current
-    actions = [f"copy release {sent.id}"] if sent.new else []
+def actions(connection: Local, sent: Sent) -> list[str]:
+    """What it takes that the host runs the release from now on."""
+    now = releases.links(connection.releases or "").current
+    found = [f"copy release {sent.id}"] if sent.new else []
     if now != sent.id:
-        actions.append(f"switch to release {sent.id}" + f" (before: {now})" * bool(now))
-        if not check:
-            releases.switch(folder, sent.id)
-            releases.prune(folder)
-    return actions
+        found.append(f"switch to release {sent.id}" + f" (before: {now})" * bool(now))
+    return found
+
+
+def switch(connection: Local, sent: Sent | None) -> None:
+    """Have the host run the release from now on."""
+    if connection.releases and sent:
+        releases.switch(connection.releases, sent.id)
 
 
 def give_up(connection: Local, sent: Sent | None) -> None:

@@ -13,6 +13,8 @@ from daemon.fleet.fanout import Answer, Said, Say
 if TYPE_CHECKING:
     from daemon.inventory import Host
 
+MOST = 1000  # things said that nobody has heard yet
+
 T = TypeVar("T")
 
 
@@ -27,7 +29,8 @@ class Crew(Generic[T]):
     ) -> None:
         self._do = do
         self._hosts: queue.SimpleQueue[Host] = queue.SimpleQueue()
-        self._came: queue.SimpleQueue[Said | Answer[T] | BaseException] = queue.SimpleQueue()
+        # With an end: where who reads is slow, hosts that say much have to wait.
+        self._came: queue.Queue[Said | Answer[T] | BaseException] = queue.Queue(MOST)
         for host in hosts:
             self._hosts.put(host)
         for _ in range(min(max(1, forks), len(hosts))):

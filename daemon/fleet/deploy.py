@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from daemon.errors import EXIT_ERROR, ConfigError, RolecallError
 from daemon.fleet import fanout, report
 from daemon.fleet.answers import BROKEN, DEPLOYED, PUT_BACK, UNCHANGED, WOULD, Installed, Switched
-from daemon.fleet.connection import UNREACHABLE
+from daemon.fleet.connection import UNREACHABLE, Lost
 from daemon.fleet.fanout import HOW, How
 from daemon.fleet.here import UsageError
 from daemon.fleet.output import Style, as_json, error_text, escape
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 #: What a host comes to, beside what it says itself.
 UNTOUCHED, UNKNOWN, FAILED = "not touched", "unknown", "failed"
+LONGEST_SETTLE = 3600  # seconds
 WENT_WELL = {UNCHANGED, WOULD, DEPLOYED}
 
 
@@ -67,6 +68,7 @@ def deploy(
     """
     wish = wish or Wish()
     size = batch_size(wish.serial, len(hosts))
+    check_settle(wish.settle)
     configs = fanout.checked(inventory, hosts)
     rollout = _Rollout(inventory, list(hosts), how, wish, configs)
     rollout.look()
@@ -85,6 +87,13 @@ def batch_size(serial: str, hosts: int) -> int:
             f'no number of hosts: "{serial}"', where="--serial", hint="such as 1, 3 or 25%"
         )
     return int(number) if number == serial else max(1, hosts * int(number) // 100)
+
+
+def check_settle(seconds: float) -> None:
+    """Raise UsageError for what is no time to watch workers."""
+    if not 0 <= seconds <= LONGEST_SETTLE:  # NaN neither
+        what, hint = f"no time to watch: {seconds:g}", "seconds, such as 5, and 3600 at most"
+        raise UsageError(what, where="--settle", hint=hint)
 
 
 def batches(hosts: Sequence[Host], size: int) -> Iterator[list[Host]]:
@@ -198,7 +207,7 @@ class _Rollout:
             states.setdefault(self.results[host.name].state, []).append(host.name)
         if self.wish.check or not self.began:
             if not self.wish.check:
-                bad = [name for state in (FAILED, UNKNOWN) for name in states.get(state, [])]
+                bad = [host.name for host in self.hosts if self.results[host.name].exit_code]
                 yield "no host was changed"
                 if len(bad) < len(self.hosts):
                     without = ",".join(f"!{name}" for name in bad)
@@ -241,8 +250,12 @@ def text(result: Switched, style: Style, wish: Wish) -> str:
 
 def _result(host: Host, facts: Any, error: RolecallError | None) -> Result:
     if error is None:
-        return Result(Switched.of(facts)._replace(host=host.name))
-    state = UNKNOWN if error.exit_code == UNREACHABLE else FAILED
+        try:
+            return Result(Switched.of(facts)._replace(host=host.name))
+        except RolecallError as nonsense:
+            return Result(Switched(host.name, "", UNKNOWN), nonsense)
+    # Only where the line was lost in between; what a host itself says is what it began with.
+    state = UNKNOWN if isinstance(error, Lost) else FAILED
     return Result(Switched(host.name, "", state), error)
 
 

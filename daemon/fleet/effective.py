@@ -35,11 +35,24 @@ def text(config: Config) -> str:
 
 
 def parsed(text: str | None) -> Config | None:
-    """The config that such a text holds; None where this code does not know it."""
+    """The config that an effective config's text holds, as far as this code knows it.
+
+    None where it is none: newer code may have written it, with settings of which we know nothing.
+    """
+    return _read(text, newer=True)
+
+
+def is_newer(text: str | None) -> bool:
+    """Whether the text has settings that this code does not know: its workers would not start."""
+    return parsed(text) is not None and _read(text, newer=False) is None
+
+
+def _read(text: str | None, *, newer: bool) -> Config | None:
     if text is None:
         return None
+    document = "\n".join(each for each in text.splitlines() if not each.startswith("#"))
     try:
-        return from_json("\n".join(each for each in text.splitlines() if not each.startswith("#")))
+        return from_json(document, newer=newer)
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 from daemon.checking import raise_all
 from daemon.errors import ConfigError, Problem, RolecallError
 from daemon.fleet.connection import Local
+from daemon.fleet.here import UsageError
 from daemon.fleet.output import escape
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 FORKS = 5  # hosts at once where --forks does not say otherwise, as Ansible has it
 SILENCE = 10.0  # seconds without a sign of life after which a host counts as unreachable
+LONGEST_SILENCE = (
+    3600  # seconds: longer than any host takes, and short enough for every system call
+)
 DELAY = 0.5  # seconds that a person waits gladly, and without a progress display
 
 T = TypeVar("T")
@@ -48,6 +52,17 @@ class How(NamedTuple):
 
     forks: int = FORKS
     timeout: float = SILENCE
+
+    @classmethod
+    def of(cls, forks: int, timeout: float) -> How:
+        """As it was typed. Raises UsageError for what cannot be meant."""
+        if forks < 1:
+            raise UsageError(f"no number of hosts: {forks}", where="--forks", hint="such as 5")
+        if not 0 < timeout <= LONGEST_SILENCE:  # NaN neither
+            what = f"no time to wait: {timeout:g}"
+            hint = f"seconds, such as 10, and {LONGEST_SILENCE} at most"
+            raise UsageError(what, where="--timeout", hint=hint)
+        return cls(forks, timeout)
 
 
 HOW = How()

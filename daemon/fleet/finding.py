@@ -41,11 +41,11 @@ def failed(findings: list[Finding]) -> bool:
 
 def report(findings: list[Finding], style: Style) -> str:
     """A line for each finding."""
-    size = max((len(finding.check) for finding in findings), default=0)
+    size = max((len(escape(finding.check)) for finding in findings), default=0)
     lines = []
     for each in findings:
         state = style.paint(each.state, COLOUR_OF[each.state]) + " " * (4 - len(each.state))
         what = f"{each.role}: {each.what}" if each.role else each.what
         hint = f" -> {each.hint}" if each.hint else ""
-        lines.append(f"{state}  {each.check:<{size}}  {escape(what + hint)}")
+        lines.append(f"{state}  {escape(each.check):<{size}}  {escape(what + hint)}")
     return "\n".join(lines)

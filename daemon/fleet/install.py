@@ -6,11 +6,12 @@ import compileall
 import difflib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from daemon.config import Config
-from daemon.fleet import copied, effective, linger, snapshot, units, workers
+from daemon.fleet import copied, effective, linger, releases, snapshot, units, workers
+from daemon.fleet.alone import alone
 from daemon.fleet.answers import Change, Installed
 from daemon.fleet.connection import Local
 from daemon.fleet.copied import Sent
@@ -19,6 +20,8 @@ from daemon.transient import ROOT
 
 UNIT_MODE, CONFIG_MODE = 0o644, 0o600
 LINGER_RECORD = "linger"  # beside the configs: install has turned lingering on
+
+Step = Callable[[], None]
 
 
 class Difference(NamedTuple):
@@ -54,7 +57,7 @@ def install(
     found = supervisor(connection, config)
     if check:
         return _install(connection, config, found, sent, check=True)
-    with copied.alone(connection):
+    with alone(connection, config):
         try:
             return _install(connection, config, found, sent, check=False)
         except BaseException:
@@ -67,7 +70,7 @@ def _install(
 ) -> Installed:
     path = effective.path(connection, config)
     differs = compare(connection, config, found)
-    release = copied.put(connection, sent, check=check) if sent else []
+    release = copied.actions(connection, sent) if sent else []
     if not (sent or check):
         # Neither invoke nor a unit, which may not write the checkout, would ever keep compiled
         # modules; without them every attempt starts tens of milliseconds later.
@@ -95,7 +98,7 @@ def _install(
     # While the config that knows them is there.
     notes += [each for at in dropped for each in _stop(at, at.roles)]
     found.forget(differs.remove)
-    put(connection, path, differs.write)
+    _switch(connection, path, sent, differs)
     for each in differs.remove:
         connection.remove(each)
     found.refresh(units_changed)
@@ -112,6 +115,34 @@ def _stop(at: workers.Place, roles: list[str]) -> list[str]:
     """Stop these workers, and what attempts they leave; what could not be stopped."""
     told = workers.stop_here(at.connection, at.config, at.supervisor, roles)
     return [f"{role}: {each.did}: {each.note}" for role, each in told.items() if not each.ok]
+
+
+def _switch(connection: Local, path: str, sent: Sent | None, differs: Difference) -> None:
+    """Put the files and the release there, or have the host run what it ran."""
+    before = snapshot.links(connection)
+    try:
+        for step in in_order(
+            connection.read(path),
+            lambda: copied.switch(connection, sent),
+            lambda: put(connection, path, differs.write),
+        ):
+            step()
+    except BaseException:
+        if connection.releases:
+            releases.point(connection.releases, before)
+        raise
+    if connection.releases:
+        releases.prune(connection.releases)
+
+
+def in_order(present: str | None, point: Step, write: Step) -> tuple[Step, Step]:
+    """The two steps of a switch: of the link to the release, and of the config.
+
+    Whatever is cut off between the two, the host has a release that knows its config: newer code
+    knows an older config, older code refuses one with settings that it does not know. ``present``
+    is the text of the host's config. Going back is the reverse.
+    """
+    return (write, point) if effective.is_newer(present) else (point, write)
 
 
 def _installed(
@@ -148,9 +179,9 @@ def lacks(connection: Local, config: Config, found: Supervisor) -> list[str]:
 
 
 def put(connection: Local, config_file: str, files: dict[str, str]) -> None:
-    """Write these files, each with the mode that its kind has."""
-    for path, text in files.items():
-        connection.write(path, text, CONFIG_MODE if path == config_file else UNIT_MODE)
+    """Write these files, each with the mode that its kind has; the config last of all."""
+    for path in sorted(files, key=lambda each: each == config_file):
+        connection.write(path, files[path], CONFIG_MODE if path == config_file else UNIT_MODE)
 
 
 def _own_checkout(config: Config) -> list[str]:
@@ -181,7 +212,7 @@ def uninstall(connection: Local, config: Config, *, check: bool = False) -> Inst
     found = supervisor(connection, config)
     if check:
         return _uninstall(connection, config, found, check=True)
-    with copied.alone(connection):
+    with alone(connection, config):
         return _uninstall(connection, config, found, check=False)
 
 
@@ -196,7 +227,9 @@ def _uninstall(connection: Local, config: Config, found: Supervisor, *, check: b
         if each.endswith(".yml") and each != os.path.basename(path)
     ]
     record, cut = _record(connection), effective.deploying(connection, config)
+    ours = dict.fromkeys([path, cut, record, *found.files(), *present])
     left = [*present, *([cut] if connection.exists(cut) else [])]
+    left += [each for name in ours for each in connection.leftovers(name)]
     dark = connection.exists(record) and not others
     changes = [Change(name, each, "remove") for each in left]
     if dark:

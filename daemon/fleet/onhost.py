@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from daemon.config import Config, from_json
 from daemon.errors import RolecallError
+from daemon.fleet import arrival, place
 from daemon.fleet.connection import Local
+from daemon.transient import ROOT
 
 if TYPE_CHECKING:
     from daemon.fleet.speaker import Speaker
 
 PROTOCOL = 1
+MISTAKE = "it is a mistake of Rolecall's"
 CHANGING = ("install", "uninstall", "start", "stop", "restart", "deploy")
 
 Tell = Callable[[str], None]
@@ -168,43 +172,42 @@ def serve(request: Options, facts: Options) -> None:
     ``request`` is its second message, ``facts`` what stage 0 has said of this host. Lines and signs
     of life go to standard output meanwhile, then one result or one error.
     """
-    from daemon.fleet import place  # noqa: PLC0415  # this machine's own status needs neither
-    from daemon.fleet.speaker import Speaker  # noqa: PLC0415  # as above
+    from daemon.fleet.speaker import Speaker  # noqa: PLC0415  # not for this machine's own status
 
     speaker = Speaker()
     verb, options = str(request.get("verb")), {**request.get("options", {})}
     if verb in CHANGING:
         # Who has asked may be gone at any time: what was begun is done to its end.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        # As a login manager ends what is left of a login. What we start is not to be deaf to it.
+        signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         if verb not in CHANGING:
             speaker.end_with_stdin()
         result = _performed(request, options, facts, speaker)
     except RolecallError as error:
         speaker.end({"error": _error(error)})
-    except OSError as error:
-        speaker.end({"error": _error(place.failure(error))})
     except KeyboardInterrupt:
         speaker.end({"error": _error(RolecallError("interrupted"))})
     except Exception as error:
-        what = f"{type(error).__name__}: {error}"
-        speaker.end({"error": _error(RolecallError(what, hint="it is a mistake of Rolecall's"))})
-        raise  # for stderr, which the operator's side may show
+        told = _told(error)
+        speaker.end({"error": _error(told)})
+        if told.problems[0].hint == MISTAKE:
+            raise  # for stderr, which the operator's side may show
     else:
         speaker.end({"result": result})
 
 
 def _performed(request: Options, options: Options, facts: Options, speaker: Speaker) -> Any:
     try:
-        config = from_json(request["config"])
-    except (KeyError, TypeError, ValueError):
+        # Until the next deploy the operator's checkout may be newer than the release here.
+        config = from_json(request["config"], newer=True)
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise RolecallError(
             "the release on this host does not understand the inventory's settings: one of the two "
             "is older",
             hint="invoke deploy",
         ) from None
-    from daemon.fleet import place  # noqa: PLC0415  # as above
-
     folder = place.place_of(facts["home"], config.unit_prefix)
     name = str(options.pop("host", facts["node"]))
     reached = str(options.pop("ssh", f"ssh {name}"))
@@ -214,6 +217,17 @@ def _performed(request: Options, options: Options, facts: Options, speaker: Spea
     return perform(
         connection, config, str(request.get("verb")), options, speaker.tell, speaker.line
     )
+
+
+def _told(error: Exception) -> RolecallError:
+    """What the system refused; a release that is not whole any more; or a mistake of ours."""
+    what = f"{type(error).__name__}: {error}"
+    module = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+    if not os.path.exists(__file__) or (module and module not in sys.stdlib_module_names):
+        return arrival.Damaged(what, where=ROOT, hint="invoke install copies it anew")
+    if isinstance(error, OSError):
+        return place.failure(error)
+    return RolecallError(what, hint=MISTAKE)
 
 
 def _error(error: RolecallError) -> Options:

@@ -16,7 +16,7 @@ from daemon import process
 from daemon.config import Config
 from daemon.fleet import journal, units
 from daemon.fleet.connection import Local
-from daemon.fleet.supervisor import PIDFILE, State, Told
+from daemon.fleet.supervisor import PIDFILE, State, Told, reason
 
 READY_SECONDS = 30
 HAND_OVER_SECONDS = 15
@@ -125,7 +125,7 @@ class PidFiles:
         if not started.problem:
             return Told("started")
         log = connection.tail(self._log_file(role), LOG_LINES)
-        return Told("not started", ok=False, note="\n".join([started.problem, *log]))
+        return Told("not started", ok=False, note=reason(started.problem, log))
 
     def stop(self, roles: Sequence[str]) -> dict[str, Told]:
         """TERM, then wait as long as the role's stop may take, then KILL."""

@@ -6,8 +6,9 @@ import re
 from typing import NamedTuple
 
 from daemon.fleet import ssh
-from daemon.fleet.connection import Unreachable
+from daemon.fleet.connection import NoAnswer
 
+LONGEST = 400  # characters of a line that count: a reason is shorter, and a host may say anything
 SSH_FAILED = 255  # what ssh ends with when it is ssh itself that failed (ssh(1), EXIT STATUS)
 
 
@@ -17,7 +18,8 @@ class Call(NamedTuple):
     ``typed``: the call as a person would type it. ``status``: ssh's exit status, negative where a
     signal ended it, None where we ended it after ``timeout`` seconds of silence. ``stderr``: what
     it said there. ``noise``: what the host's login shell printed in the place of our answer.
-    ``python``: the interpreter that the inventory names, if it names one.
+    ``python``: the interpreter that the inventory names, if it names one; ``named``: whether it
+    names an address.
     """
 
     typed: str
@@ -26,6 +28,7 @@ class Call(NamedTuple):
     timeout: float
     noise: str = ""
     python: str | None = None
+    named: bool = False
 
 
 class Meaning(NamedTuple):
@@ -69,7 +72,7 @@ MEANINGS = (
     Meaning(
         r"Could not resolve hostname (?P<host>\S+): (?P<why>.*)",
         "no address is known for {host}: {why}",
-        "is ansible_host right?",
+        "{address}",
     ),
     Meaning(
         r"connect to host (?P<host>\S+) port (?P<port>\d+): Connection timed out",
@@ -143,15 +146,27 @@ KEY_FILES = (
 PROSE = re.compile(r"^(@+|Warning: .*|\*\*.*|debug\d: .*|)$")  # lines that say no reason
 
 
-def unreachable(call: Call) -> Unreachable:
+def unreachable(call: Call) -> NoAnswer:
     """Why there was no answer, from what ssh said and how it ended."""
-    stderr = "\n".join(line.rstrip() for line in call.stderr.splitlines())
-    what, hint = _meaning(call, stderr)
-    return Unreachable(what, hint=hint)
+    call = call._replace(stderr=_cut(call.stderr), noise=_cut(call.noise))
+    what, hint = _meaning(call, call.stderr)
+    return NoAnswer(what, hint=hint)
+
+
+def _cut(text: str) -> str:
+    lines = (line.rstrip() for line in text.splitlines())
+    return "\n".join(line[:LONGEST] + "…" * (len(line) > LONGEST) for line in lines)
 
 
 def _meaning(call: Call, stderr: str) -> tuple[str, str]:
-    words = {"typed": call.typed, "timeout": f"{call.timeout:g}", "first": _first(stderr)}
+    words = {
+        "typed": call.typed,
+        "timeout": f"{call.timeout:g}",
+        "first": _first(stderr),
+        "address": "is ansible_host right?"
+        if call.named
+        else "ansible_host: ADDRESS, or a Host entry in ~/.ssh/config",
+    }
     if CHANGED in stderr:
         return _changed(call, stderr)
     if ssh.NO_PYTHON in call.noise:

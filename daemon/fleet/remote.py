@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from daemon.config import to_json
 from daemon.errors import EXIT_CONFIG, EXIT_ERROR, ConfigError, Problem, RolecallError
 from daemon.fleet import bootstrap, runtime, ssh
-from daemon.fleet.connection import UNREACHABLE, Unreachable
+from daemon.fleet.connection import UNREACHABLE, Lost, NoAnswer, Unreachable
 from daemon.fleet.refusal import Call, unreachable
-from daemon.fleet.wire import Ended, HungUp, Wire
+from daemon.fleet.wire import Ended, HungUp, Overdue, Wire
 
 if TYPE_CHECKING:
     from daemon.fleet.runtime import Runtime
@@ -27,7 +27,13 @@ if TYPE_CHECKING:
 
 #: Verbs that are done by the operator's own release; all others by the one that the host has.
 BRINGS = ("install", "deploy", "doctor")
-LOOKS = ("doctor", "uninstall")  # verbs that leave no release behind
+KEEPS = ("install", "deploy")  # verbs that leave the release there that they bring
+#: Verbs that must work where the host's own release is damaged: ours does them then, from aside.
+RESCUED = ("uninstall", "stop", "status", "logs")
+#: A host that has answered is heard again every 2 s (speaker.ALIVE, bootstrap's pulse); seconds.
+STEADY = 6.0
+#: What only looks is over in seconds; after so many times the allowed silence it hangs.
+LOOK = 12
 DAMAGED = "damaged"
 EXIT_STATUSES = range(1, 256)
 KINDS = {EXIT_CONFIG: ConfigError, UNREACHABLE: Unreachable}  # of error, by exit status
@@ -62,6 +68,13 @@ class Asked(NamedTuple):
     release: Runtime | None
     timeout: float
 
+    @property
+    def looks(self) -> bool:
+        """Whether nothing is to be changed, followed or tried, so that an end is near."""
+        options = self.options
+        plain = self.verb == "status" or (self.verb == "doctor" and not options.get("in_unit"))
+        return plain or bool(options.get("check"))
+
 
 def call(  # noqa: PLR0913  # what is done, where, and who is told
     inventory: Inventory,
@@ -85,7 +98,9 @@ def call(  # noqa: PLR0913  # what is done, where, and who is told
     try:
         return _converse(asked, tell, line or tell)
     except Damaged:
-        if release is None:
+        if verb in RESCUED:
+            asked = asked._replace(release=runtime.build())
+        elif release is None:
             raise
         return _converse(asked, tell, line or tell, again=True)
 
@@ -101,9 +116,15 @@ def _converse(asked: Asked, tell: Tell, line: Tell, *, again: bool = False) -> A
             facts = facts_of(host, _greeted(wire, tell, line))
             doing = asked.verb
             wire.send(*_request(asked, facts, again=again))
+            wire.silence = max(asked.timeout, STEADY)
+            if asked.looks:
+                wire.end_after(LOOK * asked.timeout)
             return _until(wire, "result", tell, line)
         except HungUp as hung_up:
             raise _lost(asked, hung_up.ended, doing) from None
+        except Overdue as overdue:
+            what = f"it is alive, but {doing} has not come to its end in {overdue.seconds:g} s"
+            raise NoAnswer(what, hint=ssh.typed(host)) from None
 
 
 def frame(document: dict[str, Any]) -> bytes:
@@ -125,7 +146,7 @@ def _request(asked: Asked, facts: Facts, *, again: bool) -> tuple[bytes, ...]:
     document = {
         "release": release.id if release else None,
         "upload": len(archive),
-        "keep": not (asked.verb in LOOKS or asked.options.get("check")),
+        "keep": asked.verb in KEEPS and not asked.options.get("check"),
         "verb": asked.verb,
         "options": asked.options,
         "config": to_json(asked.inventory.config(asked.host, home=facts.home)),
@@ -137,7 +158,7 @@ def _greeted(wire: Wire, tell: Tell, line: Tell) -> Any:
     try:
         return _until(wire, "facts", tell, line)
     except RolecallError as error:  # such as: its Python is too old
-        raise _of(Unreachable, error.problems, UNREACHABLE) from None
+        raise _of(NoAnswer, error.problems, UNREACHABLE) from None
 
 
 def _until(wire: Wire, wanted: str, tell: Tell, line: Tell) -> Any:
@@ -164,7 +185,7 @@ def facts_of(host: Host, said: Any) -> Facts:
         and isinstance(releases, list)
         and all(isinstance(each, str) for each in releases)
     ):
-        runs = isinstance(_get(said, "current"), str)
+        runs = _get(said, "current") in releases
         return Facts(home, kind, frozenset(releases), runs)
     raise RolecallError("what it says of itself makes no sense", hint=ssh.typed(host))
 
@@ -194,12 +215,11 @@ def _of(kind: type[RolecallError], problems: Sequence[Problem], exit_code: int) 
     return error
 
 
-def _lost(asked: Asked, ended: Ended, doing: str) -> Unreachable:
+def _lost(asked: Asked, ended: Ended, doing: str) -> NoAnswer:
     host = asked.host
-    error = unreachable(
-        Call(ssh.typed(host), ended.status, ended.stderr, asked.timeout, ended.noise, host.python)
-    )
+    call = Call(ssh.typed(host), ended.status, ended.stderr, asked.timeout, ended.noise)
+    error = unreachable(call._replace(python=host.python, named=host.address != host.name))
     if not doing:
         return error
     what, hint = error.problems[0].what, error.problems[0].hint
-    return Unreachable(f"the connection was lost in the middle of {doing}: {what}", hint=hint)
+    return Lost(f"the connection was lost in the middle of {doing}: {what}", hint=hint)

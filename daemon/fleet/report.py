@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from daemon.errors import EXIT_ERROR
 from daemon.fleet import fanout
 from daemon.fleet.answers import Done, Installed, known, many
-from daemon.fleet.connection import UNREACHABLE
-from daemon.fleet.finding import FAIL, Finding, failed, report
+from daemon.fleet.connection import UNREACHABLE, NoAnswer
+from daemon.fleet.finding import COLOUR_OF, FAIL, Finding, failed, report
 from daemon.fleet.output import Style, as_json, error_text, escape
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def done(results: Sequence[Done], style: Style) -> str:
     """A line for each worker, and below it why it did not do as told."""
     lines = []
     for each in results:
-        did = each.did if each.ok else style.paint(each.did, "red")
+        did = style.paint(escape(each.did), None if each.ok else "red")
         lines.append(f"{escape(each.host)}: {escape(each.role)}: {did}")
         lines += [f"  {escape(line)}" for line in each.note.splitlines()]
     return "\n".join(lines)
@@ -65,11 +64,11 @@ def done(results: Sequence[Done], style: Style) -> str:
 class Failures:
     """The hosts that failed: said at the end, beneath what the others did.
 
-    ``hosts``: how many were asked.
+    ``asked``: the hosts that were, in the order they are told of.
     """
 
-    def __init__(self, hosts: int) -> None:
-        self._hosts = hosts
+    def __init__(self, asked: Sequence[Host]) -> None:
+        self._asked = asked
         self._errors: dict[str, RolecallError] = {}
         self._statuses: dict[str, int] = {}
 
@@ -94,14 +93,25 @@ class Failures:
         ``look``: say what to type to look closer, too.
         """
         sys.stdout.flush()
-        for name, error in self._errors.items():
-            print(f"{escape(name)}: {error_text(error)}", file=sys.stderr)
-        if self._statuses and self._hosts > 1:
-            text = f"{len(self._statuses)} of {self._hosts} hosts failed"
-            names = ",".join(self._statuses)
-            more = f"; look closer: invoke doctor --limit {names}" if look else f": {names}"
+        failed = [host for host in self._asked if host.name in self._statuses]
+        for host in failed:
+            if error := self._errors.get(host.name):
+                print(f"{escape(host.name)}: {error_text(error)}", file=sys.stderr)
+        if failed and len(self._asked) > 1:
+            text = f"{len(failed)} of {len(self._asked)} hosts failed"
+            names = ", ".join(host.name for host in failed)
+            more = f"; look closer: {self._closer(failed)}" if look else f": {names}"
             print(escape(text + more), file=sys.stderr)
         return self.exit_status
+
+    def _closer(self, failed: Sequence[Host]) -> str:
+        """What to type: the doctor cannot reach either whom we could not."""
+        from daemon.fleet import ssh  # noqa: PLC0415  # only where a host failed
+
+        unheard = [h for h in failed if isinstance(self._errors.get(h.name), NoAnswer)]
+        names = ",".join(host.name for host in failed if host not in unheard)
+        doctor = [f"invoke doctor --limit {names}"] if names else []
+        return "; ".join(doctor + [ssh.typed(host) for host in unheard])
 
 
 def gave_up(host: Host, error: RolecallError, style: Style) -> str:
@@ -114,7 +124,7 @@ def print_installed(
     asked: Sequence[Host], answers: Iterable[Answer[Any]], *, check: bool, diff: bool, json: bool
 ) -> int:
     """Print what install or uninstall did, host by host as they end; returns the exit status."""
-    failures, style, found = Failures(len(asked)), Style.of(sys.stdout), dict[str, Any]()
+    failures, style, found = Failures(asked), Style.of(sys.stdout), dict[str, Any]()
     for host, done, error in fanout.read(answers, _installed):
         result = done or Installed(host.name, "")
         found[host.name] = {**result.facts(), "error": str(error) if error else None}
@@ -135,14 +145,13 @@ def _installed(host: Host, facts: Any) -> Installed:
     return Installed.of(facts)._replace(host=host.name)
 
 
-def print_done(hosts: int, answers: Iterable[Answer[list[Done]]], role: str | None) -> int:
-    """Print what start, stop or restart did, host by host; returns the exit status.
-
-    ``hosts``: how many were asked.
-    """
-    failures, style = Failures(hosts), Style.of(sys.stdout)
+def print_done(
+    asked: Sequence[Host], answers: Iterable[Answer[list[Done]]], role: str | None
+) -> int:
+    """Print what start, stop or restart did, host by host; returns the exit status."""
+    failures, style = Failures(asked), Style.of(sys.stdout)
     for host, told, error in answers:
-        if error and hosts > 1:
+        if error and len(asked) > 1:
             failures.add(host, error)
             print(gave_up(host, error, style), flush=True)
             continue
@@ -159,10 +168,11 @@ def print_done(hosts: int, answers: Iterable[Answer[list[Done]]], role: str | No
 
 def print_findings(asked: Sequence[Host], answers: Iterable[Answer[Any]], *, json: bool) -> int:
     """Print what the doctor found, a block for each host; exit status 1 where something fails."""
-    failures, style, found = Failures(len(asked)), Style.of(sys.stdout), dict[str, list[Finding]]()
+    failures, style, found = Failures(asked), Style.of(sys.stdout), dict[str, list[Finding]]()
     for host, findings, error in fanout.read(answers, _findings):
         if error:
             failures.add(host, error)
+            found[host.name] = [Finding("reach", FAIL, *each[1:]) for each in error.problems]
             continue
         found[host.name] = findings or []
         if failed(found[host.name]):
@@ -180,4 +190,10 @@ def print_findings(asked: Sequence[Host], answers: Iterable[Answer[Any]], *, jso
 def _findings(_host: Host, facts: Any) -> list[Finding]:
     if facts is None:
         return [Finding("release", FAIL, "Rolecall is not installed there", "invoke install")]
-    return many(partial(known, Finding), facts)
+    return many(_finding, facts)
+
+
+def _finding(facts: Any) -> Finding:
+    found = known(Finding, facts)
+    # A state of another time is no good news, whatever it is.
+    return found if found.state in COLOUR_OF else found._replace(state=FAIL)

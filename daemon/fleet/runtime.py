@@ -131,8 +131,9 @@ def ours(root: str) -> Iterator[tuple[str, bytes]]:
         for folder, inside, names in os.walk(os.path.join(root, top)):
             inside[:] = sorted(set(inside) - {"__pycache__"})
             for name in sorted(names):
-                if name.endswith(ending):
-                    path = os.path.join(folder, name)
+                path = os.path.join(folder, name)
+                # An editor's lock begins with a dot, and may be a link to nowhere.
+                if name.endswith(ending) and not name.startswith(".") and os.path.isfile(path):
                     yield os.path.relpath(path, root), _content(path)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from daemon.config import Config
-from daemon.fleet import effective, place, releases
+from daemon.fleet import effective, releases
 from daemon.fleet.connection import Local
 from daemon.fleet.releases import Links
 from daemon.fleet.supervisor import supervisor
@@ -58,7 +58,6 @@ def keep(connection: Local, config: Config, snapshot: Snapshot) -> None:
         json.dumps({**snapshot._asdict(), "links": snapshot.links._asdict(), "pids": {}}),
         MODE,
     )
-    place.sync_one(os.path.dirname(effective.deploying(connection, config)))
 
 
 def kept(connection: Local, config: Config) -> Snapshot | None:

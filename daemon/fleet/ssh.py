@@ -22,13 +22,18 @@ OLDEST, NEWEST = 11, 14  # of the python3.N that are looked for by name
 NO_PYTHON = "rolecall: no python3"  # what the far shell says where it finds none
 NO_PYTHON_STATUS = 127
 
-#: Before the user's own arguments: with anything else a call could wait for a person for ever.
-FIRST = ("-T", "-o", "BatchMode=yes")
-#: Behind them, so that theirs win (ssh takes the first value that it is given): unknown and changed
-#: host keys are refused; failures are said even where ssh_config silences them; a host's forwards
-#: and RemoteCommand of ssh_config are for its owner's sessions, and stand in the way of ours.
+#: Before the user's own arguments, for ssh takes the first value that it is given: nobody is there
+#: to be asked; unknown and changed host keys are refused, whatever inventories copy from others; no
+#: call becomes the master that others go through, and end with (one that is there is used).
+FIRST = (
+    "-T",
+    *("-o", "BatchMode=yes"),
+    *("-o", "StrictHostKeyChecking=yes"),
+    *("-o", "ControlMaster=no"),
+)
+#: Behind them, so that theirs win: failures are said even where ssh_config silences them; a host's
+#: forwards and RemoteCommand of ssh_config are for its owner's sessions, and in the way of ours.
 LAST = (
-    "StrictHostKeyChecking=yes",
     "LogLevel=INFO",
     "ClearAllForwardings=yes",
     "ForwardAgent=no",
@@ -77,7 +82,10 @@ def argv(host: Host, command: str, timeout: float) -> list[str]:
 
 def typed(host: Host) -> str:
     """The same call as a person would type it to look closer."""
-    return shlex.join(["ssh", *host.ssh_args, *_way(host), host.address])
+    told = " ".join(host.ssh_args).lower()
+    # Typed to compare a host key, it must not accept that one by itself.
+    ask = ["-o", "StrictHostKeyChecking=ask"] if "stricthostkeychecking" in told else []
+    return shlex.join(["ssh", *ask, *host.ssh_args, *_way(host), host.address])
 
 
 def remote_command(host: Host, size: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from daemon.config import Config
@@ -99,6 +99,16 @@ class Supervisor(Protocol):
     def logs(self, roles: Sequence[str], lines: int, *, follow: bool) -> Iterator[str]:
         """What the workers said, oldest first."""
         ...
+
+
+def reason(text: str, log: Iterable[str]) -> str:
+    """Why a worker does not run, and what its log adds: each line once.
+
+    It may have tried several times, and said each time what its status says, too.
+    """
+    lines = dict.fromkeys(filter(None, (line.strip() for line in log)))
+    said = [line for line in lines if line.removeprefix("error: ") not in text]
+    return "\n".join([text, *said])
 
 
 def supervisor_name(connection: Local, config: Config) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from daemon.config import Config
 from daemon.errors import Problem, RolecallError
-from daemon.fleet import copied, effective, install, plan, releases, snapshot, workers
+from daemon.fleet import copied, effective, install, place, plan, releases, snapshot, workers
 from daemon.fleet.alone import alone
 from daemon.fleet.answers import (
     BROKEN,
@@ -133,8 +133,12 @@ class _Switch:
     def forwards(self) -> None:
         """Everything that the plan says. Raises what went wrong first."""
         connection, found, todo = self.connection, self.found, self.plan
-        install.put(connection, self.config_file, todo.differs.write)
-        self._point(todo.links)
+        for step in install.in_order(
+            connection.read(self.config_file),
+            lambda: self._point(todo.links),
+            lambda: install.put(connection, self.config_file, todo.differs.write),
+        ):
+            step()
         found.refresh(self._units(todo.differs.write))
         if connection.releases:
             copied.excluded(connection, self.config, check=False)
@@ -202,9 +206,9 @@ class _Switch:
         self.tell(f"{why[0].what.splitlines()[0]}: puts {was} back")
         self.workers = []
         problems: list[Problem] = []
+        point, was_config = lambda: self._point(before.links), before.files.get(self.config_file)
         steps: list[Callable[[], object]] = [
-            lambda: self._point(before.links),
-            self._write_back,
+            *reversed(install.in_order(was_config, point, self._write_back)),
             self._hand_back,
             self._take_away,
             lambda: self.old.disable(before.disabled),
@@ -314,7 +318,7 @@ def _problems(error: BaseException) -> tuple[Problem, ...]:
     if isinstance(error, RolecallError):
         return error.problems
     if isinstance(error, OSError):
-        return (Problem(str(error.filename or ""), error.strerror or str(error)),)
+        return place.failure(error).problems
     if isinstance(error, KeyboardInterrupt):
         return (Problem("", "interrupted"),)
     return (Problem("", f"{type(error).__name__}: {error}"),)

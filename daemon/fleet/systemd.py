@@ -10,7 +10,7 @@ from daemon.config import Config
 from daemon.fleet import journal, linger, unitfacts, units
 from daemon.fleet.connection import Local, Ran, Unreachable
 from daemon.fleet.manager import Dark, NoManager, bus_problem, manager_problem
-from daemon.fleet.supervisor import BOOTED, SYSTEMD, State, Told
+from daemon.fleet.supervisor import BOOTED, SYSTEMD, State, Told, reason
 from daemon.fleet.units import service, stop_seconds
 
 START_SECONDS = 90  # above TimeoutStartSec
@@ -271,8 +271,8 @@ class Systemd:
         else:
             argv = journal.command([name], LOG_LINES, "--output=cat")
             said = self.connection.run(argv).out.splitlines()
-        note = "\n".join([state.text or state.state, *said])
-        return Told(f"not started ({state.state})", ok=False, note=note)
+        why = reason(state.text or state.state, said)
+        return Told(f"not started ({state.state})", ok=False, note=why)
 
     def _systemctl(self, *words: str, seconds: float = 30, check: bool = False) -> Ran:
         done = self.connection.run(["systemctl", "--user", *words], seconds=seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import select
 import signal
@@ -15,8 +16,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from daemon.errors import RolecallError
-from daemon.fleet.connection import Unreachable
+from daemon.fleet.connection import Lost, Unreachable
 
 MARK = b"\x1erolecall "  # before each message; whatever else the far side prints is noise
 LONGEST = 16 << 20  # bytes of one message: a report of a whole host has some hundred KiB
@@ -43,6 +43,14 @@ class HungUp(Exception):
         super().__init__(ended.stderr)
 
 
+class Overdue(Exception):
+    """The far side lives, and has not come to an end in the ``seconds`` that it was given."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__()
+
+
 class Wire:
     """One ssh call. Use it as a context manager: at its end ssh has ended, and is reaped.
 
@@ -50,7 +58,8 @@ class Wire:
     """
 
     def __init__(self, argv: Sequence[str], silence: float) -> None:
-        self._silence = silence
+        self.silence = silence
+        self._given, self._over = 0.0, math.inf
         self._unsent: deque[memoryview] = deque()
         self._messages: deque[Message] = deque()
         self._received, self._stderr, self._noise = bytearray(), bytearray(), bytearray()
@@ -63,7 +72,10 @@ class Wire:
                 stdout=pipe,
                 stderr=pipe,
                 bufsize=0,
-                process_group=0,  # with the ssh of a jump host, which would outlive it otherwise
+                # A group with the ssh of a jump host, which would outlive it otherwise; and no
+                # terminal, where that one would ask a person, and be stopped for it.
+                start_new_session=True,
+                env={**os.environ, "SSH_ASKPASS_REQUIRE": "never"},
             )
         except FileNotFoundError as error:
             raise Unreachable(
@@ -95,18 +107,24 @@ class Wire:
         """Give the far side bytes; they go out while its messages are waited for."""
         self._unsent += (memoryview(each) for each in data if each)
 
+    def end_after(self, seconds: float) -> None:
+        """Wait for messages no longer than that from now on, however alive the far side is."""
+        self._given, self._over = seconds, time.monotonic() + seconds
+
     def receive(self) -> Message:
-        """The next message. Raises HungUp."""
-        until = time.monotonic() + self._silence
-        while not self._messages:
+        """The next message. Raises HungUp, and Overdue behind ``end_after``."""
+        until = time.monotonic() + self.silence
+        while time.monotonic() < self._over:
+            if self._messages:
+                return self._messages.popleft()
             left = until - time.monotonic()
             if left <= 0:
                 raise HungUp(self._end(silent=True))
-            if self._pump(left):
-                until = time.monotonic() + self._silence
+            if self._pump(max(0.0, min(left, self._over - time.monotonic()))):
+                until = time.monotonic() + self.silence
             if self._out not in self._open and not self._messages:
                 raise HungUp(self._end(silent=False))
-        return self._messages.popleft()
+        raise Overdue(self._given)
 
     def close(self) -> None:
         """End ssh, in whatever state it is, and reap it."""
@@ -207,7 +225,7 @@ class Wire:
         seen, self._seen = self._seen, len(self._received)
         if self._out in self._open and self._received.find(b"\n", seen) < 0:
             if self._seen > LONGEST:
-                raise RolecallError(f"it sent a message of more than {LONGEST >> 20} MiB")
+                raise Lost(f"it sent a message of more than {LONGEST >> 20} MiB")
             if self._seen <= KEPT or MARK in self._received:
                 return
         *lines, rest = self._received.split(b"\n")
@@ -251,5 +269,5 @@ def _message(text: bytearray) -> Message:
     except (ValueError, RecursionError):
         message = None
     if not isinstance(message, dict):
-        raise RolecallError("it sent a message that makes no sense")
+        raise Lost("it sent a message that makes no sense")
     return message

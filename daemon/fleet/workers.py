@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from daemon.config import Config
 from daemon.errors import RolecallError
 from daemon.fleet import effective, staleness, worktrees
+from daemon.fleet.alone import alone
 from daemon.fleet.answers import Attempt, Done, Row
 from daemon.fleet.connection import Local
 from daemon.fleet.place import CURRENT
@@ -98,9 +99,10 @@ def stop_here(
 
 
 def _told(at: Place, tell: Callable[[], dict[str, Told]]) -> list[Done]:
-    if foreign := effective.foreign(at.connection, at.config):
-        raise foreign
-    return [Done(at.connection.name, role, *said) for role, said in tell().items()]
+    with alone(at.connection, at.config):
+        if foreign := effective.foreign(at.connection, at.config):
+            raise foreign
+        return [Done(at.connection.name, role, *said) for role, said in tell().items()]
 
 
 def status(at: Place) -> list[Row]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -141,19 +139,3 @@ def test_a_deploy_that_was_cut_short_is_told(fleet: Fleet) -> None:
     assert "deploy goes on with it" in fleet.invoke("doctor").stdout
     fleet.do("deploy", "--settle", "0.5")
     assert told not in fleet.do("agents.status")
-
-
-def test_a_second_deploy_at_the_same_time_is_refused(fleet: Fleet) -> None:
-    """After a short wait, with what becomes of the first one; nothing is changed."""
-    fleet.sh("mkdir -p .config/rolecall")
-    hold = "flock .config/rolecall sh -c 'echo held; exec sleep 60'"
-    with subprocess.Popen(
-        ["sh", "-c", f"cd; exec {hold}"], stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as holder:
-        assert holder.stdout
-        assert holder.stdout.readline() == "held\n"
-        done = fleet.invoke("deploy")
-        os.killpg(holder.pid, signal.SIGKILL)
-    assert done.returncode == 1
-    assert "another deploy is at work on this host" in done.stderr
-    assert {row["state"] for row in fleet.rows().values()} == {"not installed"}

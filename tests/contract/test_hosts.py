@@ -70,7 +70,7 @@ def test_an_unreachable_host_stops_no_other(running: FarHosts) -> None:
             ["web3", "tester", "running"],
         ]
         assert "web2: error: " in done.stderr
-        end = "1 of 3 hosts failed; look closer: invoke doctor --limit web2\n"
+        end = "1 of 3 hosts failed; look closer: ssh web2\n"
         assert done.stderr.endswith(end)
         for command in ("agents.restart", "doctor", "agents.logs"):
             done = running.invoke(command)
@@ -117,16 +117,12 @@ def test_a_host_that_is_lost_is_told_while_the_others_are_followed(running: FarH
         running.heal("web2")
 
 
-def test_git_leaves_our_paths_alone(running: FarHosts) -> None:
-    """As ``invoke init`` has it on this machine: a worker that ran makes no untracked file."""
-    shop = str(running.homes / "web1" / "shop")
-    listed = ["git", "-C", shop, "status", "--porcelain"]
-    told = subprocess.run(listed, capture_output=True, text=True, check=True).stdout
-    assert told == "?? .oodatcaa/\n"
-
-
 def test_the_life_of_a_fleet(tmp_path: Path) -> None:
-    """Installed, started, seen, stopped and removed by one command each: nothing is left."""
+    """Installed, started, seen, stopped and removed by one command each: nothing is left.
+
+    Git leaves our paths alone, as ``invoke init`` has it on this machine: a worker that ran makes
+    no untracked file.
+    """
     hosts = FarHosts(tmp_path, "web1", "web2")
     before = [hosts.files(name) for name in hosts.names]
     said = hosts.do("install")
@@ -146,6 +142,9 @@ def test_the_life_of_a_fleet(tmp_path: Path) -> None:
     assert hosts.do("agents.restart") == [f"{name}: builder: restarted" for name in hosts.names]
     assert all(hosts.rows()[key]["pid"] != row["pid"] for key, row in rows.items())
     assert hosts.do("agents.stop") == [f"{name}: builder: stopped" for name in hosts.names]
+    listed = ["git", "-C", str(hosts.homes / "web1" / "shop"), "status", "--porcelain"]
+    told = subprocess.run(listed, capture_output=True, text=True, check=True).stdout
+    assert told == "?? .oodatcaa/\n"
     assert hosts.do("uninstall") == sorted(
         f"{name}: removed ~/{path}"
         for name in hosts.names
@@ -164,6 +163,36 @@ def test_what_is_not_installed_is_told(bare: FarHosts) -> None:
     said = bare.invoke("agents.logs", *limit).stderr
     assert "web2: error: Rolecall is not installed there" in said
     assert bare.do("agents.stop", *limit) == ["web2: builder: not running"]
+
+
+def test_two_uninstalls_at_once_leave_nothing(web1: FarHosts) -> None:
+    """One removes the code that the other runs: that one looks again, and has nothing to do."""
+    before = [web1.files(name) for name in web1.names]
+    web1.do("install")
+    for each in [web1.start("uninstall") for _ in range(2)]:
+        _, err = each.communicate(timeout=PATIENCE * 2)
+        assert (each.returncode, err) == (0, "")
+    assert [web1.files(name) for name in web1.names] == before
+
+
+@pytest.mark.parametrize("what", ["daemon/fleet/workers.py", "daemon/fleet/onhost.py", ""])
+def test_a_damaged_release_can_be_looked_at_and_stopped_and_removed(
+    web1: FarHosts, what: str
+) -> None:
+    """By the operator's own, which leaves nothing there."""
+    before = web1.files("web1")
+    web1.do("install")
+    web1.do("agents.start")
+    (release,) = (web1.homes / "web1/.local/share/rolecall/agent/releases").iterdir()
+    if what:
+        (release / what).unlink()
+        (release / what.replace("fleet/", "fleet/__pycache__/")).parent.rename(release / "gone")
+    else:
+        shutil.rmtree(release)
+    assert {row["state"] for row in web1.rows().values()} == {"running"}
+    assert web1.do("agents.stop") == ["web1: builder: stopped"]
+    web1.do("uninstall")
+    assert web1.files("web1") == before
 
 
 def test_a_check_shows_the_files_and_leaves_nothing(bare: FarHosts) -> None:

@@ -23,6 +23,8 @@ QUIET: dict[str, dict[str, Any]] = {
     "builder": {"script": "cat >/dev/null"},
     "tester": {"script": "cat >/dev/null"},
 }
+#: As on a full disk, but for this process alone: a config has more than a kilobyte.
+SMALL = ("sh", "-c", 'ulimit -f 1; exec env -u PWD "$0" "$@"')
 BUSY = {**QUIET, "builder": {"script": PATIENT, "timeout": 120}}
 
 
@@ -45,6 +47,18 @@ def cut_short(host: Copied) -> set[str | None]:
     there = Local("web1", asked["checkout"])
     rows = onhost.perform(there, from_json(asked["config"]), "status", {}, print)
     return {row["deploy_cut_short"] for row in rows}
+
+
+def newer(host: Copied) -> None:
+    """Have its config be one that newer code wrote."""
+    host.sh("""sed -i 's/^{$/{"news": 1,/' .config/rolecall/agent.yml""")
+    assert host.sh("cat .config/rolecall/agent.yml").count("news") == 1
+
+
+def switched(host: Copied) -> tuple[int, int]:
+    """When its link to the release and its config were written."""
+    config = host.home / ".config" / "rolecall" / "agent.yml"
+    return (host.place / "current").lstat().st_mtime_ns, config.stat().st_mtime_ns
 
 
 def unlocked(host: Copied) -> list[str]:
@@ -167,6 +181,55 @@ def test_what_a_person_stopped_stays_stopped(host: Copied) -> None:
     assert host.workers() == {"builder": second, "tester": ""}
     result = host.deploy(second)
     assert (result["state"], result["notes"]) == ("nothing to do", [told])
+
+
+def test_a_config_of_newer_code_is_understood_as_far_as_it_goes(host: Copied) -> None:
+    """A deploy of an older checkout: what a person stopped is no new role for it."""
+    host.deploy(host.release())
+    host.do("agents.stop", "--role", "tester")
+    newer(host)
+    second = host.release("2")
+    assert did(host.deploy(second)) == [("builder", "restarted")]
+    assert host.workers() == {"builder": second, "tester": ""}
+
+
+@pytest.mark.parametrize("verb", ["deploy", "install"])
+def test_at_every_instant_the_release_knows_its_config(host: Copied, verb: str) -> None:
+    """Newer code comes before its config, older code after: a power cut may fall between."""
+    host.deploy(host.release())
+    host.configure({**QUIET, "builder": {**QUIET["builder"], "heartbeat": 2}})
+    assert host.perform(host.release("2"), verb).returncode == 0
+    link, config = switched(host)
+    assert link <= config
+    newer(host)
+    assert host.perform(host.release("3"), verb).returncode == 0
+    link, config = switched(host)
+    assert config <= link
+    host.configure(QUIET)
+
+
+def test_going_back_each_release_knows_its_config_too(host: Copied) -> None:
+    """The reverse of how it went."""
+    host.deploy(host.release())
+    host.configure({**QUIET, "builder": {**QUIET["builder"], "heartbeat": 2}})
+    assert host.deploy(host.release(builder=EXITS))["state"] == "put back"
+    link, config = switched(host)
+    assert config <= link
+    host.configure(QUIET)
+
+
+def test_an_install_whose_files_cannot_be_written_changes_no_release(host: Copied) -> None:
+    """The old one with the old config, as before; what was sent for it goes."""
+    first = host.release()
+    host.deploy(first)
+    host.configure({**QUIET, "builder": {**QUIET["builder"], "heartbeat": 2}})
+    second = host.release("2")
+    done = host.perform(second, "install", sent=True, under=SMALL)
+    host.configure(QUIET)
+    assert "File too large: " in done.stderr
+    assert ".config/rolecall/agent.yml" in done.stderr
+    assert host.links() == (first, None)
+    assert not (host.place / "releases" / second).exists()
 
 
 def test_a_role_that_is_new_starts_and_one_that_is_gone_stops(host: Copied) -> None:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -381,13 +382,20 @@ def test_an_interrupted_command_leaves_nothing_running(many: Many) -> None:
     wait_for(lambda: not calls(many), "nothing left")
 
 
-def test_a_key_of_the_agent_logs_in(many: Many) -> None:
+@pytest.fixture
+def sockets() -> Iterator[str]:
+    """A folder of a short name: the path of a socket has 107 bytes at the most."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield folder
+
+
+def test_a_key_of_the_agent_logs_in(many: Many, sockets: str) -> None:
     """And a master of ControlMaster is used, and left alone."""
     many.write_ssh_config(
         "Host *",
         "  ControlMaster auto",
         "  ControlPersist 60",
-        f"  ControlPath {many.folder}/%n",
+        f"  ControlPath {sockets}/%C",
         key="  IdentityFile none",
     )
     limit = ("--limit", "one,two")

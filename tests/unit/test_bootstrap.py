@@ -204,9 +204,40 @@ def test_what_only_looks_leaves_nothing(far: Far) -> None:
     """With ``keep`` false the release serves from a folder of its own, which then goes."""
     made = release()
     said = far.last(upload(made, keep=False))["result"]
-    assert os.path.basename(said["cwd"]).startswith("rolecall-")
+    assert os.path.basename(said["cwd"]).startswith(bootstrap.FOR_NOW)
     assert not os.path.exists(said["cwd"])
     assert far.files() == []
+
+
+def test_what_only_looked_and_was_killed_is_removed_by_the_next(far: Far, tmp_path: Path) -> None:
+    """But nothing that a live process has, or that somebody else calls so."""
+    far.environ["TMPDIR"] = str(tmp_path / "there")
+    sent = upload(release(), keep=False)
+    with far.start() as running, far.start() as living:
+        for each, rest in ((running, 100), (living, 90)):
+            assert each.stdin
+            each.stdin.write(sent[:-rest])
+            each.stdin.flush()
+        wait_for(lambda: len([*far.home.glob(f"{bootstrap.FOR_NOW}*/MANIFEST")]) == 2)
+        running.kill()
+        running.wait()
+        (far.home / f"{bootstrap.FOR_NOW}file").write_text("")
+        assert "result" in far.last(upload(release("another"), keep=False))
+        assert len([*far.home.glob(f"{bootstrap.FOR_NOW}*/MANIFEST")]) == 1
+        living.communicate(sent[-90:])
+    assert far.files() == [f"{bootstrap.FOR_NOW}file"]
+
+
+def test_a_check_does_not_even_compile(far: Far) -> None:
+    """An install does."""
+    made = release()
+    far.last(upload(made))
+    compiled = far.releases / made.id / "daemon" / "__pycache__"
+    shutil.rmtree(compiled)
+    far.last(request(made, options={"check": True}))
+    assert not compiled.exists()
+    far.last(request(made))
+    assert compiled.exists()
 
 
 def test_a_damaged_release_asks_for_another_copy(far: Far) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from daemon.fleet.deploy import batch_size, batches
+from daemon.fleet.deploy import batch_size, batches, check_settle
 from daemon.fleet.here import UsageError
 from daemon.inventory import Host
 
@@ -31,6 +31,14 @@ def test_what_is_no_number_of_hosts_is_refused(serial: str) -> None:
     assert str(error.value) == (
         f'error: --serial: no number of hosts: "{serial}"\nhint:  such as 1, 3 or 25%'
     )
+
+
+@pytest.mark.parametrize("seconds", [-5.0, float("nan"), float("inf"), 1e9])
+def test_what_is_no_time_to_watch_is_refused(seconds: float) -> None:
+    """Nothing is watched for less than no time, nor for ever."""
+    with pytest.raises(UsageError, match="no time to watch"):
+        check_settle(seconds)
+    check_settle(0)
 
 
 def test_this_machine_is_deployed_to_alone() -> None:

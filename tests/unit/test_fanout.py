@@ -8,9 +8,11 @@ import pytest
 
 from daemon.errors import RolecallError
 from daemon.fleet import fanout
-from daemon.fleet.fanout import Answer, Tell
+from daemon.fleet.crew import MOST
+from daemon.fleet.fanout import Answer, How, Tell
+from daemon.fleet.here import UsageError
 from daemon.inventory import Host
-from tests.workspace import PATIENCE
+from tests.workspace import PATIENCE, wait_for
 
 HOSTS = [Host(f"web{number}", {}, {}) for number in range(1, 8)]
 HERE = Host("here", {"ansible_connection": "local"}, {})
@@ -32,6 +34,42 @@ def test_answers_come_as_hosts_end() -> None:
         others.release()
     assert found[-1] == Answer(HOSTS[0], "WEB1", None)
     assert {answer.host.name for answer in found} == {"web1", "web2", "web3"}
+
+
+@pytest.mark.parametrize(
+    ("forks", "timeout", "where"),
+    [
+        (0, 10.0, "--forks"),
+        (-1, 10.0, "--forks"),
+        *((5, each, "--timeout") for each in (0.0, -1.0, float("nan"), float("inf"), 1e9)),
+    ],
+)
+def test_a_number_that_cannot_be_meant_is_refused(forks: int, timeout: float, where: str) -> None:
+    """Before any host is asked: exit status 2."""
+    with pytest.raises(UsageError, match=r"no (number|time)") as error:
+        How.of(forks, timeout)
+    assert error.value.problems[0].where == where
+    assert How.of(1, 0.5) == How(1, 0.5)
+
+
+def test_who_says_much_waits_for_who_reads() -> None:
+    """Else the log of a host would fill the memory of a slow terminal's machine."""
+    said = []
+
+    def do(host: Host, tell: Tell) -> None:
+        if host is HOSTS[0]:
+            return
+        for number in range(3 * MOST):
+            tell("x")
+            said.append(number)
+
+    answers = fanout.each(HOSTS[:2], do, forks=2)
+    assert next(answers).host is HOSTS[0]
+    wait_for(lambda: len(said) >= MOST, "it says as much as anybody may")
+    with pytest.raises(AssertionError):
+        wait_for(lambda: len(said) > 2 * MOST, "it goes on", seconds=0.3)
+    assert [answer.host for answer in answers] == [HOSTS[1]]
+    assert len(said) == 3 * MOST
 
 
 def test_no_more_than_forks_work_at_once() -> None:

@@ -17,6 +17,7 @@ import pytest
 from daemon.config import to_json
 from daemon.errors import RolecallError
 from daemon.fleet import onhost
+from daemon.fleet.alone import alone
 from daemon.fleet.connection import Local
 from daemon.fleet.place import Lock, place_of
 from daemon.fleet.speaker import ALIVE, MARK
@@ -28,6 +29,8 @@ import json, sys
 from daemon.fleet import onhost
 onhost.serve(*json.loads(sys.argv[1]))
 """
+
+NOBODY = (1 << 22) + 1  # no process can have that id
 
 
 class Here:
@@ -106,6 +109,16 @@ def test_a_config_of_another_time_is_refused(here: Here, config: str) -> None:
     assert problem[2] == "invoke deploy"
 
 
+def test_settings_of_a_newer_checkout_are_no_reason_to_refuse(here: Here) -> None:
+    """The operator's may have one more, at any place, that the host's release does not know."""
+    whole = json.loads(here.config)
+    role = whole["roles"]["builder"]
+    for document in (whole, role, whole["paths"], role["limits"], role["budget"]["day"]):
+        document["news"] = {"a": 1}
+    assert here.ask("status", config=json.dumps(whole)) == here.ask("status")
+    assert "result" in here.ask("stop", config=json.dumps(whole))
+
+
 def test_a_mistake_of_ours_is_an_error_too(here: Here) -> None:
     """The operator sees what it was; the traceback is on stderr."""
     config = json.dumps({**json.loads(here.config), "run": ["nobody"]})  # no inventory says that
@@ -153,8 +166,57 @@ def test_nobody_needs_to_listen(here: Here) -> None:
     assert (here.path / ".config/rolecall/agent.yml").exists()
 
 
-def test_a_hangup_ends_nothing_that_was_begun(here: Here) -> None:
-    """An ssh server sends one when the line is cut: the install goes on, here behind a lock."""
+@pytest.mark.parametrize("verb", onhost.CHANGING)
+def test_what_changes_a_host_waits_for_who_is_at_work(here: Here, verb: str) -> None:
+    """Such as a restart for a deploy that watches its workers; with signs of life."""
+    place = place_of(str(here.path), "agent")
+    with contextlib.ExitStack() as locked:
+        locked.enter_context(Lock(place))
+        with here.start(verb) as running:
+            assert running.stdout
+            assert messages(running.stdout.readline()) == [{"alive": 1}]
+            locked.close()
+            assert [*messages(running.stdout.read())[-1]] == ["result"]
+
+
+def test_this_machine_has_the_lock_too_and_nothing_is_left_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though no release is there."""
+    (tmp_path / "shop").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    other = Lock(place_of(str(tmp_path), "agent"), wait=0)
+    with (
+        alone(Local(), FileBackend(tmp_path / "shop").config),
+        pytest.raises(RolecallError, match="another command is at work on this host: process"),
+    ):
+        other.__enter__()
+    assert not (tmp_path / ".local").exists()
+
+
+def test_what_a_killed_write_has_left_goes(here: Here) -> None:
+    """With the next write of the file, or with all else; not what is being written."""
+    folder = here.path / ".config" / "rolecall"
+    folder.mkdir(parents=True)
+    names = [f"{name}.{NOBODY}.tmp" for name in ("agent.yml", "agent.deploying", "linger")]
+    for name in names:
+        (folder / name).write_text("half")
+    (folder / f"agent.yml.{os.getpid()}.tmp").write_text("another's")
+    assert here.ask("install")["result"]["changes"][0]["kind"] == "create"
+    left = ["agent.yml", f"agent.yml.{os.getpid()}.tmp", *names[1:]]
+    assert sorted(os.listdir(folder)) == sorted(left)
+    (folder / left[1]).unlink()
+    done = here.ask("uninstall")["result"]["changes"]
+    assert {each["path"] for each in done} >= {str(folder / name) for name in names[1:]}
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_no_end_of_a_login_ends_what_was_begun(here: Here, number: signal.Signals) -> None:
+    """An ssh server sends the one when the line is cut, a login manager may send the other.
+
+    The install goes on, here behind a lock.
+    """
     place = Path(place_of(str(here.path), "agent"))
     place.mkdir(parents=True)
     locked = contextlib.ExitStack()
@@ -162,7 +224,7 @@ def test_a_hangup_ends_nothing_that_was_begun(here: Here) -> None:
     with here.start("install") as running:
         assert running.stdout
         assert messages(running.stdout.readline()) == [{"alive": 1}]
-        running.send_signal(signal.SIGHUP)
+        running.send_signal(number)
         locked.close()
         assert "result" in messages(running.stdout.read())[-1]
     assert (here.path / ".config/rolecall/agent.yml").exists()
@@ -179,3 +241,15 @@ def test_every_verb_has_its_words_here(tmp_path: Path) -> None:
     config = FileBackend(tmp_path / "shop").config
     with pytest.raises(RolecallError, match="dance"):
         onhost.perform(Local(), config, "dance", {}, print)
+
+
+def test_a_pipe_in_the_place_of_a_file_holds_up_nobody(tmp_path: Path) -> None:
+    """Nobody may ever write to it; a masked unit, a link to /dev/null, is an empty file."""
+    os.mkfifo(tmp_path / "agent.yml")
+    with pytest.raises(RolecallError, match="it is no file"):
+        Local().read(str(tmp_path / "agent.yml"))
+    (tmp_path / "masked").symlink_to("/dev/null")
+    assert not Local().read(str(tmp_path / "masked"))
+    assert Local().read(str(tmp_path / "nothing")) is None
+    (tmp_path / "file").write_text("x")
+    assert Local().read(str(tmp_path / "file")) == "x"

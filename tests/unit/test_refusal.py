@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
 
 from daemon.fleet import ssh
-from daemon.fleet.refusal import Call, unreachable
+from daemon.fleet.refusal import LONGEST, Call, unreachable
 from tests.workspace import ROOT
 
 RECORDED: dict[str, dict[str, Any]] = json.loads(
@@ -59,7 +60,7 @@ SAID = {
 
 
 def said(status: int | None, stderr: str = "", noise: str = "", python: str | None = None) -> str:
-    error = unreachable(Call(TYPED, status, stderr, 10.0, noise, python))
+    error = unreachable(Call(TYPED, status, stderr, 10.0, noise, python, named=True))
     assert error.exit_code == 4
     (problem,) = error.problems
     assert "\n" not in problem.what + problem.hint
@@ -114,3 +115,21 @@ def test_a_host_without_python_is_told_from_one_without_the_named_python() -> No
     named = said(127, noise=noise, python="/opt/python")
     assert named.startswith("there is no /opt/python, which the inventory names\n")
     assert "ansible_python_interpreter" in named
+
+
+def test_a_host_without_an_address_is_told_how_to_get_one() -> None:
+    """Where the inventory names none; else that one is looked at."""
+    stderr = RECORDED["no address"]["stderr"]
+    error = unreachable(Call(TYPED, 255, stderr, 10.0))
+    assert error.problems[0].hint == "ansible_host: ADDRESS, or a Host entry in ~/.ssh/config"
+    assert said(255, stderr).endswith("\nis ansible_host right?")
+
+
+@pytest.mark.parametrize("begin", ["", "x: ", "a account is ", "Load key ", "config: line "])
+def test_a_line_without_end_costs_neither_time_nor_a_screen(begin: str) -> None:
+    """A host may say anything, for as long as it likes."""
+    line = begin + "System is pam account " * 750
+    began = time.process_time()
+    text = said(255, line, line)
+    assert time.process_time() - began < 0.5
+    assert len(text) < 2 * LONGEST

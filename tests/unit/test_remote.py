@@ -12,8 +12,8 @@ import pytest
 
 from daemon import config as configs
 from daemon.errors import ConfigError, RolecallError
-from daemon.fleet import remote, runtime
-from daemon.fleet.connection import Unreachable
+from daemon.fleet import agents, deploy, remote, runtime
+from daemon.fleet.connection import NoAnswer, Unreachable
 from daemon.inventory import Host, Inventory
 from tests.workspace import PATIENCE
 
@@ -216,7 +216,7 @@ def test_a_host_that_cannot_take_part_is_unreachable(play: Play) -> None:
     """As one with too old a Python: exit status 4, in its own words."""
     error = {"problems": [["/usr/bin/python3", "Python 3.9.2 is too old", "newer"]], "exit_code": 1}
     found = play.fails(f"say(error={error!r})")
-    assert (type(found), found.exit_code) == (Unreachable, 4)
+    assert (type(found), found.exit_code) == (NoAnswer, 4)
     assert "Python 3.9.2 is too old" in str(found)
 
 
@@ -241,3 +241,76 @@ def test_a_call_that_breaks_off_says_when(play: Play) -> None:
     assert found.exit_code == 4
     found = play.fails("import time; time.sleep(600)", timeout=0.5)
     assert str(found).startswith("error: no answer within 0.5 s")
+
+
+def test_a_host_that_answers_is_not_unreachable(play: Play) -> None:
+    """It has failed, which is another exit status than that of one that cannot be reached."""
+    error = {"problems": [["", "it is broken", "mend it"]], "exit_code": 1}
+    play.monkeypatch.setenv("PLAY", f"say(facts=FACTS); {UPLOAD}say(error={error!r})")
+    rows = agents.status(play.inventory, play.inventory.hosts()).rows
+    assert [(row.state, row.text) for row in rows] == [("failed", "it is broken")]
+    assert agents.exit_status(rows) == agents.SOME_DO_NOT_RUN
+
+
+WOULD = '{"host": "x", "supervisor": "pidfile", "state": "would deploy"}'
+
+
+@pytest.mark.parametrize(
+    ("then", "state", "exit_code"),
+    [
+        ('say(error={"problems": [["", "no user manager", ""]], "exit_code": 4})', "unchanged", 4),
+        ("sys.exit(255)", "not known", 4),
+        ("os.write(1, b'\\x1erolecall 7\\n')", "not known", 4),
+        ("say(result=7)", "not known", 1),
+        ('say(result={"host": "x", "supervisor": "y", "state": "put back"})', "put back", 1),
+    ],
+)
+def test_a_deploy_knows_what_it_does_not_know(
+    play: Play, capsys: pytest.CaptureFixture[str], then: str, state: str, exit_code: int
+) -> None:
+    """What a host says itself is so; where nothing sensible came back, it may be either way."""
+    play.monkeypatch.setenv(
+        "PLAY",
+        f"say(facts=FACTS); {UPLOAD}\n"
+        f'if request["options"].get("check"): say(result={WOULD})\nelse: {then}',
+    )
+    assert deploy.deploy(play.inventory, play.inventory.hosts()) == exit_code
+    err = capsys.readouterr().err
+    assert f"{state}: web1\n" in err
+    assert ("web1: ends it, or puts it back, by itself" in err) is (state == "not known")
+
+
+def test_a_host_that_has_answered_may_think_for_longer(play: Play) -> None:
+    """It says that it lives every 2 s: no ``timeout`` is too short for a host that works."""
+    slow = "import time\nfor n in range(2): time.sleep(2); say(alive=1)\nsay(result=1)"
+    assert play.ask(f"say(facts=FACTS); {UPLOAD}\n{slow}", timeout=1) == 1
+
+
+def test_a_look_that_never_ends_is_ended(play: Play) -> None:
+    """A host may be alive, and hang: in a folder of a server that is gone, for one."""
+    for_ever = "import time\nwhile True: time.sleep(0.2); say(alive=1)"
+    found = play.fails(f"say(facts=FACTS); {UPLOAD}\n{for_ever}", timeout=1)
+    assert str(found) == (
+        "error: it is alive, but status has not come to its end in 12 s\nhint:  ssh web1"
+    )
+    assert found.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("verb", "options", "looks"),
+    [
+        ("status", {}, True),
+        ("doctor", {"in_unit": 0}, True),
+        ("doctor", {"in_unit": 120}, False),
+        ("install", {"check": True}, True),
+        ("deploy", {"check": False}, False),
+        ("stop", {}, False),
+        ("logs", {"follow": False}, False),
+    ],
+)
+def test_only_a_look_has_an_end_that_is_near(
+    play: Play, verb: str, options: dict[str, Any], *, looks: bool
+) -> None:
+    """A stop may have a whole attempt to wait for, and is waited for while the host lives."""
+    asked = remote.Asked(play.inventory, play.host, verb, options, None, 1.0)
+    assert asked.looks is looks

@@ -10,20 +10,21 @@ import pytest
 from daemon.errors import ConfigError, RolecallError
 from daemon.fleet import agents, report
 from daemon.fleet.answers import PUT_BACK, Done, Installed, Row, Switched, known
-from daemon.fleet.connection import Local, Unreachable
+from daemon.fleet.connection import Local, NoAnswer, Unreachable
 from daemon.fleet.fanout import Answer
+from daemon.fleet.finding import Finding
 from daemon.fleet.output import Style
 from daemon.fleet.report import Failures
 from daemon.inventory import Host
 
 WEB1, WEB2, WEB3 = (Host(f"web{number}", {}, {}) for number in (1, 2, 3))
-GONE = Unreachable("no answer within 10 s", hint="ssh web2")
+GONE = NoAnswer("no answer within 10 s", hint="ssh web2")
 WRONG = ConfigError("it is wrong", where="all.yml:3")
 
 
 def test_an_unreachable_host_decides_the_exit_status() -> None:
     """A host that cannot be asked may be worse than any that says what is wrong with it."""
-    failures = Failures(3)
+    failures = Failures([WEB1, WEB2, WEB3])
     assert failures.exit_status == 0
     failures.count(WEB1, 1)
     assert failures.exit_status == 1
@@ -34,21 +35,51 @@ def test_an_unreachable_host_decides_the_exit_status() -> None:
 
 
 def test_failed_hosts_are_listed_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each with its reason, and all in one command to look closer; control characters escaped."""
-    failures = Failures(3)
-    failures.count(WEB1, 1)
-    failures.add(WEB2, GONE)
+    """In the inventory's order, each with its reason; control characters are escaped.
+
+    The doctor looks closer, but not at one that ssh does not reach: ssh itself does.
+    """
+    failures = Failures([WEB1, WEB2, WEB3])
     failures.add(WEB3, RolecallError("a \x1b[2J"))
+    failures.add(WEB2, GONE)
+    failures.count(WEB1, 1)
     assert failures.tell() == 4
     assert capsys.readouterr().err == (
         "web2: error: no answer within 10 s\nhint:  ssh web2\nweb3: error: a \\x1b[2J\n"
-        "3 of 3 hosts failed; look closer: invoke doctor --limit web1,web2,web3\n"
+        "3 of 3 hosts failed; look closer: invoke doctor --limit web1,web3; ssh web2\n"
     )
+
+
+def test_a_host_that_says_itself_why_not_is_for_the_doctor(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its user manager may not run: ssh reaches it all the same."""
+    failures = Failures([WEB1, WEB2])
+    failures.add(WEB1, Unreachable("the user manager does not run"))
+    assert failures.tell() == 4
+    assert capsys.readouterr().err.endswith("look closer: invoke doctor --limit web1\n")
+
+
+def test_the_doctor_s_json_has_every_host(capsys: pytest.CaptureFixture[str]) -> None:
+    """One that cannot be reached, too."""
+    found = Finding("git", "ok", "2.39")._asdict()
+    answers: list[Answer[Any]] = [Answer(WEB2, None, GONE), Answer(WEB1, [found], None)]
+    assert report.print_findings([WEB1, WEB2], answers, json=True) == 4
+    one, two = json.loads(capsys.readouterr().out)
+    assert one == {"host": "web1", **found}
+    assert two == {
+        "host": "web2",
+        "check": "reach",
+        "state": "fail",
+        "what": "no answer within 10 s",
+        "hint": "ssh web2",
+        "role": "",
+    }
 
 
 def test_one_host_needs_no_summary(capsys: pytest.CaptureFixture[str]) -> None:
     """Its error is all there is to say."""
-    failures = Failures(1)
+    failures = Failures([WEB1])
     failures.add(WEB1, WRONG)
     assert failures.tell() == 78
     assert capsys.readouterr().err == "web1: error: all.yml:3: it is wrong\n"
@@ -72,7 +103,7 @@ def test_a_worker_that_failed_counts_its_host(capsys: pytest.CaptureFixture[str]
     """Its reason stands below its line; the exit status is what the worst deserves."""
     bad = Done("web1", "builder", "not started", ok=False, note="why")
     answers = [Answer(WEB1, [bad, Done("web1", "tester", "started")], None)]
-    assert report.print_done(2, answers, None) == 1
+    assert report.print_done([WEB1, WEB2], answers, None) == 1
     said = capsys.readouterr()
     assert said.out == "web1: builder: not started\n  why\nweb1: tester: started\n"
     assert said.err == "1 of 2 hosts failed; look closer: invoke doctor --limit web1\n"
@@ -101,6 +132,87 @@ def test_nonsense_of_one_host_is_its_own_error(
     assert said.out == "web1: failed\nweb2: nothing to do\n"
     assert "web1: error: its answer makes no sense here" in said.err
     assert report.print_findings([WEB1], [Answer(WEB1, facts, None)], json=False) == 1
+
+
+ROW = {"host": "a", "role": "b", "supervisor": "c", "state": "running"}
+WORK = {"task_id": "T1", "attempt": 1, "pid": 1}
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        *({**ROW, "working_on": [{**WORK, "seconds": float(each)}]} for each in ("inf", "nan")),
+        {**ROW, "restarts": 10**400},
+        {**ROW, "pid": "x"},
+        {**ROW, "since": 7},
+        {**ROW, "working_on": {}},
+        *({**ROW, "worktrees": each} for each in ({"a": 1}, [], [1], "x", {})),
+        *({**ROW, "worktrees": {"number": 1, "bytes": each}} for each in ("x", 10**400)),
+    ],
+)
+def test_a_row_that_could_not_be_printed_is_an_error(facts: object) -> None:
+    """Of its host, and found before anything is printed."""
+    with pytest.raises(RolecallError, match="makes no sense"):
+        Row.of(facts)
+
+
+def test_a_newer_count_of_worktrees_is_understood() -> None:
+    """Its further keys are left out."""
+    used = {"number": 2, "bytes": 9, "new": 1}
+    row = Row.of({**ROW, "worktrees": used})
+    assert row.worktrees == {"number": 2, "bytes": 9, "whole": True}
+
+
+CHANGE = {"host": "a", "path": "", "kind": "zap"}
+
+
+@pytest.mark.parametrize(
+    "more", [{"changes": [CHANGE]}, {"changes": 5}, {"notes": [7]}, {"notes": "x"}, {"home": None}]
+)
+@pytest.mark.parametrize("kind", [Installed, Switched])
+def test_changes_that_could_not_be_told_are_an_error(
+    kind: type[Installed | Switched], more: dict[str, Any]
+) -> None:
+    """Of an install and of a deploy."""
+    with pytest.raises(RolecallError, match="makes no sense"):
+        kind.of({"host": "a", "supervisor": "b", "state": "deployed", **more})
+
+
+@pytest.mark.parametrize("state", ["zap", "", None, 7])
+def test_no_state_of_a_deploy_is_taken_on_trust(state: object) -> None:
+    """One that is not known could be good or bad; one that failed says why, in any case."""
+    with pytest.raises(RolecallError, match="makes no sense"):
+        Switched.of({"host": "a", "supervisor": "b", "state": state})
+    failed = Switched.of({"host": "a", "supervisor": "b", "state": "put back"})
+    assert [each.what for each in failed.problems] == ["it failed, and does not say why"]
+
+
+@pytest.mark.parametrize("status", [0, -5, 256, 999])
+def test_a_worker_s_exit_status_is_one(status: int) -> None:
+    """What failed is never worth 0."""
+    facts = {"host": "a", "role": "b", "did": "not started", "ok": False, "exit_code": status}
+    assert Done.of(facts).exit_code == 1
+
+
+def test_a_finding_s_unknown_state_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    """The rest of what was found is printed."""
+    facts = [{"check": "git", "state": "zz", "what": "x"}]
+    assert report.print_findings([WEB1], [Answer(WEB1, facts, None)], json=False) == 1
+    assert capsys.readouterr().out == "fail  git  x\n"
+
+
+def test_nothing_that_a_host_says_reaches_the_terminal_as_it_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What it did, what it checked: control characters are escaped everywhere."""
+    bad = "\x1b[2J"
+    each = Done(bad, bad, bad, note=bad)
+    assert report.print_done([WEB1], [Answer(WEB1, [each, each._replace(ok=False)], None)], None)
+    facts = [Finding(bad, "ok", bad, bad, bad)._asdict()]
+    report.print_findings([WEB1], [Answer(WEB1, facts, None)], json=False)
+    out, err = capsys.readouterr()
+    assert bad not in out + err
+    assert out.count("\\x1b[2J") == 12
 
 
 def test_a_release_that_knows_more_is_understood() -> None:

@@ -203,6 +203,9 @@ def test_a_checkout_s_odds_and_ends_stay_at_home(tmp_path: Path) -> None:
     for name in ("daemon/a.py", "daemon/a.py~", "daemon/.a.py.swp", "daemon/__pycache__/a.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
+    (tmp_path / "daemon/.#a.py").symlink_to("me@here.123")  # Emacs' lock: a link to nowhere
+    (tmp_path / "daemon/.b.py").write_text("")
+    (tmp_path / "daemon/c.py").symlink_to("nowhere")
     (tmp_path / "LICENSE").write_text("")
     assert [path for path, _ in runtime.ours(str(tmp_path))] == ["LICENSE", "daemon/a.py"]
 

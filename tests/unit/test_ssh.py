@@ -78,6 +78,7 @@ def test_ssh_config_of_the_user_counts(make: Make, tmp_path: Path) -> None:
             Port 2222
             IdentityFile ~/.ssh/web
             ProxyJump gate
+            ControlMaster auto
             ControlPath ~/.ssh/%C
             UserKnownHostsFile /tmp/known
             RemoteCommand tmux attach
@@ -90,6 +91,7 @@ def test_ssh_config_of_the_user_counts(make: Make, tmp_path: Path) -> None:
     assert found["identityfile"] == ["~/.ssh/web"]
     assert found["proxyjump"] == ["gate"]
     assert "/.ssh/" in found["controlpath"][0]
+    assert found["controlmaster"] == ["false"]  # of others' calls, which would end with ours
     assert found["userknownhostsfile"] == ["/tmp/known"]  # noqa: S108  # named, never opened
     assert found.get("remotecommand", ["none"]) == ["none"]
     assert found["clearallforwardings"] == ["yes"]
@@ -106,7 +108,7 @@ def test_the_inventory_wins_over_ssh_config(make: Make, tmp_path: Path) -> None:
         ansible_port=2200,
         ansible_user="deploy",
         ansible_ssh_private_key_file=str(key),
-        ansible_ssh_common_args="-J gate.example -o 'StrictHostKeyChecking accept-new'",
+        ansible_ssh_common_args="-J gate.example",
     )
     config = "Host *\n User alice\n Port 1\n ProxyJump other\n"
     found = effective(host, tmp_path, config)
@@ -115,12 +117,30 @@ def test_the_inventory_wins_over_ssh_config(make: Make, tmp_path: Path) -> None:
     assert found["identityfile"] == [str(key)]
     assert found["identitiesonly"] == ["yes"]
     assert found["proxyjump"] == ["gate.example"]
-    assert found["stricthostkeychecking"] == ["accept-new"]  # the user's own choice
     assert found["batchmode"] == ["yes"]
     assert ssh.typed(host) == (
-        "ssh -J gate.example -o 'StrictHostKeyChecking accept-new' -p 2200 -l deploy "
-        f"-i {key} -o IdentitiesOnly=yes 192.0.2.9"
+        f"ssh -J gate.example -p 2200 -l deploy -i {key} -o IdentitiesOnly=yes 192.0.2.9"
     )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "-o StrictHostKeyChecking=no",
+        "-oStrictHostKeyChecking=no",
+        "-o 'stricthostkeychecking accept-new'",
+        "-o ControlMaster=auto -o StrictHostKeyChecking=off",
+    ],
+)
+def test_no_inventory_makes_a_strange_host_key_pass(
+    make: Make, tmp_path: Path, arguments: str
+) -> None:
+    """What many inventories have in them; and who types the call by hand is asked, too."""
+    host = make(ansible_ssh_common_args=arguments)
+    found = effective(host, tmp_path, "Host *\n StrictHostKeyChecking no\n")
+    assert found["stricthostkeychecking"] == ["true"]
+    assert found["controlmaster"] == ["false"]
+    assert ssh.typed(host).startswith("ssh -o StrictHostKeyChecking=ask -o")
 
 
 def test_an_address_is_never_an_option(make: Make) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from daemon.fleet import unitfacts
+from daemon.fleet import supervisor, unitfacts
 
 RUNNING = """\
 Id=agent-builder.service
@@ -75,3 +75,12 @@ def test_a_worker_s_own_words_come_first() -> None:
     assert failed(Result="exit-code", **said) == "all.yml:3: unknown key"
     both = failed(Result="start-limit-hit", **said)
     assert both == "started too often in too short a time; all.yml:3: unknown key"
+
+
+def test_a_worker_that_tried_often_says_why_once() -> None:
+    """Its status, then what the log has beside it."""
+    text = "~/work.env: it is open to others; hint:  chmod 600 work.env"
+    again = ["error: ~/work.env: it is open to others", "hint:  chmod 600 work.env", "", "a: exit"]
+    assert supervisor.reason(text, again * 3) == f"{text}\na: exit"
+    assert supervisor.reason("ended", ["x", "y", "x"]) == "ended\nx\ny"
+    assert supervisor.reason("ended", []) == "ended"

@@ -15,7 +15,7 @@ import pytest
 from daemon.errors import RolecallError
 from daemon.fleet import wire as wires
 from daemon.fleet.connection import Unreachable
-from daemon.fleet.wire import KEPT, HungUp, Wire
+from daemon.fleet.wire import KEPT, HungUp, Overdue, Wire
 from tests.workspace import PATIENCE, wait_for
 
 SAY = """
@@ -101,6 +101,23 @@ def test_noise_is_no_sign_of_life(connect: Connect) -> None:
     ended = hung_up(wire)
     assert ended.status is None
     assert len(ended.noise) <= KEPT
+
+
+def test_a_far_side_that_only_lives_is_not_waited_for_for_ever(connect: Connect) -> None:
+    """Its signs of life may come from a thread beside the one that hangs, as fast as they like."""
+    wire = connect("while True: say(alive=1)")
+    assert wire.receive() == {"alive": 1}
+    wire.end_after(0.5)
+    with pytest.raises(Overdue):
+        list(iter(wire.receive, None))
+
+
+def test_ssh_has_no_terminal_to_ask_on(connect: Connect) -> None:
+    """One of a jump host would ask there, from the background, and be stopped for it."""
+    wire = connect(
+        "say(session=os.getsid(0) == os.getpid(), asks=os.environ['SSH_ASKPASS_REQUIRE'])"
+    )
+    assert wire.receive() == {"session": True, "asks": "never"}
 
 
 def test_an_upload_that_goes_on_is_a_sign_of_life(connect: Connect) -> None:
