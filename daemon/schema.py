@@ -457,7 +457,8 @@ TOP = mapping(
         "run",
         list_of("a list of roles", text("a role's name", NAME)),
         None,
-        "The roles that this host, or the hosts of this group, run.",
+        "The roles that this host, or the hosts of this group, run. `[]`: none; the machine that "
+        "you type on is such a host, where agents work on others only.",
         "all roles",
     ),
     Key(

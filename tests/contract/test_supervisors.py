@@ -291,9 +291,12 @@ def test_a_role_that_only_fails_is_seen_to_pause(fleet: Fleet) -> None:
     fleet.configure({"builder": {"script": "cat >/dev/null", **more}})
     note = "builder: running with the old config until invoke deploy"
     assert note in fleet.do("install")
+    row = fleet.rows()["builder"]
+    assert (row["outdated"], row["parked"], row["release"]) == (True, 2, None)
     fleet.do("agents.restart")
     fleet.wait_status("awaiting_test", "T3")
-    assert fleet.rows()["builder"]["paused_until"] is None
+    row = fleet.rows()["builder"]
+    assert (row["paused_until"], row["outdated"]) == (None, False)
 
 
 def test_a_worker_that_cannot_start_is_told_with_its_reason(fleet: Fleet) -> None:
