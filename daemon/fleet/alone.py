@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 
 from daemon.config import Config
+from daemon.errors import RolecallError
 from daemon.fleet import place, snapshot
 from daemon.fleet.arrival import Damaged
 from daemon.fleet.connection import Local
@@ -25,7 +27,8 @@ def cut_short(connection: Local, config: Config) -> str | None:
 
 
 def _is_held(connection: Local, config: Config) -> bool:
-    path = os.path.join(_folder(connection, config), place.LOCK)
+    where = connection.releases
+    path = os.path.join(where, place.LOCK) if where else _anchor(connection, config)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -39,15 +42,20 @@ def _is_held(connection: Local, config: Config) -> bool:
     return False
 
 
-@contextlib.contextmanager
-def alone(connection: Local, config: Config) -> Iterator[None]:
+def alone(connection: Local, config: Config) -> contextlib.AbstractContextManager[None]:
     """Nobody else changes it meanwhile: on a host without releases, too.
 
     Raises RolecallError where another is at work for too long, and Damaged where who was at work
     has removed the release that we run: nothing could be imported of it any more.
     """
-    folder = _folder(connection, config)
-    nothing = connection.releases and not os.path.isdir(folder)
+    if connection.releases:
+        return _with_releases(connection.releases)
+    return _holding(_anchor(connection, config))
+
+
+@contextlib.contextmanager
+def _with_releases(folder: str) -> Iterator[None]:
+    nothing = not os.path.isdir(folder)
     with contextlib.nullcontext() if nothing else place.Lock(folder):
         gone = not os.path.exists(__file__)
         try:
@@ -57,10 +65,32 @@ def alone(connection: Local, config: Config) -> Iterator[None]:
                 )
             yield
         finally:
-            # The lock of a host without releases goes again; so does one that was made for nothing.
-            if not nothing and not place.present(folder) and (gone or not connection.releases):
+            if gone and not nothing and not place.present(folder):  # it was made for nothing
                 place.tidy(folder)
 
 
-def _folder(connection: Local, config: Config) -> str:
-    return connection.releases or place.place_of(connection.home, config.unit_prefix)
+@contextlib.contextmanager
+def _holding(folder: str) -> Iterator[None]:
+    """Hold a folder that is there anyway: nothing is made for it, or changed."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    until = time.monotonic() + place.PATIENCE
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise RolecallError(
+                        "another command is at work on this host",
+                        hint="type this one again when that has ended",
+                    ) from None
+                time.sleep(place.NAP)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _anchor(connection: Local, config: Config) -> str:
+    """What a prefix has for itself: its workspace."""
+    return config.workspace if os.path.isdir(config.workspace) else connection.home
