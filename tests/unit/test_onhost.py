@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -179,19 +180,22 @@ def test_what_changes_a_host_waits_for_who_is_at_work(here: Here, verb: str) -> 
             assert [*messages(running.stdout.read())[-1]] == ["result"]
 
 
-def test_this_machine_has_the_lock_too_and_nothing_is_left_of_it(
+def test_this_machine_has_the_lock_too_and_nothing_is_made_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Though no release is there."""
+    """Though no release is there: not even the time of a folder changes."""
     (tmp_path / "shop").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path))
-    other = Lock(place_of(str(tmp_path), "agent"), wait=0)
-    with (
-        alone(Local(), FileBackend(tmp_path / "shop").config),
-        pytest.raises(RolecallError, match="another command is at work on this host: process"),
-    ):
-        other.__enter__()
-    assert not (tmp_path / ".local").exists()
+    config = FileBackend(tmp_path / "shop").config
+    before = [os.stat(each) for each in (tmp_path, config.workspace)]
+    where = os.open(config.workspace, os.O_RDONLY)
+    with alone(Local(), config), pytest.raises(BlockingIOError):
+        fcntl.flock(where, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(where, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(where)
+    assert [each.st_mtime_ns for each in before] == [
+        os.stat(each).st_mtime_ns for each in (tmp_path, config.workspace)
+    ]
 
 
 def test_what_a_killed_write_has_left_goes(here: Here) -> None:
