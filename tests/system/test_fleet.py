@@ -408,8 +408,12 @@ def test_a_key_of_the_agent_logs_in(many: Many, sockets: str) -> None:
     try:
         subprocess.run(["ssh-add", "-q", many.key], env=environ, check=True)
         assert set(many.states(*limit, exit_status=3).values()) == {"not installed"}
+        assert not os.listdir(sockets)  # no call of ours has become one
+        for name in ("one", "two"):
+            subprocess.run(["ssh", "-F", many.ssh_config, "-fN", name], env=environ, check=True)
         subprocess.run(["ssh-add", "-q", "-D"], env=environ, check=True)
         assert set(many.states(*limit, exit_status=3).values()) == {"not installed"}
+        assert len(os.listdir(sockets)) == len(("one", "two"))
     finally:
         for name in ("one", "two"):
             subprocess.run(
