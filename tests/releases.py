@@ -76,7 +76,9 @@ class Copied(Fleet):
 
     def command(self, release: str) -> tuple[list[str], str]:
         """What deploys the release, and the folder to run it in; it reads ``asked`` on stdin."""
-        return [sys.executable, "-c", PERFORM], str(self.place / place.RELEASES / release)
+        return [sys.executable, "-B", "-c", PERFORM], str(
+            self.place / place.RELEASES / release
+        )  # stage 0 writes no bytecode
 
     def asked(self, release: str, verb: str = "deploy", **options: Any) -> str:
         inventory = Inventory.load(str(self.home / self.inventory))
