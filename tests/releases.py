@@ -75,10 +75,11 @@ class Copied(Fleet):
         return name
 
     def command(self, release: str) -> tuple[list[str], str]:
-        """What deploys the release, and the folder to run it in; it reads ``asked`` on stdin."""
-        return [sys.executable, "-B", "-c", PERFORM], str(
-            self.place / place.RELEASES / release
-        )  # stage 0 writes no bytecode
+        """What deploys the release, and the folder to run it in; it reads ``asked`` on stdin.
+
+        It writes no bytecode, as stage 0 has it.
+        """
+        return [sys.executable, "-B", "-c", PERFORM], str(self.place / place.RELEASES / release)
 
     def asked(self, release: str, verb: str = "deploy", **options: Any) -> str:
         inventory = Inventory.load(str(self.home / self.inventory))
