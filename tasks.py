@@ -165,7 +165,7 @@ def config(limit: str | None = None, inventory: str | None = None, json: bool = 
     from daemon.fleet.output import as_json, escape
 
     fleet = here.fleet(inventory, limit)
-    fleet.inventory.configs(limit)
+    fleet.inventory.configs(fleet.hosts)
     if json:
         print(as_json({host.name: host.vars for host in fleet.hosts}))
     else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -162,10 +162,10 @@ class Inventory:
             home=None if host.connection == "local" else home or HOME,
         )
 
-    def configs(self, limit: str | None = None) -> dict[str, Config]:
-        """The config of each host. Raises ConfigError with the problems of all of them."""
+    def configs(self, hosts: Sequence[Host] | None = None) -> dict[str, Config]:
+        """The config of each host, or of these. Raises ConfigError with the problems of all."""
         found, problems = {}, list[Problem]()
-        for host in self.hosts(limit):
+        for host in self.every if hosts is None else hosts:
             try:
                 found[host.name] = self.config(host)
             except ConfigError as error:

@@ -72,7 +72,7 @@ def running(
 
     Raises ConfigError with the problems of all of them, UsageError where none knows the role.
     """
-    configs = fanout.checked(inventory, hosts)
+    configs = inventory.configs(hosts)
     if role is not None:
         known = dict.fromkeys(each for c in configs.values() for each in c.run)
         if role not in known and (elsewhere := _others(inventory, role)):

@@ -69,7 +69,7 @@ def deploy(
     wish = wish or Wish()
     size = batch_size(wish.serial, len(hosts))
     check_settle(wish.settle)
-    configs = fanout.checked(inventory, hosts)
+    configs = inventory.configs(hosts)
     rollout = _Rollout(inventory, list(hosts), how, wish, configs)
     rollout.look()
     if not wish.check and rollout.ready:

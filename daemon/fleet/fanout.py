@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from daemon.checking import raise_all
-from daemon.errors import ConfigError, Problem, RolecallError
+from daemon.errors import RolecallError
 from daemon.fleet.connection import Local
 from daemon.fleet.here import UsageError
 from daemon.fleet.output import escape
@@ -103,7 +102,7 @@ def ask(  # noqa: PLR0913  # who is asked, what, and how
     hosts', where they are known; else it raises ConfigError with the problems of all of them
     before any host is asked.
     """
-    found = checked(inventory, hosts) if configs is None else configs
+    found = inventory.configs(hosts) if configs is None else configs
 
     def do(host: Host, say: Say) -> Any:
         tell, line = partial(say, "tell"), partial(say, "line")
@@ -143,19 +142,6 @@ def read(answers: Iterable[Answer[Any]], parse: Callable[[Host, Any], T]) -> Ite
         except RolecallError as nonsense:
             answer = Answer(host, None, nonsense)
         yield answer
-
-
-def checked(inventory: Inventory, hosts: Sequence[Host]) -> dict[str, Config]:
-    """The config of each host. Raises ConfigError with the problems of all of them."""
-    found: dict[str, Config] = {}
-    problems: list[Problem] = []
-    for host in hosts:
-        try:
-            found[host.name] = inventory.config(host)
-        except ConfigError as error:
-            problems += error.problems
-    raise_all(problems)
-    return found
 
 
 def _told(host: Host, _kind: str, text: str) -> None:

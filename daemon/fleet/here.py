@@ -89,13 +89,11 @@ def of_role(
 
     Another workspace than the inventory's can only be meant on this machine.
     """
-    from daemon.fleet import fanout  # noqa: PLC0415  # it imports us
-
     hosts = [fleet.here()] if workspace else fleet.hosts
     if workspace:
         configs = {hosts[0].name: fleet.config(workspace)}
     else:
-        configs = fanout.checked(fleet.inventory, hosts)
+        configs = fleet.inventory.configs(hosts)
     if role:
         one_of("role", role, dict.fromkeys(each for c in configs.values() for each in c.roles))
     return [each for each in hosts if role in (None, *configs[each.name].roles)], configs
