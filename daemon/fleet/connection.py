@@ -226,7 +226,8 @@ class Local:
     def spawn(self, argv: list[str], cwd: str, log: str, seconds: float) -> Started:
         """Start a process that outlives us, and wait until it says READY=1 as sd_notify does.
 
-        Its stderr is appended to ``log``. One that is not ready in time is killed.
+        Its stderr is appended to ``log``. One that is not ready in time is killed, and so is one
+        that nobody waits for any more (KeyboardInterrupt).
         """
         os.makedirs(os.path.dirname(log), exist_ok=True)
         folder = os.path.join(self._runtime(), f"rolecall-{os.getpid()}-{time.monotonic_ns()}")
@@ -293,8 +294,16 @@ def _wait_ready(pid: int, channel: socket.socket, seconds: float) -> str:
                 if status < 0:
                     return f"ended by signal {-status} before it was ready"
                 return f"ended with exit status {status} before it was ready"
-        signal.pidfd_send_signal(watch, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        _kill(watch, pid)
         return f"not ready within {seconds:g} s: killed"
+    except KeyboardInterrupt:  # nobody would know of it, and it would start all the same
+        _kill(watch, pid)
+        raise
     finally:
         os.close(watch)
+
+
+def _kill(watch: int, pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        signal.pidfd_send_signal(watch, signal.SIGKILL)
+        os.waitpid(pid, 0)

@@ -127,6 +127,7 @@ class _Switch:
         self.old_config = before or config
         self.old = supervisor(connection, self.old_config)
         self.workers: list[Done] = []
+        self.begun: list[str] = []  # roles whose workers may have been told to hand over
 
     # --- forwards ----------------------------------------------------------------------------
 
@@ -149,6 +150,7 @@ class _Switch:
         first: dict[str, State] = {}
         for role in (*todo.restart, *todo.start):
             begin = found.restart if role in todo.restart else found.start
+            self.begun.append(role)
             self._note(begin([role]))
             first |= found.states([role])
         if first:
@@ -237,7 +239,12 @@ class _Switch:
         # What had failed before is tried as well: its new worker may have taken attempts over.
         tried = [role for role in self.plan.start if role in self.was_run]
         now = old.states([*before.ran, *tried])
-        again = [role for role in before.ran if not _is(now[role], before.pids.get(role))]
+        # Who runs still may be about to leave: it was told to just when we were interrupted.
+        again = [
+            role
+            for role in before.ran
+            if role in self.begun or not _is(now[role], before.pids.get(role))
+        ]
         again += [role for role in tried if role not in again and now[role].state in RUNNING]
         told = old.restart(again) if again else {}
         if stubborn := [role for role in again if told[role].did == "not restarted"]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from daemon.fleet import onhost, place
 from daemon.fleet.connection import Local
 from tests.fleet import build
 from tests.releases import DIES, EXITS, IGNORES, NEVER_READY, Copied
-from tests.workspace import wait_for
+from tests.workspace import ROOT, wait_for
 
 #: Works until it is told to end, and says once that it did.
 PATIENT = "cat >/dev/null; echo $$ >agent.pid; until [ -e go ]; do sleep 0.05; done; echo >>ends"
@@ -59,6 +62,13 @@ def switched(host: Copied) -> tuple[int, int]:
     """When its link to the release and its config were written."""
     config = host.home / ".config" / "rolecall" / "agent.yml"
     return (host.place / "current").lstat().st_mtime_ns, config.stat().st_mtime_ns
+
+
+def pending(pid: int) -> set[int]:
+    """The signals that a process was sent and has not taken."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    bits = int(next(line.split()[1] for line in lines if line.startswith("ShdPnd")), 16)
+    return {number for number in range(1, 65) if bits >> number - 1 & 1}
 
 
 def unlocked(host: Copied) -> list[str]:
@@ -298,13 +308,46 @@ def test_an_interrupted_deploy_is_put_back(host: Copied) -> None:
     """By whoever types Ctrl-C on the host itself."""
     first = host.release()
     host.deploy(first)
-    with host.begin(host.release("2"), settle=60) as began:
-        wait_for(lambda: len(set(host.workers().values())) == 1, "all have handed over")
+    second = host.release("2")
+    with host.begin(second, settle=60) as began:
+        wait_for(lambda: set(host.workers().values()) == {second}, "all have handed over")
         began.send_signal(signal.SIGINT)
         _, said = began.communicate()
     assert "interrupted: puts release" in said
     assert host.workers() == {"builder": first, "tester": first}
     assert host.links() == (first, None)
+
+
+def test_a_worker_that_was_to_hand_over_is_put_back_too(host: Copied) -> None:
+    """Interrupted before it had left: it runs still, and leaves a moment later."""
+    first = host.release()
+    host.deploy(first)
+    old = host.rows()["builder"]["pid"]
+    os.kill(old, signal.SIGSTOP)
+    with host.begin(host.release("2")) as began:
+        wait_for(lambda: signal.SIGUSR1 in pending(old), "it was told to hand over")
+        began.send_signal(signal.SIGINT)
+        wait_for(lambda: host.links() == (first, None), "it goes back")
+        os.kill(old, signal.SIGCONT)
+        began.communicate()
+    assert host.workers() == {"builder": first, "tester": first}
+    assert not host.alive(old)
+
+
+def test_a_worker_that_was_starting_ends_with_who_waits_for_it(tmp_path: Path) -> None:
+    """Interrupted before it was ready: it would become so later, beside or for the old one."""
+    code = (
+        "import sys; from daemon.fleet.connection import Local; here = sys.argv[1]\n"
+        "script = 'echo $$ >pid.new; mv pid.new pid; exec sleep 100'\n"
+        "Local('web1', here).spawn(['/bin/sh', '-c', script], here, here + '/log', 60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as waits:
+        wait_for((tmp_path / "pid").exists, "the worker runs")
+        waits.send_signal(signal.SIGINT)
+        _, said = waits.communicate()
+    assert said.endswith("KeyboardInterrupt\n")
+    assert not os.path.exists(f"/proc/{(tmp_path / 'pid').read_text().strip()}")
 
 
 def test_after_a_power_cut_the_next_deploy_goes_on_or_all_the_way_back(host: Copied) -> None:
