@@ -16,7 +16,7 @@ from daemon.lifecycle import Changes
 from daemon.model import Lease, Move, wish_in_words
 from daemon.queue import staleness
 from daemon.queue.file import FileQueue
-from daemon.queue.text import Update
+from daemon.queue.update import Update
 
 
 def cancel(queue: FileQueue, task_id: str, who: str) -> Lease | None:
@@ -68,12 +68,12 @@ def retry(queue: FileQueue, task_id: str, who: str, status: str | None = None) -
             name
             for name, rules in queue.machine.roles.items()
             if coming in rules.claims
-            and (not parked or queue.ledger.throttle(queue.config.roles[name]).denied)
+            and (not parked or queue.memory.throttle(queue.config.roles[name]).denied)
         ]
         _move(update, entry, changes, f"tried again by {who}")
 
     queue.update(change)
-    budgets = queue.ledger.budgets
+    budgets = queue.memory.budgets
     parked = tuple(role for role in waited if budgets.parked(role))
     for role in parked:
         budgets.resume(role)

@@ -11,7 +11,8 @@ from daemon.index import Tasks
 from daemon.model import Move
 from daemon.queue import durable, intake, jsontext
 from daemon.queue.file import FileQueue
-from daemon.queue.text import Text, Update
+from daemon.queue.text import Text
+from daemon.queue.update import Update
 
 BOM = b"\xef\xbb\xbf"
 SHOWN = 5  # problems that one error names
