@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from daemon import lifecycle, process
 from daemon.config import Config
@@ -26,6 +26,10 @@ from daemon.queue.ledger import Ledger
 from daemon.queue.outbox import Outbox, Teller
 from daemon.queue.text import RESTARTS, FileUpdate, Text, restless
 from daemon.queue.update import Update
+from daemon.wake import Watch
+
+if TYPE_CHECKING:
+    from daemon.queue.transfer import Imported
 
 
 def chance() -> float:
@@ -66,6 +70,36 @@ class FileQueue:
         path = os.path.join(self.config.paths.locks, "queue.lock")
         with lock.hold(path) as fd, self.outbox.over(fd):
             yield
+
+    # --- as a whole ------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The file's path."""
+        return self.config.queue_file
+
+    def exists(self) -> bool:
+        """Whether there is such a file."""
+        return os.path.exists(self.config.queue_file)
+
+    def watch(self) -> Watch:
+        """What tells of changes of the file, and of leases that end."""
+        return Watch(self.config.queue_file, self.config.paths.leases)
+
+    def close(self) -> None:
+        """Nothing of it is open between two calls."""
+
+    def export(self) -> bytes:
+        """The queue as it is, every byte. Raises RolecallError where there is none."""
+        from daemon.queue import whole  # noqa: PLC0415  # only people ask for it
+
+        return whole.export(self)
+
+    def load(self, data: bytes, name: str, *, replace: bool = False) -> Imported:
+        """Take the tasks of another queue's text in; all of them, or none where one is refused."""
+        from daemon.queue import whole  # noqa: PLC0415  # as above
+
+        return whole.load(self, data, name, replace=replace)
 
     # --- looking ---------------------------------------------------------------------------------
 
@@ -232,6 +266,18 @@ class FileQueue:
         self._unsynced.pop(who, None)
         self.leases.remove(lease)
         return moves
+
+    def read_lease(self, task_id: str) -> Lease | None:
+        """What the task's lease file says. Raises RolecallError where it cannot be used."""
+        return self.leases.read(task_id)
+
+    def ask(self, lease: Lease, wish: str, who: str) -> Lease:
+        """The lease with a person's wish, written into its file, where that is there."""
+        return self.leases.ask(lease, wish, who)
+
+    def gone(self, lease: Lease) -> str:
+        """Whether the lease's attempt is gone, and why; "" while it is live."""
+        return self.ledger.gone(lease)
 
     def rehearse(self) -> None:
         """Write the queue aside, and no more. Raises DiskError where the disk takes no writes."""
