@@ -11,11 +11,12 @@ from typing import NoReturn
 
 from daemon import environment, executor, mounts, transient
 from daemon.config import Config, load_apart
-from daemon.errors import EXIT_CONFIG, ConfigError, RolecallError
+from daemon.errors import EXIT_CONFIG, ConfigError, QueueUnreachable, RolecallError
 from daemon.log import Log
-from daemon.queue.file import FileQueue
+from daemon.queue import Queue
+from daemon.queue.opening import how_to_make, open_queue
 from daemon.service import Notifier, PidFile
-from daemon.wake import Signals, Watch
+from daemon.wake import Signals
 from daemon.worker import SIGNALS, Mode, Worker
 
 
@@ -44,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     add("--ignore-wip", action="store_true", help="claim even where the WIP limit is reached")
     add("--owner", metavar="NAME", help="who holds the leases (default: <host>:<role>)")
     add("--workspace", metavar="DIR", help="the git repository that the agents work on")
-    add("--queue", metavar="URL", help="file:PATH of the queue")
+    add("--queue", metavar="URL", help="file:PATH or postgresql://HOST/DATABASE of the queue")
     add("--config", metavar="FILE", help="one YAML file instead of the checkout's inventory")
     add("--dry-run", action="store_true", help="say what would be claimed, change nothing")
     add("--log-format", choices=("text", "json"), default="text")
@@ -93,34 +94,33 @@ def run(args: argparse.Namespace, notifier: Notifier) -> int:
     mode = Mode(args.once, args.drain, args.dry_run, args.ignore_wip)
     name = args.role or "all"
     foreground = mode.once or mode.drain or mode.dry_run
-    if not os.path.exists(config.queue_file):
+    log = Log(config.paths.logs, name, owner(name), form=args.log_format)
+    queue = open_queue(config, teller=log)
+    if is_missing(queue):
         print(
-            f"{config.queue_file}: no queue here yet\n"
-            f"hint:  invoke init --workspace {config.workspace}",
+            f"{queue.name}: no queue here yet\nhint:  {how_to_make(config)}",
             file=sys.stderr,
         )
         if foreground:
             return 0
-    watch = Watch(config.queue_file, config.paths.leases)
-    log = Log(config.paths.logs, name, owner(name), form=args.log_format)
-    kind = mounts.kind(config.queue_file)
+    kind = "" if config.on_postgres else mounts.kind(config.queue_file)
     if mounts.is_network(kind):
         log.say(f"the queue is on a network file system ({kind}): locks may not hold", "warning")
 
-    def reload() -> tuple[Config, FileQueue]:
+    def reload() -> tuple[Config, Queue]:
         fresh = load(args)
-        return fresh, FileQueue(fresh, teller=log)
+        return fresh, open_queue(fresh, teller=log)
 
     worker = Worker(
         config,
         roles,
-        FileQueue(config, teller=log),
+        queue,
         log,
         mode=mode,
         owner=owner,
         notifier=notifier,
         signals=signals,
-        watch=watch,
+        watch=queue.watch(),
         environ={key: value for key, value in os.environ.items() if key != "JOURNAL_STREAM"},
         reload=reload,
         unit_log=f"{config.unit_prefix}-{name}.service" if under_systemd else "",
@@ -135,8 +135,17 @@ def run(args: argparse.Namespace, notifier: Notifier) -> int:
             return worker.drain()
         return worker.once() if mode.once or mode.dry_run else worker.serve()
     finally:
+        worker.queue.close()
         if pid_file:
             pid_file.remove()
+
+
+def is_missing(queue: Queue) -> bool:
+    """Whether there is no queue; for a server that does not answer, the worker waits."""
+    try:
+        return not queue.exists()
+    except QueueUnreachable:
+        return False
 
 
 def main() -> NoReturn:

@@ -33,7 +33,8 @@ from daemon.errors import ConfigError, Interrupted, LeaseLost, QueueUnreadable, 
 from daemon.launch import DEFERRED, marker
 from daemon.log import Log
 from daemon.model import Move, Outcome, Result
-from daemon.queue.file import FileQueue
+from daemon.queue import Queue
+from daemon.queue.opening import open_queue
 from daemon.wake import Signals, wait
 
 RETRY = 1.0  # seconds between tries of a renewal or a settling write that failed
@@ -47,9 +48,10 @@ PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 class Attempt:
     """The steps of one attempt, in the order of ``work``."""
 
-    def __init__(self, brief: Brief, queue: FileQueue, log: Log, stop: Stop) -> None:
+    def __init__(self, brief: Brief, queue: Queue, log: Log, stop: Stop) -> None:
         self.brief, self.queue, self.log, self.stop = brief, queue, log, stop
         self.role, self.config, self.lease = brief.role, brief.config, brief.lease
+        #: When the latest renewal that counts was sent: the queue wrote it then, or later.
         self.began = self.renewed = time.monotonic()
         self.deadline = self.began + self.role.timeout
         self.marker = marker(brief.run_dir)
@@ -97,6 +99,7 @@ class Attempt:
         me = process.identity()
         until = self.renewed + self.role.lease_ttl * (1 - MARGIN)
         while True:
+            sent = time.monotonic()
             try:
                 self.lease = self.queue.take_over(self.lease, me, self.brief.unit)
             except LeaseLost:
@@ -107,7 +110,7 @@ class Attempt:
                     raise LeaseLost("the lease could not be taken over") from error
                 wait([self.stop.fd], RETRY)
             else:
-                self.renewed = time.monotonic()
+                self.renewed = sent
                 self.stop.heed(self.lease)
                 return
 
@@ -332,9 +335,10 @@ class Attempt:
 
     def tick(self) -> float:
         """Renew the lease; returns the seconds until it is due again. Raises LeaseLost."""
+        sent = time.monotonic()  # the answer may be long on its way
         try:
             self.lease = self.queue.renew(self.lease, executor.sessions())
-            self.renewed = time.monotonic()
+            self.renewed = sent
             self.stop.heed(self.lease)
         except LeaseLost:
             raise
@@ -414,5 +418,9 @@ def main() -> int:
     os.dup2(null, 0)
     executor.become_subreaper()
     log = Log(brief.config.paths.logs, brief.lease.role, brief.lease.owner, unit=brief.unit_log)
-    attempt = Attempt(brief, FileQueue(brief.config, teller=log), log, Stop(signals))
-    return 1 if attempt.run() is Outcome.ERROR else 0
+    queue = open_queue(brief.config, teller=log)
+    try:
+        outcome = Attempt(brief, queue, log, Stop(signals)).run()
+    finally:
+        queue.close()
+    return 1 if outcome is Outcome.ERROR else 0

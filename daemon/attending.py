@@ -16,8 +16,7 @@ from daemon.config import Config
 from daemon.errors import LeaseLost, QueueUnreadable, RolecallError
 from daemon.log import Log
 from daemon.model import Claim, Lease, Move, Outcome, Result
-from daemon.queue import Stale, durable
-from daemon.queue.file import FileQueue
+from daemon.queue import Queue, Stale, durable
 from daemon.queue.lease import is_here
 
 RETRY = 5.0  # seconds until what failed is tried again
@@ -43,7 +42,7 @@ class Attempts:
     def __init__(  # noqa: PLR0913  # what it acts on is passed in, so that tests patch nothing
         self,
         config: Config,
-        queue: FileQueue,
+        queue: Queue,
         log: Log,
         *,
         environ: Mapping[str, str],

@@ -16,6 +16,7 @@ from daemon.errors import EXIT_CONFIG, ConfigError, Problem, RolecallError
 from daemon.lifecycle import Machine, Rules
 
 FILE = "file:"
+POSTGRES = ("postgresql:", "postgres:")
 
 
 class Backoff(NamedTuple):
@@ -189,9 +190,19 @@ class Config(NamedTuple):
         )
 
     @property
+    def on_postgres(self) -> bool:
+        """Whether a PostgreSQL server keeps the queue, and not a file."""
+        return self.queue.startswith(POSTGRES)
+
+    @property
     def queue_file(self) -> str:
-        """The queue's absolute path."""
+        """The absolute path of a queue that is a file."""
         return self.queue.removeprefix(FILE)
+
+    @property
+    def queue_name(self) -> str:
+        """The queue for a person: the path of a file, else the URL."""
+        return self.queue if self.on_postgres else self.queue_file
 
 
 def to_json(config: Config, *, indent: int | None = None) -> str:

@@ -61,6 +61,10 @@ class QueueUnreadable(RolecallError):
     exit_code = EXIT_CONFIG
 
 
+class QueueUnreachable(QueueUnreadable):
+    """The server that keeps the queue cannot be asked now; it is asked again before long."""
+
+
 class LeaseLost(RolecallError):
     """The lease is no longer ours: whatever was to be written under it must not be."""
 

@@ -27,7 +27,7 @@ from daemon.errors import RolecallError
 from daemon.launch import DEFERRED
 from daemon.log import Log
 from daemon.model import Lease, Outcome
-from daemon.queue.file import FileQueue
+from daemon.queue.opening import open_queue
 from daemon.wake import Signals
 
 VERSION_SECONDS = 30.0  # a CLI that needs longer to say its version has a problem
@@ -72,7 +72,7 @@ class Trial(Attempt):
         config = config._replace(roles={**config.roles, role.name: role})
         brief = Brief(config, lease, {}, run_dir, dict(os.environ), "", "")
         log = Log(folder, role.name, owner, form="none")
-        super().__init__(brief, FileQueue(config), log, stop)
+        super().__init__(brief, open_queue(config), log, stop)
         self.cwd = os.path.join(folder, "work")
         os.mkdir(self.cwd, 0o700)
         worktree.git(self.cwd, "init", "--quiet")

@@ -6,6 +6,7 @@ the waiting), HUP re-reads the config, USR1 hands over: exit at once, the attemp
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import time
@@ -15,13 +16,12 @@ from typing import NamedTuple
 from daemon import executor, launch
 from daemon.attending import RETRY, Attempts, Starter
 from daemon.config import Config, Role
-from daemon.errors import EXIT_CONFIG, EXIT_ERROR, QueueUnreadable, RolecallError
+from daemon.errors import EXIT_CONFIG, EXIT_ERROR, QueueUnreachable, QueueUnreadable, RolecallError
 from daemon.log import Log
 from daemon.model import Lease
-from daemon.queue import durable
-from daemon.queue.file import FileQueue
+from daemon.queue import Queue, Waker, durable
 from daemon.service import Notifier
-from daemon.wake import Signals, Watch, wait
+from daemon.wake import Signals, wait
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 HANDOVER = 5.0  # seconds for attempts just started to take their leases over
@@ -44,16 +44,16 @@ class Worker:
         self,
         config: Config,
         roles: list[str],
-        queue: FileQueue,
+        queue: Queue,
         log: Log,
         *,
         mode: Mode,
         owner: Callable[[str], str],
         notifier: Notifier,
         signals: Signals,
-        watch: Watch,
+        watch: Waker,
         environ: Mapping[str, str],
-        reload: Callable[[], tuple[Config, FileQueue]],
+        reload: Callable[[], tuple[Config, Queue]],
         unit_log: str = "",
         start: Starter = launch.start,
     ) -> None:
@@ -213,7 +213,8 @@ class Worker:
             self.notifier.status(text)
             if isinstance(error, durable.DiskError):
                 self.attempts.spare()
-            if not isinstance(error, QueueUnreadable):
+            # A text is mended by somebody, who wakes us; a server that is back tells nobody.
+            if isinstance(error, QueueUnreachable) or not isinstance(error, QueueUnreadable):
                 self.look_at = min(self.look_at, time.monotonic() + RETRY)
             return
         self.log.once("queue", "")
@@ -302,10 +303,10 @@ class Worker:
         if missing:
             self.log.say(f"the new config has no role {missing[0]}: the old one is kept", "error")
             return
-        self.config, self.queue = config, queue
-        self.attempts.config, self.attempts.queue = config, queue
         self.watch.close()
-        self.watch = Watch(config.queue_file, config.paths.leases)
+        self.queue.close()
+        self.config, self.queue, self.watch = config, queue, queue.watch()
+        self.attempts.config, self.attempts.queue = config, queue
         for name in self.roles:
             self.queue.resume(name)
         self.look_at = 0.0
@@ -337,8 +338,9 @@ class Worker:
         until = time.monotonic() + HANDOVER
         while time.monotonic() < until:
             self.attempts.reap()
-            if self.attempts.has_started():
-                break
+            with contextlib.suppress(OSError, RolecallError):  # they go on without us all the same
+                if self.attempts.has_started():
+                    break
             wait([], 0.02)
         self.attempts.children.clear()
         self.log.say("handed over")

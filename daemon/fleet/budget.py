@@ -72,7 +72,7 @@ def look(
     if role is not None:
         one_of("role", role, config.roles)
     queue = FileQueue(config, clock=clock)
-    budgets = queue.ledger.budgets
+    budgets = queue.memory.budgets
     books = budgets.books(queue.leases.every().leases)
     roles = [name for name in config.roles if role in (None, name)]
     pauses: dict[str, Pause] = {}

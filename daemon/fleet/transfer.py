@@ -9,8 +9,8 @@ from daemon.errors import RolecallError
 from daemon.fleet.here import UsageError
 from daemon.fleet.output import escape
 from daemon.fleet.telling import Events
-from daemon.queue import jsontext, transfer
-from daemon.queue.file import FileQueue
+from daemon.queue import jsontext
+from daemon.queue.opening import open_queue
 
 
 def load(config: Config, path: str, replace: bool = False) -> list[str]:  # noqa: FBT001, FBT002  # as tasks.py passes it
@@ -25,7 +25,7 @@ def load(config: Config, path: str, replace: bool = False) -> list[str]:  # noqa
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror}", where=name) from error
     events = Events(config)
-    done = transfer.load(FileQueue(config, teller=events), data, name, replace=replace)
+    done = open_queue(config, teller=events).load(data, name, replace=replace)
     whole = ", in place of all that was there" if done.whole else ""
     count = f"{len(done.added)} imported{whole}; {len(done.kept)} were here already, as they are"
     return [*events.lines, count if done.kept or not done.whole else count.partition(";")[0]]
@@ -33,7 +33,7 @@ def load(config: Config, path: str, replace: bool = False) -> list[str]:  # noqa
 
 def export(config: Config, to: str | None) -> list[str]:
     """Write the queue to a new file, or to standard output. Returns lines for a person."""
-    data = transfer.export(FileQueue(config))
+    data = open_queue(config).export()
     if to is None:
         sys.stdout.buffer.write(data)
         sys.stdout.flush()

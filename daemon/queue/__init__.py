@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from daemon.config import Config
 from daemon.index import Tasks
+from daemon.lifecycle import Machine
 from daemon.model import Claim, Lease, Move, Result
 from daemon.process import Identity
 from daemon.queue.breaker import State
+
+if TYPE_CHECKING:
+    from daemon.queue.memory import Memory
+    from daemon.queue.transfer import Imported
+    from daemon.queue.update import Update
 
 
 class Stale(NamedTuple):
@@ -59,8 +66,51 @@ class Snapshot(NamedTuple):
     barred: dict[str, str]
 
 
+class Waker(Protocol):
+    """Tells that the queue may have changed: ``fd`` is readable then; -1 where nothing tells."""
+
+    @property
+    def fd(self) -> int:
+        """What to poll. It may be another one after each call of ``renew`` or ``changed``."""
+
+    def renew(self) -> None:
+        """Listen where nobody listens yet, or no more. Never raises for a queue that is away."""
+
+    def changed(self) -> bool:
+        """Whether something that matters came since the last call. Never blocks."""
+
+    def close(self) -> None:
+        """Listen no more."""
+
+
 class Queue(Protocol):
-    """What workers, attempts and people's commands ask of a queue."""
+    """What workers, attempts and people's commands ask of a queue.
+
+    ``clock`` is this host's wall time. ``memory`` is what is remembered on this host of roles and
+    credentials. Whatever asks a server raises QueueUnreachable while it does not answer.
+    """
+
+    config: Config
+    machine: Machine
+    memory: Memory
+    clock: Callable[[], float]
+
+    @property
+    def me(self) -> Identity:
+        """Who claims: this process, also after a fork."""
+
+    @property
+    def name(self) -> str:
+        """The queue for a person: the path of a file, else the URL."""
+
+    def exists(self) -> bool:
+        """Whether there is a queue, readable or not."""
+
+    def watch(self) -> Waker:
+        """What wakes a worker of the config's roles; it is the caller's to close."""
+
+    def close(self) -> None:
+        """Let go of what is open. The queue is not asked any more."""
 
     def snapshot(self) -> Snapshot:
         """Everything as it is now, without a lock. Raises QueueUnreadable."""
@@ -82,6 +132,15 @@ class Queue(Protocol):
     def settle(self, lease: Lease, result: Result) -> tuple[Move, ...]:
         """Write what the attempt came to and end the lease. Raises LeaseLost."""
 
+    def rehearse(self) -> None:
+        """Try whether a settling could be written. Raises DiskError where our disk takes none."""
+
+    def read_lease(self, task_id: str) -> Lease | None:
+        """The task's lease as it is now, live or not. Raises RolecallError for what is none."""
+
+    def gone(self, lease: Lease) -> str:
+        """Whether the lease's attempt is gone, and why; "" while it is live."""
+
     def stale(self) -> list[Stale]:
         """The leases whose attempts are gone."""
 
@@ -96,6 +155,27 @@ class Queue(Protocol):
 
     def add(self, tasks: list[dict[str, Any]]) -> tuple[Move, ...]:
         """Append new tasks. Raises RolecallError with what is wrong with them."""
+
+    def update(self, change: Callable[[Update], None]) -> tuple[Move, ...]:
+        """Make a person's change on what the queue holds then, and what follows by itself.
+
+        ``change`` may be called again, on newer tasks; ``read_lease``, ``gone`` and ``ask`` may be
+        called in it. What it raises leaves all as it was.
+        """
+
+    def ask(self, lease: Lease, wish: str, who: str) -> Lease:
+        """The lease with a person's wish, written into it, where it is still there."""
+
+    def export(self) -> bytes:
+        """The queue as JSON, as ``load`` takes it. Raises RolecallError where there is none."""
+
+    def load(self, data: bytes, name: str, *, replace: bool = False) -> Imported:
+        """Take the tasks of another queue's text in; all of them, or none where one is refused.
+
+        ``name`` is the text's, for errors. A queue without tasks becomes the text as a whole, and
+        so does any with ``replace``, unless an attempt is on one of its tasks. Else tasks of new
+        ids are added behind the others, and those whose ids are known have to be equal.
+        """
 
     def breaker(self, role: str) -> State:
         """What is known of the role's quick failures on this host."""
@@ -113,7 +193,7 @@ class Queue(Protocol):
         """Forget that a credential met its limit: a person wants it tried."""
 
     def signature(self) -> tuple[int, ...] | None:
-        """Differs from an earlier one when the queue has changed; None where there is none."""
+        """Differs from an earlier one when the queue has changed; None where nothing tells."""
 
     def next_time(self, role: str, now: float) -> float | None:
         """When to look again though nothing changes."""

@@ -14,17 +14,16 @@ from daemon.errors import RolecallError
 from daemon.index import Entry
 from daemon.lifecycle import Changes
 from daemon.model import Lease, Move, wish_in_words
-from daemon.queue import staleness
-from daemon.queue.file import FileQueue
-from daemon.queue.text import Update
+from daemon.queue import Queue, staleness
+from daemon.queue.update import Update
 
 
-def cancel(queue: FileQueue, task_id: str, who: str) -> Lease | None:
+def cancel(queue: Queue, task_id: str, who: str) -> Lease | None:
     """The lease of the attempt that was asked; None where there is none, and it is done."""
     return _asked(queue, task_id, who, "cancel", lambda task: byhand.cancel(task, queue.clock()))
 
 
-def release(queue: FileQueue, task_id: str, who: str) -> Lease | None:
+def release(queue: Queue, task_id: str, who: str) -> Lease | None:
     """The lease of the attempt that was asked; None where there is none, and it is done."""
 
     def change(task: dict[str, Any]) -> Changes:
@@ -40,7 +39,7 @@ class Ended(NamedTuple):
     roles: tuple[str, ...] = ()
 
 
-def retry(queue: FileQueue, task_id: str, who: str, status: str | None = None) -> Ended:
+def retry(queue: Queue, task_id: str, who: str, status: str | None = None) -> Ended:
     """Make the task claimable at once; returns what waits this has ended.
 
     Those of a credential, and of a role whose attempt overspent, end where the task was only
@@ -68,12 +67,12 @@ def retry(queue: FileQueue, task_id: str, who: str, status: str | None = None) -
             name
             for name, rules in queue.machine.roles.items()
             if coming in rules.claims
-            and (not parked or queue.ledger.throttle(queue.config.roles[name]).denied)
+            and (not parked or queue.memory.throttle(queue.config.roles[name]).denied)
         ]
         _move(update, entry, changes, f"tried again by {who}")
 
     queue.update(change)
-    budgets = queue.ledger.budgets
+    budgets = queue.memory.budgets
     parked = tuple(role for role in waited if budgets.parked(role))
     for role in parked:
         budgets.resume(role)
@@ -86,7 +85,7 @@ def retry(queue: FileQueue, task_id: str, who: str, status: str | None = None) -
 
 
 def _asked(
-    queue: FileQueue, task_id: str, who: str, wish: str, decide: Callable[[dict[str, Any]], Changes]
+    queue: Queue, task_id: str, who: str, wish: str, decide: Callable[[dict[str, Any]], Changes]
 ) -> Lease | None:
     found: list[Lease] = []
 
@@ -95,7 +94,7 @@ def _asked(
         entry = _task(update, task_id)
         lease = _of_ours(queue, entry)
         if lease is not None:
-            found.append(queue.leases.ask(lease, wish, who))
+            found.append(queue.ask(lease, wish, who))
             if _is_held(queue, entry, lease):
                 return  # the attempt settles; of what was moved by hand it would write nothing
         try:
@@ -110,11 +109,11 @@ def _asked(
     return found[0] if found else None
 
 
-def _of_ours(queue: FileQueue, entry: Entry) -> Lease | None:
+def _of_ours(queue: Queue, entry: Entry) -> Lease | None:
     """The lease of an attempt on the task, rebuilt where its file is gone."""
-    lease = queue.leases.read(entry.task["id"])
+    lease = queue.read_lease(entry.task["id"])
     if lease is not None and lease.token:
-        if lease.role not in queue.machine.roles and not queue.ledger.gone(lease):
+        if lease.role not in queue.machine.roles and not queue.gone(lease):
             raise RolecallError(
                 f"{lease.task_id}: its attempt is of the role {lease.role}, which is not known here"
             )
@@ -123,7 +122,7 @@ def _of_ours(queue: FileQueue, entry: Entry) -> Lease | None:
     return staleness.rebuilt(entry.task, queue.machine)
 
 
-def _is_held(queue: FileQueue, entry: Entry, lease: Lease) -> bool:
+def _is_held(queue: Queue, entry: Entry, lease: Lease) -> bool:
     return lifecycle.is_held(entry.task, queue.machine.roles[lease.role], lease.token)
 
 

@@ -15,7 +15,6 @@ from daemon.errors import RolecallError
 from daemon.model import Lease, Outcome, Result, format_time
 from daemon.queue import durable, notes, spending
 from daemon.queue.account import Account, Amount, Attempt, Entry
-from daemon.queue.lease import Leases
 
 DAY = 86400  # seconds
 CUT_SHORT = frozenset({Outcome.ERROR, Outcome.RELEASED})
@@ -260,12 +259,17 @@ class Budgets:
         notes.write(path, note)
         return over
 
-    def spent(self, role: Role, task_ids: Collection[str], leases: Leases) -> dict[str, str]:
-        """Those of the tasks that their own budget lets the role not claim, and why."""
+    def spent(
+        self, role: Role, task_ids: Collection[str], leases: Callable[[], Mapping[str, Lease]]
+    ) -> dict[str, str]:
+        """Those of the tasks that their own budget lets the role not claim, and why.
+
+        ``leases`` gives all there are; asked only where there is such a budget.
+        """
         if not (task_ids and (_limited(role.budget.task) or _limited(self.config.budget.task))):
             return {}
         try:
-            books = self.books(leases.every().leases)
+            books = self.books(leases())
         except RolecallError:  # a result counts all the same; a claim will say it
             return {}
         bars = ((task_id, self.bar_task(role, task_id, books)) for task_id in task_ids)

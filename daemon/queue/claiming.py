@@ -13,7 +13,7 @@ from daemon.lifecycle import Rules
 from daemon.model import Claim, Lease, Move, format_time
 from daemon.queue import durable, folder
 from daemon.queue.ledger import Ledger, value
-from daemon.queue.text import Update
+from daemon.queue.text import FileUpdate
 
 
 class Won(NamedTuple):
@@ -31,25 +31,25 @@ class Claims:
         self.ledger, self.leases = ledger, ledger.leases
         self.rules, self.owner, self.ignore_wip = rules, owner, ignore_wip
 
-    def begin(self) -> Update | None:
+    def begin(self) -> FileUpdate | None:
         """An update of the queue as it is now; None where there is no queue."""
         text = self.ledger.read()
         return None if text is None else self.ledger.begin(text)
 
-    def _ready(self, update: Update) -> Iterator[tuple[Entry, Lease | None]]:
+    def _ready(self, update: FileUpdate) -> Iterator[tuple[Entry, Lease | None]]:
         return self.ledger.ready(update, self.rules, ignore_wip=self.ignore_wip)
 
-    def can_win(self, update: Update) -> bool:
+    def can_win(self, update: FileUpdate) -> bool:
         """Whether there is a task to be claimed."""
         return next(self._ready(update), None) is not None
 
-    def would_win(self, update: Update) -> Claim | None:
+    def would_win(self, update: FileUpdate) -> Claim | None:
         """The claim that there would be; nothing is made for it."""
         for entry, _ in self._ready(update):
             return Claim(self._lease(entry, 0), dict(entry.task), "", ())
         return None
 
-    def win(self, update: Update) -> Won | None:
+    def win(self, update: FileUpdate) -> Won | None:
         """Put a claim into the update. A task whose files are in the way is passed over."""
         for entry, old in self._ready(update):
             try:
@@ -69,7 +69,7 @@ class Claims:
             return won
         return None
 
-    def written(self, update: Update, won: Won | None) -> bool:
+    def written(self, update: FileUpdate, won: Won | None) -> bool:
         """Write the update, behind what the claim prepared; take that back where it fails."""
         if not update.changes:
             return True
@@ -79,7 +79,7 @@ class Claims:
             self._take_back(won)
         return written
 
-    def lasting(self, update: Update, won: Won | None) -> Claim | None:
+    def lasting(self, update: FileUpdate, won: Won | None) -> Claim | None:
         """Make the write last, which needs no lock; the claim, where one was won."""
         if update.changes:
             with self._or_taken_back(won):

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from daemon import lifecycle, process
 from daemon.config import Config
@@ -19,13 +19,17 @@ from daemon.index import Tasks
 from daemon.model import Claim, Lease, Move, Outcome, Result, format_time
 from daemon.process import Identity
 from daemon.queue import Pause, Snapshot, Stale, durable, folder, intake, lock, settling, staleness
-from daemon.queue import breaker as breakers
 from daemon.queue import lease as leases
-from daemon.queue import throttle as throttles
+from daemon.queue.breaker import State
 from daemon.queue.claiming import Claims
 from daemon.queue.ledger import Ledger
 from daemon.queue.outbox import Outbox, Teller
-from daemon.queue.text import RESTARTS, Text, Update, restless
+from daemon.queue.text import RESTARTS, FileUpdate, Text, restless
+from daemon.queue.update import Update
+from daemon.wake import Watch
+
+if TYPE_CHECKING:
+    from daemon.queue.transfer import Imported
 
 
 def chance() -> float:
@@ -51,7 +55,7 @@ class FileQueue:
         self._me = me
         self.outbox = Outbox(teller)
         self.ledger = Ledger(config, lambda: self.me, clock, boottime, self.outbox)
-        self.leases = self.ledger.leases
+        self.leases, self.memory = self.ledger.leases, self.ledger.memory
         #: What a settling write moved that is in its place, and may not last.
         self._unsynced: dict[tuple[str, int], tuple[Move, ...]] = {}
 
@@ -66,6 +70,36 @@ class FileQueue:
         path = os.path.join(self.config.paths.locks, "queue.lock")
         with lock.hold(path) as fd, self.outbox.over(fd):
             yield
+
+    # --- as a whole ------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The file's path."""
+        return self.config.queue_file
+
+    def exists(self) -> bool:
+        """Whether there is such a file."""
+        return os.path.exists(self.config.queue_file)
+
+    def watch(self) -> Watch:
+        """What tells of changes of the file, and of leases that end."""
+        return Watch(self.config.queue_file, self.config.paths.leases)
+
+    def close(self) -> None:
+        """Nothing of it is open between two calls."""
+
+    def export(self) -> bytes:
+        """The queue as it is, every byte. Raises RolecallError where there is none."""
+        from daemon.queue import whole  # noqa: PLC0415  # only people ask for it
+
+        return whole.export(self)
+
+    def load(self, data: bytes, name: str, *, replace: bool = False) -> Imported:
+        """Take the tasks of another queue's text in; all of them, or none where one is refused."""
+        from daemon.queue import whole  # noqa: PLC0415  # as above
+
+        return whole.load(self, data, name, replace=replace)
 
     # --- looking ---------------------------------------------------------------------------------
 
@@ -104,7 +138,7 @@ class FileQueue:
     def next_time(self, role: str, now: float) -> float | None:
         """When to look again though nothing changes: the end of a wait, or of a lease."""
         text = self.ledger.read()
-        times: list[float | None] = [pause.until for pause in self.ledger.pauses(role)]
+        times: list[float | None] = [pause.until for pause in self.memory.pauses(role)]
         if text is not None:
             rules, tasks = self.ledger.rules(role), text.tasks
             times.append(lifecycle.next_time(tasks, rules, now))
@@ -174,7 +208,7 @@ class FileQueue:
         """Write what the attempt came to and end the lease. Raises LeaseLost."""
         self.ledger.rules(lease.role)
         with self.lock():
-            if over := self.ledger.budgets.charge(lease, result):
+            if over := self.memory.budgets.charge(lease, result):
                 result = result._replace(note="; ".join(filter(None, [result.note, over])))
             if self._latest(lease.task_id) > lease.token:
                 self.leases.remove(lease)
@@ -189,12 +223,12 @@ class FileQueue:
         except RolecallError:  # an agent has put something in its place: the task's token decides
             return 0
 
-    def _settle(self, lease: Lease, result: Result) -> Update:
+    def _settle(self, lease: Lease, result: Result) -> FileUpdate:
         """Put the result into the queue, under the lock."""
         who = (lease.task_id, lease.token)
         for _ in range(RESTARTS):
             update = self.ledger.begin(self._there())
-            now = update.leases.leases.get(lease.task_id)
+            now = update.found.leases.get(lease.task_id)
             try:
                 entry = settling.held(update, lease, now, self.machine)
             except LeaseLost:
@@ -214,14 +248,14 @@ class FileQueue:
                 machine=self.machine,
                 now=self.clock(),
                 random=self.random,
-                spent=lambda role: self.ledger.spent(role, [lease.task_id]).get(lease.task_id, ""),
+                spent=lambda role: self.memory.spent(role, [lease.task_id]).get(lease.task_id, ""),
             )
             if update.write(sync=False):
-                self.ledger.count(move, result)
+                self.memory.count(move, result)
                 return update
         raise restless(self.config.queue_file)
 
-    def _settled(self, lease: Lease, update: Update) -> tuple[Move, ...]:
+    def _settled(self, lease: Lease, update: FileUpdate) -> tuple[Move, ...]:
         """The queue first, then the lease. Meanwhile others may write: they build on this."""
         moves, who = tuple(update.moves), (lease.task_id, lease.token)
         try:
@@ -232,6 +266,18 @@ class FileQueue:
         self._unsynced.pop(who, None)
         self.leases.remove(lease)
         return moves
+
+    def read_lease(self, task_id: str) -> Lease | None:
+        """What the task's lease file says. Raises RolecallError where it cannot be used."""
+        return self.leases.read(task_id)
+
+    def ask(self, lease: Lease, wish: str, who: str) -> Lease:
+        """The lease with a person's wish, written into its file, where that is there."""
+        return self.leases.ask(lease, wish, who)
+
+    def gone(self, lease: Lease) -> str:
+        """Whether the lease's attempt is gone, and why; "" while it is live."""
+        return self.ledger.gone(lease)
 
     def rehearse(self) -> None:
         """Write the queue aside, and no more. Raises DiskError where the disk takes no writes."""
@@ -281,7 +327,7 @@ class FileQueue:
     def _left(self) -> list[str]:
         """What killed writers left; while the lock is not held, a living one may be at it."""
         paths = [os.path.realpath(self.config.queue_file)]
-        paths += self.ledger.notes()
+        paths += self.memory.notes()
         return self.leases.left() + list(filter(os.path.lexists, map(durable.aside_of, paths)))
 
     def _stale(self) -> list[Stale]:
@@ -311,7 +357,7 @@ class FileQueue:
                     self.leases.remove(now)
                     return ()
                 result = Result(Outcome.ERROR, notes.get(stale.why, "its attempt is gone"))
-            self.ledger.budgets.charge(lease, result)
+            self.memory.budgets.charge(lease, result)
             try:
                 update = self._settle(lease, result)
             except LeaseLost:
@@ -348,23 +394,22 @@ class FileQueue:
 
     # --- what a role waits for -------------------------------------------------------------------
 
-    def breaker(self, role: str) -> breakers.State:
+    def breaker(self, role: str) -> State:
         """What is known of the role's quick failures on this host."""
-        return self.ledger.breaker(role)
+        return self.memory.breaker(role)
 
     def pauses(self, role: str) -> tuple[Pause, ...]:
         """Everything for which the role claims nothing now."""
-        return self.ledger.pauses(role)
+        return self.memory.pauses(role)
 
     def spent(self, role: str, task_ids: Collection[str]) -> dict[str, str]:
         """Those of the tasks that their own budget lets the role not claim, and why."""
-        return self.ledger.spent(role, task_ids)
+        return self.memory.spent(role, task_ids)
 
     def resume(self, role: str) -> None:
         """A person has done something about it: what a person is waited for is forgotten."""
-        breakers.write(self.config.paths.runs, role, breakers.State())
-        self.ledger.budgets.resume(role)
+        self.memory.resume(role)
 
     def end_wait(self, credential: str) -> None:
         """Forget that a credential met its limit: a person wants it tried."""
-        throttles.write(self.config.paths.runs, credential, throttles.State())
+        self.memory.end_wait(credential)

@@ -11,7 +11,7 @@ from daemon.index import Entry
 from daemon.lifecycle import Machine
 from daemon.model import Lease, Move, Outcome, Result, parse_time
 from daemon.queue import intake
-from daemon.queue.text import Update
+from daemon.queue.update import Update
 
 
 def held(update: Update, lease: Lease, now: Lease | None, machine: Machine) -> Entry:

@@ -8,16 +8,14 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from daemon import lifecycle
 from daemon.errors import QueueUnreadable, RolecallError
-from daemon.index import Entry, Tasks
-from daemon.lifecycle import Changes, Machine
-from daemon.model import Move
+from daemon.index import Tasks
 from daemon.queue import durable, jsonedit, jsontext, rereading
 from daemon.queue.lease import Found
 from daemon.queue.outbox import Outbox
+from daemon.queue.update import Update
 
 RESTARTS = 100  # times that a change by hand may come between our look and our write
 RACY = 50_000_000  # nanoseconds: two writes so close may carry the same mtime
@@ -155,46 +153,18 @@ def _unreadable(error: OSError, path: str) -> RolecallError:
     return QueueUnreadable(f"cannot read the queue: {error.strerror}", where=path)
 
 
-class Update:
-    """Changes of a queue's tasks, to be written at once. The lock is held.
+class FileUpdate(Update):
+    """Changes of the tasks in a queue's file. The lock is held.
 
-    ``leases`` were read behind the text; ``wrote`` is told of the text that was written, whoever
-    reads the events of the moves.
+    ``found``: the leases, read behind the text; ``wrote`` is told of the text that was written,
+    whoever reads the events of the moves.
     """
 
     def __init__(
-        self, text: Text, leases: Found, wrote: Callable[[Text], None], outbox: Outbox
+        self, text: Text, found: Found, wrote: Callable[[Text], None], outbox: Outbox
     ) -> None:
-        self.text, self.leases, self.wrote, self.outbox = text, leases, wrote, outbox
-        self.tasks = text.tasks
-        self.changes: dict[int, Changes] = {}
-        self.new: list[dict[str, Any]] = []
-        self.moves: list[Move] = []
-
-    def change(self, entry: Entry, changes: Changes) -> Entry:
-        """Set keys of one task; the entry as it is then. The file has them from ``write`` on."""
-        now = self.tasks.every[entry.index]
-        changed = now._replace(task={**now.task, **changes})
-        self.tasks = self.tasks.changed([changed])
-        self.changes.setdefault(entry.index, {}).update(changes)
-        return changed
-
-    def append(self, new: Sequence[dict[str, Any]]) -> None:
-        """Add tasks behind all others."""
-        if new:
-            self.new += new
-            first = len(self.tasks.every)
-            flat = jsontext.flat(list(new))[0]
-            added = [entry._replace(index=first + entry.index) for entry in flat]
-            self.tasks = Tasks([*self.tasks.every, *added])
-
-    def move_on(self, machine: Machine, now: float) -> None:
-        """Make the moves that happen by themselves, to a fixed point."""
-        for entry, changes, source, target, why in lifecycle.moves(
-            self.tasks, machine, now, self.leases.leases
-        ):
-            self.change(entry, changes)
-            self.moves.append(Move(entry.task["id"], "", source, target, why))
+        super().__init__(text.tasks, found.leases)
+        self.text, self.found, self.wrote, self.outbox = text, found, wrote, outbox
 
     def write(self, folders: Sequence[str] = (), *, sync: bool = True) -> bool:
         """Put the changed text in the file's place; False if the file is another one by now.

@@ -11,7 +11,7 @@ import pytest
 
 from daemon.errors import LeaseLost, QueueUnreadable, RolecallError
 from daemon.model import Lease, Outcome, Result
-from daemon.queue import asking, transfer
+from daemon.queue import asking
 from tests.contract.test_queue import claimed, dead, ready
 from tests.queues import BACKENDS, FileBackend
 
@@ -173,15 +173,15 @@ def test_an_export_imported_is_the_same_queue(backend: FileBackend, tmp_path: Pa
     backend.fill(
         ready("T1", x={"b": 1.0, "a": []}), wip_limits={"builder": 2}, metadata={"é": None}
     )
-    data = transfer.export(backend.open())
+    data = backend.open().export()
     assert data == backend.path.read_bytes()
     (tmp_path / "other").mkdir()
     other = type(backend)(tmp_path / "other")
-    done = transfer.load(other.open(), data, "a file")
+    done = other.open().load(data, "a file")
     assert (done.added, done.kept, done.whole) == (("T1",), (), True)
-    assert transfer.export(other.open()) == data
-    assert transfer.load(other.open(), data, "a file").kept == ("T1",)
-    assert transfer.export(other.open()) == data
+    assert other.open().export() == data
+    assert other.open().load(data, "a file").kept == ("T1",)
+    assert other.open().export() == data
 
 
 def test_tasks_of_new_ids_are_added_behind(backend: FileBackend) -> None:
@@ -194,7 +194,7 @@ def test_tasks_of_new_ids_are_added_behind(backend: FileBackend) -> None:
             {"id": "S", "status": "planning_complete", "subtasks": [ready("S.1")]},
         ],
     }
-    done = transfer.load(backend.open(), text_of(more), "a file")
+    done = backend.open().load(text_of(more), "a file")
     assert (done.added, done.kept, done.whole) == (("S", "S.1"), ("T1",), False)
     document = backend.document()
     assert document["wip_limits"] == {"builder": 2}
@@ -218,7 +218,7 @@ def test_what_is_another_task_here_is_refused_with_all(backend: FileBackend, tas
     backend.fill(ready("T1", priority=1))
     before = backend.path.read_bytes()
     with pytest.raises(RolecallError, match="nothing was imported") as error:
-        transfer.load(backend.open(), text_of({"tasks": [ready("T9"), task]}), "a file")
+        backend.open().load(text_of({"tasks": [ready("T9"), task]}), "a file")
     assert "--replace" in error.value.problems[0].hint
     assert backend.path.read_bytes() == before
 
@@ -230,19 +230,19 @@ def test_replacing_takes_the_file_as_a_whole(backend: FileBackend) -> None:
     queue = backend.open()
     lease = claimed(queue).lease
     with pytest.raises(RolecallError, match="attempts are on T1"):
-        transfer.load(queue, data, "a file", replace=True)
+        queue.load(data, "a file", replace=True)
     queue.settle(lease, Result(Outcome.SUCCESS))
     backend.path.write_text("{")
     with pytest.raises(QueueUnreadable):
-        transfer.load(queue, data, "a file")
-    assert transfer.load(queue, data, "a file", replace=True).whole
+        queue.load(data, "a file")
+    assert queue.load(data, "a file", replace=True).whole
     assert backend.path.read_bytes() == data
 
 
 def test_what_is_no_queue_is_not_imported(backend: FileBackend) -> None:
     """The error names the file and its line."""
     with pytest.raises(QueueUnreadable, match="not a queue") as error:
-        transfer.load(backend.open(), b'{\n"tasks": [\n', "a file")
+        backend.open().load(b'{\n"tasks": [\n', "a file")
     assert error.value.problems[0].where == "a file:3"
 
 
@@ -256,7 +256,7 @@ def test_an_import_gives_way_to_a_hand(
     data = text_of({"tasks": [ready("T1")]})
     monkeypatch.setattr(os, "fchmod", lambda *_: backend.fill(ready("H")))
     with pytest.raises(RolecallError, match="changed meanwhile"):
-        transfer.load(backend.open(), data, "a file")
+        backend.open().load(data, "a file")
     assert [task["id"] for task in backend.document()["tasks"]] == ["H"]
 
 
@@ -265,7 +265,7 @@ def test_strange_subtasks_are_imported_as_they_are(backend: FileBackend, replace
     """What is no task in a list of subtasks is somebody's, and is kept."""
     backend.fill(ready("T1"))
     more = {"tasks": [ready("S", subtasks=["see notes", 3, None])]}
-    transfer.load(backend.open(), text_of(more), "a file", replace=replace)
+    backend.open().load(text_of(more), "a file", replace=replace)
     assert backend.task("S")["subtasks"] == ["see notes", 3, None]
 
 
@@ -274,8 +274,8 @@ def test_a_number_that_cannot_be_written_is_refused(backend: FileBackend) -> Non
     backend.fill(ready("T1"))
     data = b'{"tasks": [{"id": "N", "status": "ready", "n": 1e999}]}'
     with pytest.raises(RolecallError, match="larger than any"):
-        transfer.load(backend.open(), data, "a file")
-    transfer.load(backend.open(), data, "a file", replace=True)
+        backend.open().load(data, "a file")
+    backend.open().load(data, "a file", replace=True)
     assert backend.path.read_bytes() == data
 
 

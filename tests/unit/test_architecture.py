@@ -17,7 +17,7 @@ from tests.workspace import PATIENCE, ROOT, Workspace
 #: From the bottom up; a module imports only from lines above its own.
 LAYERS = (
     {"errors", "spawn"},
-    {"model", "process", "capture", "git"},
+    {"model", "process", "capture", "git", "wake"},
     {"index", "repository"},
     {"conflicts", "hindrance", "lifecycle", "state"},
     {"agents", "byhand", "config", "mounts"},
@@ -26,7 +26,7 @@ LAYERS = (
         *("places", "reading", "reference", "schema", "varsfiles", "way", "yamltext"),
     },
     {"queue"},
-    {"environment", "evidence", "log", "prompt", "service", "verdict", "wake"},
+    {"environment", "evidence", "log", "prompt", "service", "verdict"},
     {"brief", "history", "transient", "tree", "worktree"},
     {"background", "fingerprint", "landing", "reclaim"},
     {"values", "workbench"},

@@ -12,7 +12,7 @@ import pytest
 
 from daemon.errors import LeaseLost, RolecallError
 from daemon.model import Outcome, Result
-from daemon.queue import durable, transfer
+from daemon.queue import durable
 from daemon.queue.file import FileQueue
 from tests.queues import FileBackend
 
@@ -175,7 +175,7 @@ def test_a_rename_that_fails_is_no_event(
     queue, data = backend.open(), b'{"tasks": [{"id": "N"}]}'
     ways: dict[str, Callable[[], object]] = {
         "update": lambda: queue.add([{"id": "N"}]),
-        "import": lambda: transfer.load(queue, data, "a file", replace=True),
+        "import": lambda: queue.load(data, "a file", replace=True),
     }
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", refuse)
