@@ -189,8 +189,13 @@ class Config(NamedTuple):
         )
 
     @property
+    def on_postgres(self) -> bool:
+        """Whether the queue is a database's: PostgreSQL, which many hosts may share."""
+        return not self.queue.startswith(FILE)
+
+    @property
     def queue_file(self) -> str:
-        """The queue's absolute path."""
+        """The absolute path of a queue that is a file."""
         return self.queue.removeprefix(FILE)
 
 
