@@ -39,6 +39,6 @@ def connect(url: str, what: str) -> psycopg.Connection[Any]:
 
 def reason(error: Exception) -> str:
     """What libpq or the server said, in one line, without its own guesses behind it."""
-    text = str(error).removeprefix("connection failed: ")
+    text = str(error).removeprefix("connection failed: ").removeprefix("connection is bad: ")
     lines = [line.strip() for line in text.splitlines() if not line.startswith("\t")]
     return "; ".join(filter(None, lines)) or type(error).__name__

@@ -177,7 +177,7 @@ def _roles(connection: Connection[Any], lines: list[str]) -> list[str]:
     """Make the groups of logins that are not there; those that we may not make."""
     missing = []
     for role in ROLES:
-        if connection.execute("select from pg_roles where rolname = %s", [role]).fetchone():
+        if connection.execute("select 1 from pg_roles where rolname = %s", [role]).fetchone():
             continue
         try:
             with connection.transaction():  # a savepoint: the roles are those of all databases
