@@ -494,6 +494,18 @@ def export(
         print(line)
 
 
+@command("init", queue="one database, as its owner reaches it (default: the inventory's queues)")
+def queue_init(
+    queue: str | None = None, limit: str | None = None, inventory: str | None = None
+) -> None:
+    """Make a queue on PostgreSQL, or bring its schema up to date."""
+    from daemon.fleet import database, here
+    from daemon.fleet.output import escape
+
+    for line in database.init(here.fleet(inventory, limit), queue):
+        print(escape(line))
+
+
 @command()
 def check(
     json: bool = False,
@@ -513,7 +525,9 @@ def check(
 
 
 agents = Collection("agents", start, stop, restart, status, logs)
-queue = Collection("queue", list_, show, add, retry, cancel, release, check, import_, export)
+queue = Collection(
+    "queue", queue_init, list_, show, add, retry, cancel, release, check, import_, export
+)
 namespace = Collection(
     init, install, deploy, uninstall, config, doctor, budget, prompt, agents, queue
 )

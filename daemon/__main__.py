@@ -120,7 +120,7 @@ def run(args: argparse.Namespace, notifier: Notifier) -> int:
         owner=owner,
         notifier=notifier,
         signals=signals,
-        watch=queue.watch(),
+        watch=queue.watch(roles),
         environ={key: value for key, value in os.environ.items() if key != "JOURNAL_STREAM"},
         reload=reload,
         unit_log=f"{config.unit_prefix}-{name}.service" if under_systemd else "",

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from daemon import agents, schema, yamltext
+from daemon import agents, schema, uri, yamltext
 from daemon.agents.llm import WIRES, provider_of, wire_of
 from daemon.checking import check, close, raise_all, suggest
 from daemon.config import FILE, Config, Paths, Role, budget_from, role_from
@@ -18,6 +18,7 @@ from daemon.yamltext import WRONG, Placed
 
 MOVES = ("claims", "holds", "on_success", "on_rejected", "on_exhausted")
 UNKNOWN = ""
+HINT = f"use file: and a path, or {uri.EXAMPLE}"
 EVIDENCE_ROLES = frozenset({"builder", "refiner"})
 MERGE_ROLE = "integrator"
 
@@ -98,14 +99,15 @@ class _Builder:
         where = where or (self.top["queue"].where if "queue" in self.top else "")
         url = given if given is not None else written
         scheme = url.partition(":")[0].lower() if ":" in url else ""
+        if scheme in uri.SCHEMES:
+            for what, hint in uri.wrong(url):
+                self.problem(where, what, hint)
+            return url
         if "@" in url and ":" in url.partition("://")[2].rpartition("@")[0]:
             self.problem(where, "queue holds a password", "leave it out of the URL")
-        elif scheme in {"postgresql", "postgres"}:
-            hint = f"use file: and a path, such as file:{schema.QUEUE}"
-            self.problem(where, "a PostgreSQL queue is not in this version", hint)
         elif scheme != "file":
-            hint = f'did you mean "file:{url}"?' if not scheme else "use file: and a path"
-            self.problem(where, f'queue: "{url[:80]}" is not a file: URL', hint)
+            hint = f'did you mean "file:{url}"?' if not scheme else HINT
+            self.problem(where, f'queue: "{url[:80]}" is no URL of a queue', hint)
         else:
             path = url[len(FILE) :]
             if path.startswith("//"):

@@ -435,9 +435,10 @@ TOP = mapping(
     ),
     Key(
         "queue",
-        text("a URL such as file:queue.json"),
+        text("a URL such as file:queue.json", secret=True),
         f"file:{QUEUE}",
-        "Where the tasks live: `file:` and a path.",
+        "Where the tasks live: `file:` and a path, or a `postgresql://` URI of libpq with no "
+        "password in it.",
     ),
     Key(
         "supervisor",

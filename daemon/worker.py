@@ -305,7 +305,7 @@ class Worker:
             return
         self.watch.close()
         self.queue.close()
-        self.config, self.queue, self.watch = config, queue, queue.watch()
+        self.config, self.queue, self.watch = config, queue, queue.watch(self.roles)
         self.attempts.config, self.attempts.queue = config, queue
         for name in self.roles:
             self.queue.resume(name)

@@ -127,13 +127,13 @@ def _archive(release: Runtime) -> bytes:
 def ours(root: str) -> Iterator[tuple[str, bytes]]:
     """The files of a checkout that a host needs: path in the release, content."""
     yield "LICENSE", _content(os.path.join(root, "LICENSE"))
-    for top, ending in (("daemon", ".py"), ("templates", ".j2")):
+    for top, endings in (("daemon", (".py", ".sql")), ("templates", ".j2")):
         for folder, inside, names in os.walk(os.path.join(root, top)):
             inside[:] = sorted(set(inside) - {"__pycache__"})
             for name in sorted(names):
                 path = os.path.join(folder, name)
                 # An editor's lock begins with a dot, and may be a link to nowhere.
-                if name.endswith(ending) and not name.startswith(".") and os.path.isfile(path):
+                if name.endswith(endings) and not name.startswith(".") and os.path.isfile(path):
                     yield os.path.relpath(path, root), _content(path)
 
 

@@ -106,8 +106,8 @@ class Queue(Protocol):
     def exists(self) -> bool:
         """Whether there is a queue, readable or not."""
 
-    def watch(self) -> Waker:
-        """What wakes a worker of the config's roles; it is the caller's to close."""
+    def watch(self, roles: Collection[str]) -> Waker:
+        """What wakes a worker of these roles; it is the caller's to close."""
 
     def close(self) -> None:
         """Let go of what is open. The queue is not asked any more."""

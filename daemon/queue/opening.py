@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from daemon.config import Config
 from daemon.errors import ConfigError
+from daemon.queue.database import HINT, MISSING
 
 if TYPE_CHECKING:
     from daemon.process import Identity
@@ -20,17 +21,23 @@ def open_queue(
     *,
     teller: Teller | None = None,
     me: Identity | None = None,
-    clock: Callable[[], float] = time.time,
+    clock: Callable[[], float] | None = None,
 ) -> Queue:
     """The config's queue. ``teller`` tells each state change; ``me`` claims: else this process.
 
-    Nothing is read and nobody asked yet. Raises ConfigError for a kind that is not installed.
+    ``clock``: else this host's, for a file, or the server's. Nothing is read and nobody asked yet. Raises ConfigError for a kind that is not installed.
     """
     if config.on_postgres:
-        raise ConfigError("a queue in PostgreSQL cannot be opened yet", where=config.queue_name)
+        try:
+            from daemon.queue.postgres import PostgresQueue  # noqa: PLC0415  # see below
+        except ModuleNotFoundError as error:
+            if error.name != "psycopg":
+                raise
+            raise ConfigError(MISSING, where=config.queue_name, hint=HINT) from None
+        return PostgresQueue(config, teller=teller, me=me, clock=clock)
     from daemon.queue.file import FileQueue  # noqa: PLC0415  # each kind is loaded where it is used
 
-    return FileQueue(config, teller=teller, me=me, clock=clock)
+    return FileQueue(config, teller=teller, me=me, clock=clock or time.time)
 
 
 def how_to_make(config: Config) -> str:

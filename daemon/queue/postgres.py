@@ -36,6 +36,7 @@ from daemon.queue.lease import is_here
 from daemon.queue.memory import Memory
 from daemon.queue.outbox import Teller
 from daemon.queue.session import Between, Session
+from daemon.queue.transfer import BOM, Imported, Incoming
 from daemon.queue.update import Update
 
 RESTARTS = 100  # times that somebody else's write may come between our look and our write
@@ -694,6 +695,51 @@ class PostgresQueue:
         self.session.call("SELECT rolecall.ask(%s, %s, %s, %s)", values)
         return lease._replace(wish=wish, wished_by=who)
 
+    # --- all of it -------------------------------------------------------------------------------
+
+    def export(self) -> bytes:
+        """The queue as JSON, as ``load`` takes it."""
+        document, found = self.session.calls(
+            ("SELECT document FROM rolecall.queue", ()),
+            (f"SELECT {TASK} FROM rolecall.task ORDER BY place", ()),
+        )
+        _, tops = rows.together(rows.Row(*row) for row in found)
+        made = rows.whole(document[0][0], tops)
+        return (rows.text(made, indent=2) + "\n").encode()
+
+    def load(self, data: bytes, name: str, *, replace: bool = False) -> Imported:
+        """Take the tasks of another queue's text in; see ``Queue.load``."""
+        incoming = Incoming.of(data, name)
+        ((many,),) = self.session.call("SELECT count(*) FROM (SELECT FROM rolecall.task LIMIT 1) t")
+        if replace or not many:
+            self._replace(data, incoming)
+            return incoming.as_whole
+        done: list[Imported] = []
+
+        def change(update: Update) -> None:
+            done[:] = [incoming.join(update)]
+
+        self.update(change)
+        return done[0]
+
+    def _replace(self, data: bytes, incoming: Incoming) -> None:
+        document = json.loads(data.removeprefix(BOM))
+        root, limits = rows.root(document)
+        apart = rows.apart(incoming.tops)
+        with self.session.transaction() as connection:
+            live = connection.execute(
+                "SELECT rolecall.begin_anew(%s, %s)", [root, json.dumps(limits)]
+            ).fetchone()[0]
+            if live:
+                raise RolecallError(
+                    f"attempts are on {', '.join(live)}", where=self.name, hint="invoke agents.stop"
+                )
+            for facts, documents in apart.parts(CHUNK):
+                connection.execute("SELECT rolecall.import(%s, %s)", [json.dumps(facts), documents])
+            connection.execute("ANALYZE rolecall.task")
+        self._tell(incoming.moves)
+        self.session.call("SELECT rolecall.wake()")
+
     # --- telling ---------------------------------------------------------------------------------
 
     def _tell(self, moves: Sequence[Move]) -> None:
@@ -714,6 +760,14 @@ class PostgresQueue:
     def spent(self, role: str, task_ids: Collection[str]) -> dict[str, str]:
         """Those of the tasks that their own budget lets the role not claim, and why."""
         return self.memory.spent(role, task_ids)
+
+    def resume(self, role: str) -> None:
+        """A person has done something about it: what a person is waited for is forgotten."""
+        self.memory.resume(role)
+
+    def end_wait(self, credential: str) -> None:
+        """Forget that a credential met its limit: a person wants it tried."""
+        self.memory.end_wait(credential)
 
 
 class Watch:

@@ -172,10 +172,10 @@ def _fill(values: list[Any], slots: Iterator[int], task: dict[str, Any]) -> None
         values[at] = task
 
 
-def text(value: Any) -> str:
+def text(value: Any, indent: int | None = None) -> str:
     """JSON as a database takes it: half a character of a pair only escaped."""
-    made = json.dumps(value, ensure_ascii=False)
-    return made if _is_whole(made) else json.dumps(value)
+    made = json.dumps(value, ensure_ascii=False, indent=indent)
+    return made if _is_whole(made) else json.dumps(value, indent=indent)
 
 
 def plain(value: str) -> str:
@@ -199,10 +199,3 @@ def _is_whole(value: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def document_of(data: bytes, name: str) -> dict[str, Any]:
-    """A queue's text as its document. Raises QueueUnreadable for what is none."""
-    jsontext.parse(data, name)
-    made: dict[str, Any] = json.loads(data.removeprefix(b"\xef\xbb\xbf"))
-    return made

@@ -23,7 +23,7 @@ LAYERS = (
     {"agents", "byhand", "config", "mounts"},
     {
         *("checking", "groups", "hostkeys", "hostsfolder", "inventory", "kinds", "limit"),
-        *("places", "reading", "reference", "schema", "varsfiles", "way", "yamltext"),
+        *("places", "reading", "reference", "schema", "uri", "varsfiles", "way", "yamltext"),
     },
     {"queue"},
     {"environment", "evidence", "log", "prompt", "service", "verdict"},

@@ -224,8 +224,10 @@ def test_the_command_line_wins(write: Write, tmp_path: Path) -> None:
     assert config.workspace == str(tmp_path / "other")
     assert config.queue_file == str(tmp_path / "other" / "q.json")
     assert config.paths.leases == str(tmp_path / "other" / "held")
-    with pytest.raises(ConfigError, match="PostgreSQL"):
-        load("rc.yml", queue="postgresql://h/d")
+    assert load("rc.yml", queue="postgresql://h/d").queue == "postgresql://h/d"
+    with pytest.raises(ConfigError, match="queue holds a password") as caught:
+        load("rc.yml", queue="postgresql://u:p@h/d")
+    assert [problem.where for problem in caught.value.problems] == ["--queue"]
 
 
 def test_the_workspace_where_none_is_named(write: Write, tmp_path: Path) -> None:
@@ -276,7 +278,7 @@ def test_all_problems_at_once(write: Write) -> None:
     path = write(
         """\
 run: [bilder]
-queue: postgresql://host/db
+queue: postgresql://host
 roles:
   builder: {slots: true, tiemout: 1}
   tester: {lease_ttl: 10}
@@ -381,8 +383,25 @@ BAD = {
     ),
     "unknown supervisor": ("supervisor: sytemd\nroles: {builder: }", 1, "one of", '"systemd"?'),
     "unit_prefix": ("unit_prefix: a/b\nroles: {builder: }", 1, "unit_prefix must be", ""),
-    "postgresql": ("queue: postgresql://h/d\nroles: {builder: }", 1, "PostgreSQL", "file:"),
-    "a bare path": ("queue: q.json\nroles: {builder: }", 1, "not a file: URL", '"file:q.json"?'),
+    "a bare path": ("queue: q.json\nroles: {builder: }", 1, "no URL of", '"file:q.json"?'),
+    "another database": ("queue: mysql://h/d\nroles: {builder: }", 1, "no URL of", "postgresql:"),
+    **{
+        f"queue {url}": (f'queue: "{url}"\nroles: {{builder: }}', 1, what, hint)
+        for url, what, hint in (
+            ("postgresql:h/d", "no libpq URI", "such as postgresql://"),
+            ("PostgreSQL://h/d", "no libpq URI", "such as postgresql://"),
+            ("postgresql://h", "no database, and no service", "such as postgresql://"),
+            ("postgres:///?sslmode=require", "no database, and no service", "such as"),
+            ("postgresql://h:abc/d", "a host and port", "such as"),
+            ("postgresql://[::1/d", "a host and port", "such as"),
+            ("postgresql://h/a%zz", "a % that begins no escape", "%25"),
+            ("postgresql://h/a%00b", "a % that begins no escape", "%25"),
+            ("postgresql://h/a b", "a blank", "%20"),
+            ("postgresql://h/d?sslmode", "not name=value", "%3D"),
+            ("postgresql://h/d?sslmode=a=b", "not name=value", "%3D"),
+            ("postgresql://h/d?sslmod=require", 'no parameter "sslmod"', '"sslmode"?'),
+        )
+    },
     "no file": ("queue: 'file:'\nroles: {builder: }", 1, "names no file", ""),
     "another host": ("queue: file://nas/q\nroles: {builder: }", 1, "another host (nas)", ""),
     "control character": ('workspace: "a\\nb"\nroles: {builder: }', 1, "a path", ""),
@@ -463,13 +482,64 @@ def test_bad_input_gets_one_clear_error(write: Write, case: str) -> None:
     assert all("\n" not in f"{each.what}{each.hint}" for each in found)
 
 
-def test_secrets_are_not_repeated(write: Write) -> None:
-    """Neither a password in a URL nor a value in env is shown."""
-    path = write(f"queue: postgresql://u:s3cret@h/d\n{role('env: {KEY: 53131}')}")
+SECRETS = [
+    "postgresql://u:s3cret@h/d",
+    "postgres://u:s3cret@h",
+    "postgresql://u:s3c/ret@h/d",
+    "postgresql://u:s3c?ret@h/d",
+    "postgresql://u:s3c@ret@h/d",
+    "postgresql://u:@h/d",
+    "postgresql://u@h/d?password=s3cret",
+    "postgresql://h/d?sslmode=require&p%61ssword=s3cret",
+    "postgresql://h/d?password=s3=cret",
+    "postgresql://h/d?sslkey=k&sslpassword=s3cret",
+    "https://u:s3cret@h/d",
+    r"postgresql://u:s3cret@h/d\x07",
+]
+
+
+@pytest.mark.parametrize("url", SECRETS)
+def test_secrets_are_not_repeated(write: Write, url: str) -> None:
+    """Neither a password in a URL, however it got there, nor a value in env is shown."""
+    path = write(f'queue: "{url}"\n{role("env: {KEY: 53131}")}')
     told = "\n".join(str(problem) for problem in problems(path))
-    assert "password" in told
-    assert "s3cret" not in told
+    assert "password" in told or "queue must be" in told
+    assert "s3c" not in told
     assert "53131" not in told
+
+
+URIS = [
+    "postgresql://h/d",
+    "postgres://h/d",
+    "postgresql:///d",
+    "postgresql://u@/d?host=/run/postgresql",
+    "postgresql://%2Frun%2Fpostgresql/d",
+    "postgresql://u@h:5432/d?sslmode=verify-full&passfile=/home/u/.pgpass",
+    "postgresql://a:5432,b:5433,[2001:db8::1]:5434/d?target_session_attrs=read-write",
+    "postgresql://h:5432/a@b",
+    "postgresql://h/d?options=-c%20statement_timeout%3D5s&from_a_newer_libpq=1",
+    "postgresql:///?service=shop",
+    "postgresql://h?dbname=d",
+    "postgresql://u%3Av%40w@h/d%20e",
+]
+
+
+@pytest.mark.parametrize("url", URIS)
+def test_a_queue_on_postgresql(write: Write, url: str) -> None:
+    """What libpq takes is taken and kept as it was typed: its parameters are libpq's own."""
+    config = load(write(f'queue: "{url}"\nroles: {{builder: }}\n'))
+    assert config.queue == url
+    assert config.on_postgres
+    assert not config._replace(queue="file:/q.json").on_postgres
+
+
+def test_libpq_reads_what_we_take() -> None:
+    """The library parses each of them, and finds a database or a service and no password."""
+    conninfo = pytest.importorskip("psycopg.conninfo")
+    for url in URIS:
+        known = url.replace("&from_a_newer_libpq=1", "")
+        assert {"dbname", "service"} & set(conninfo.conninfo_to_dict(known)), url
+        assert "password" not in conninfo.conninfo_to_dict(known), url
 
 
 def test_files_that_cannot_be_read(write: Write, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ COMMANDS = {
     "queue.import",
     "queue.export",
     "queue.check",
+    "queue.init",
 }
 
 
