@@ -82,7 +82,7 @@ class FileQueue:
         """Whether there is such a file."""
         return os.path.exists(self.config.queue_file)
 
-    def watch(self) -> Watch:
+    def watch(self, roles: Collection[str]) -> Watch:  # noqa: ARG002  # a file tells all of them
         """What tells of changes of the file, and of leases that end."""
         return Watch(self.config.queue_file, self.config.paths.leases)
 

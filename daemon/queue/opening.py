@@ -25,7 +25,8 @@ def open_queue(
 ) -> Queue:
     """The config's queue. ``teller`` tells each state change; ``me`` claims: else this process.
 
-    ``clock``: else this host's, for a file, or the server's. Nothing is read and nobody asked yet. Raises ConfigError for a kind that is not installed.
+    ``clock``: else this host's for a file, the server's for a database. Nothing is read and nobody
+    asked yet. Raises ConfigError for a kind that is not installed.
     """
     if config.on_postgres:
         try:

@@ -49,6 +49,20 @@ LEASE = """task.id, task.role, task.owner, task.started_at, task.ttl,
     task.heartbeat_at + make_interval(secs => task.ttl) <= rolecall.now()"""
 TASK = "task.place, task.parent, task.document, task.ours"
 ALL_LEASES: LiteralString = f"SELECT {LEASE} FROM rolecall.task WHERE owner IS NOT NULL"
+EVERYTHING: LiteralString = (
+    f"SELECT {TASK}, task.version, task.problem, {LEASE} FROM rolecall.task ORDER BY place"
+)
+HELD: LiteralString = (
+    f"SELECT {TASK} FROM rolecall.task"
+    " WHERE status = ANY (%s) AND owner IS NULL AND id IS NOT NULL ORDER BY place"
+)
+SOONEST: LiteralString = """
+    SELECT extract(epoch FROM min(at) - rolecall.now())::double precision FROM (
+        SELECT min(free_at) FROM rolecall.task
+        WHERE status = ANY (%s) AND free_at > rolecall.now()
+        UNION ALL
+        SELECT heartbeat_at + make_interval(secs => ttl) FROM rolecall.task WHERE owner IS NOT NULL
+    ) AS times (at) WHERE at > rolecall.now()"""
 CLAIM: LiteralString = "SELECT * FROM rolecall.claim(" + ", ".join(["%s"] * 13) + ")"
 SETTLE: LiteralString = "SELECT * FROM rolecall.settle(" + ", ".join(["%s"] * 13) + ")"
 CHANGE: LiteralString = "SELECT * FROM rolecall.change(%s, %s, %s, %s, %s)"
@@ -173,7 +187,10 @@ class PostgresQueue:
         """The document, the tasks, the leases by id, and each task's place and version."""
         found = self.session.calls(
             ("SELECT document FROM rolecall.queue", ()),
-            (f"SELECT {TASK}, task.version, task.problem, {LEASE} FROM rolecall.task ORDER BY place", ()),
+            (
+                f"SELECT {TASK}, task.version, task.problem, {LEASE} FROM rolecall.task ORDER BY place",
+                (),
+            ),
         )
         every = [rows.Row(*row[:4]) for row in found[1]]
         entries, _ = rows.together(every)
@@ -220,7 +237,9 @@ class PostgresQueue:
 
     def read_lease(self, task_id: str) -> Lease | None:
         """The task's lease; None where there is none."""
-        query: LiteralString = f"SELECT {LEASE} FROM rolecall.task WHERE id = %s AND owner IS NOT NULL"
+        query: LiteralString = (
+            f"SELECT {LEASE} FROM rolecall.task WHERE id = %s AND owner IS NOT NULL"
+        )
         found = self.session.call(query, [task_id])
         return self._lease(found[0]) if found else None
 
@@ -250,16 +269,7 @@ class PostgresQueue:
         rules = self.machine.roles[role]
         ahead = self.clock() - now
         times = [pause.until - ahead for pause in self.memory.pauses(role) if pause.until]
-        ((soonest,),) = self.session.call(
-            """SELECT extract(epoch FROM min(at) - rolecall.now())::double precision FROM (
-                SELECT min(free_at) AS at FROM rolecall.task
-                WHERE status = ANY (%s) AND free_at > rolecall.now()
-                UNION ALL
-                SELECT min(heartbeat_at + make_interval(secs => ttl)) FROM rolecall.task
-                WHERE owner IS NOT NULL AND heartbeat_at + make_interval(secs => ttl) > rolecall.now()
-            ) times""",
-            [list(rules.claims)],
-        )
+        ((soonest,),) = self.session.call(SOONEST, [list(rules.claims)])
         if soonest is not None:
             times.append(now + soonest)
         # A lease that is given out later may run out before our interval does.
@@ -279,7 +289,9 @@ class PostgresQueue:
         self._problems = ()
         if dry_run:
             with self.session.transaction(undone=True) as connection:
-                found = connection.execute(CLAIM, self._asked(role, owner, ignore_wip, ())).fetchone()
+                found = connection.execute(
+                    CLAIM, self._asked(role, owner, ignore_wip, ())
+                ).fetchone()
                 claim = self._won(role, owner, found)
             return claim and claim._replace(moves=())
         self._end_doubt()
@@ -358,8 +370,13 @@ class PostgresQueue:
         )
         self._keep(lease, Known(task, version))
         move = Move(
-            lease.task_id, role, source, self.machine.roles[role].holds, "claimed",
-            attempt=attempt, token=token,
+            lease.task_id,
+            role,
+            source,
+            self.machine.roles[role].holds,
+            "claimed",
+            attempt=attempt,
+            token=token,
         )
         return Claim(lease, task, "", (*_moved(moves), move))
 
@@ -384,7 +401,7 @@ class PostgresQueue:
         lease, runs = claim.lease, self.config.paths.runs
         largest = folder.largest(runs, lease.task_id)
         if largest >= lease.token:
-            ((document, ours, version),) = self.session.call(
+            ((_, ours, version),) = self.session.call(
                 "SELECT * FROM rolecall.raise_token(%s, %s, %s, %s)",
                 [lease.task_id, lease.token, lease.started_at, largest + 1],
             )
@@ -513,7 +530,7 @@ class PostgresQueue:
         return self._settle(lease, result, "own")
 
     def _settle(self, lease: Lease, result: Result, how: str) -> tuple[Move, ...]:
-        """Send it under one name until an answer comes: the server writes what has that name once."""
+        """Send it under one name until an answer comes: what has that name is written once."""
         who = (lease.task_id, lease.token, lease.started_at)
         name = self._names.setdefault(who, os.urandom(8).hex())
         for _ in range(RESTARTS):
@@ -526,7 +543,7 @@ class PostgresQueue:
                 machine=self.machine,
                 now=self.clock(),
                 random=self.random,
-                spent=lambda role: self.memory.spent(role, [lease.task_id]).get(lease.task_id, ""),
+                spent=lambda role: self.memory.spent(role, who[:1]).get(who[0], ""),
             )
             became, moves = self._send(lease, name, how, draft, entry)
             if became == "changed":
@@ -601,7 +618,7 @@ class PostgresQueue:
         return became, moves
 
     def abandoned(self) -> list[Lease]:
-        """None: whoever moves a held task ends its lease in the same write, and the attempt hears."""
+        """None: whoever moves a held task ends its lease in the same write."""
         return []
 
     # --- recovering ------------------------------------------------------------------------------
@@ -611,23 +628,19 @@ class PostgresQueue:
         holds = sorted({rules.holds for rules in self.machine.roles.values()})
         leased, held, strange = self.session.calls(
             (ALL_LEASES, ()),
-            (
-                f"SELECT {TASK} FROM rolecall.task"
-                " WHERE status = ANY (%s) AND owner IS NULL AND id IS NOT NULL ORDER BY place",
-                [holds],
-            ),
+            (HELD, [holds]),
             ("SELECT problem FROM rolecall.task WHERE id IS NULL ORDER BY place LIMIT 20", ()),
         )
         self._problems = tuple(row[0] for row in strange)
-        found = []
-        for lease in self._read(leased).values():
-            if lease.role in self.machine.roles and (why := self.gone(lease)):
-                found.append(Stale(lease, lease.task_id, why))
+        found = [
+            Stale(lease, name, why)
+            for name, lease in self._read(leased).items()
+            if lease.role in self.machine.roles and (why := self.gone(lease))
+        ]
         for row in held:
             task = {**json.loads(row[2]), **row[3]}
-            lease = staleness.rebuilt(task, self.machine)
-            if lease is not None:
-                found.append(Stale(lease, lease.task_id, "vanished"))
+            if rebuilt := staleness.rebuilt(task, self.machine):
+                found.append(Stale(rebuilt, rebuilt.task_id, "vanished"))
         return found
 
     def recover(self, stale: Stale) -> tuple[Move, ...]:

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from daemon import lifecycle
 from daemon.index import Entry, Tasks, number, status_of
 from daemon.model import parse_time
-from daemon.queue import jsontext
 
 Facts = dict[str, Any]  # a row's columns, as ``rolecall.append`` takes them
 
@@ -33,6 +32,16 @@ class Apart(NamedTuple):
     facts: list[Facts]
     documents: list[str]
 
+    def parts(self, size: int) -> Iterator[Apart]:
+        """The same in parts, to be appended one behind another."""
+        for first in range(0, len(self.facts), size):
+            facts = self.facts[first : first + size]
+            if first:  # a parent in an earlier part has a number below 1
+                facts = [
+                    {**each, "parent": each["parent"] and each["parent"] - first} for each in facts
+                ]
+            yield Apart(facts, self.documents[first : first + size])
+
 
 def root(document: Mapping[str, Any]) -> tuple[str, dict[str, int]]:
     """The document without its tasks, and its sane WIP limits by role."""
@@ -45,29 +54,24 @@ def root(document: Mapping[str, Any]) -> tuple[str, dict[str, int]]:
     return text({**document, "tasks": _slots(document["tasks"])}), numbers
 
 
-def apart(values: list[Any], taken: Tasks | None = None) -> Apart:
-    """The tasks of a list and their subtasks, depth first.
-
-    ``taken``: the queue that they join; ids that are there make a task unusable.
-    """
+def apart(values: list[Any]) -> Apart:
+    """The tasks of a list and their subtasks, depth first."""
     known = list(_walk(values))
     tasks = Tasks(Entry(index, task, None) for index, (task, _) in enumerate(known))
     problems = iter(tasks.problems)
-    apart = Apart([], [])
+    made = Apart([], [])
     for index, (task, parent) in enumerate(known):
         entry, problem = tasks.every[index], ""
         if not tasks.is_usable(entry):
             problem = next(problems)
-        elif taken is not None and task["id"] in taken.by_id:
-            problem = f"its id is taken: {task['id']}"
         facts = {"id": None if problem else task["id"], "problem": plain(problem)}
         facts["parent"] = None if parent is None else parent + 1
         own = None if parent is None else known[parent][0].get("id")
-        apart.facts.append({**facts, **columns(task), **_relations(task, own)})
+        made.facts.append({**facts, **columns(task), **_relations(task, own)})
         subtasks = task.get("subtasks")
         whole = {**task, "subtasks": _slots(subtasks)} if isinstance(subtasks, list) else task
-        apart.documents.append(text(whole))
-    return apart
+        made.documents.append(text(whole))
+    return made
 
 
 def columns(task: dict[str, Any]) -> Facts:
@@ -96,7 +100,8 @@ def _relations(task: dict[str, Any], own: object) -> Facts:
 
 
 def _hashable(task: dict[str, Any]) -> bool:
-    return not any(isinstance(task.get(key), list | dict) for key in ("id", "parent", "parent_task"))
+    keys = ("id", "parent", "parent_task")
+    return not any(isinstance(task.get(key), list | dict) for key in keys)
 
 
 def _hand_expiry(task: dict[str, Any]) -> float | None:

@@ -30,7 +30,7 @@ SETTINGS = {
     "tcp_keepalives_interval": "10",
     "tcp_keepalives_count": "3",
 }
-KEEPALIVES = {
+KEEPALIVES: dict[str, Any] = {
     "keepalives_idle": 30,
     "keepalives_interval": 10,
     "keepalives_count": 3,
@@ -38,7 +38,6 @@ KEEPALIVES = {
 }
 #: Met by a call that collided with others': it has changed nothing, and can be made anew.
 COLLISIONS = (errors.DeadlockDetected, errors.SerializationFailure)
-
 
 
 class Between(RolecallError):
@@ -103,9 +102,7 @@ class Session:
         raise QueueUnreachable("the queue is too busy: its writers met again and again")
 
     @staticmethod
-    def _together(
-        connection: _Connection, asked: Sequence[Call]
-    ) -> list[list[tuple[Any, ...]]]:
+    def _together(connection: _Connection, asked: Sequence[Call]) -> list[list[tuple[Any, ...]]]:
         cursors = []
         with connection.pipeline() as pipeline:
             for query, values in asked:
@@ -171,28 +168,25 @@ class Session:
             **KEEPALIVES,
         )
         try:
-            connection.until = time.monotonic() + ANSWER
-            chosen = sql.SQL(", ").join(
-                sql.SQL("set_config({}, {}, false)").format(key, value)
-                for key, value in SETTINGS.items()
-            )
-            row = connection.execute(
-                sql.SQL("SELECT pg_backend_pid(), {}").format(chosen)
-            ).fetchone()
-            if row is None or row[0] != connection.info.backend_pid:
-                raise RolecallError(
-                    "the queue is reached through a pooler, which passes no notifications on",
-                    where=self.url,
-                    hint="name PostgreSQL's own host and port: one connection a worker is all",
-                )
-            self.greet(connection)
-            connection.add_notify_handler(self._notified)
-            for channel in self.channels:
-                connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+            self._settle_in(connection)
         except BaseException:
             connection.close()
             raise
         return connection
+
+    def _settle_in(self, connection: _Connection) -> None:
+        connection.until = time.monotonic() + ANSWER
+        chosen = sql.SQL(", ").join(
+            sql.SQL("set_config({}, {}, false)").format(key, value)
+            for key, value in SETTINGS.items()
+        )
+        row = connection.execute(sql.SQL("SELECT pg_backend_pid(), {}").format(chosen)).fetchone()
+        if row is None or row[0] != connection.info.backend_pid:
+            raise _pooled(self.url)
+        self.greet(connection)
+        connection.add_notify_handler(self._notified)
+        for channel in self.channels:
+            connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
 
     def drop(self) -> None:
         """Let go of the connection; the next call makes a new one."""
@@ -246,6 +240,14 @@ def _rows(
 ) -> list[tuple[Any, ...]]:
     cursor = connection.execute(query, values)
     return cursor.fetchall() if cursor.description else []
+
+
+def _pooled(url: str) -> RolecallError:
+    return RolecallError(
+        "the queue is reached through a pooler, which passes no notifications on",
+        where=url,
+        hint="name PostgreSQL's own host and port: one connection a worker is all that it takes",
+    )
 
 
 def _in_a_line(error: psycopg.Error) -> str:
