@@ -36,7 +36,7 @@ from daemon.queue.lease import is_here
 from daemon.queue.memory import Memory
 from daemon.queue.outbox import Teller
 from daemon.queue.session import Between, Session
-from daemon.queue.transfer import BOM, Imported, Incoming
+from daemon.queue.transfer import BOM, SHOWN, Imported, Incoming
 from daemon.queue.update import Update
 
 RESTARTS = 100  # times that somebody else's write may come between our look and our write
@@ -187,10 +187,7 @@ class PostgresQueue:
         """The document, the tasks, the leases by id, and each task's place and version."""
         found = self.session.calls(
             ("SELECT document FROM rolecall.queue", ()),
-            (
-                f"SELECT {TASK}, task.version, task.problem, {LEASE} FROM rolecall.task ORDER BY place",
-                (),
-            ),
+            (EVERYTHING, ()),
         )
         every = [rows.Row(*row[:4]) for row in found[1]]
         entries, _ = rows.together(every)
@@ -237,10 +234,7 @@ class PostgresQueue:
 
     def read_lease(self, task_id: str) -> Lease | None:
         """The task's lease; None where there is none."""
-        query: LiteralString = (
-            f"SELECT {LEASE} FROM rolecall.task WHERE id = %s AND owner IS NOT NULL"
-        )
-        found = self.session.call(query, [task_id])
+        found = self.session.call(f"{ALL_LEASES} AND id = %s", [task_id])
         return self._lease(found[0]) if found else None
 
     def gone(self, lease: Lease) -> str:
@@ -744,8 +738,11 @@ class PostgresQueue:
                 "SELECT rolecall.begin_anew(%s, %s)", [root, json.dumps(limits)]
             ).fetchone()[0]
             if live:
+                more = f" and {len(live) - SHOWN} more" if len(live) > SHOWN else ""
                 raise RolecallError(
-                    f"attempts are on {', '.join(live)}", where=self.name, hint="invoke agents.stop"
+                    f"attempts are on {', '.join(live[:SHOWN])}{more}",
+                    where=self.name,
+                    hint="invoke agents.stop",
                 )
             for facts, documents in apart.parts(CHUNK):
                 connection.execute("SELECT rolecall.import(%s, %s)", [json.dumps(facts), documents])
