@@ -524,10 +524,17 @@ class PostgresQueue:
         """Write what the attempt came to and end the lease. Raises LeaseLost."""
         if lease.role not in self.machine.roles:
             raise RolecallError(f"there is no role {lease.role!r} in this config")
-        with self._local_lock():
-            if over := self.memory.budgets.charge(lease, result):
-                result = result._replace(note="; ".join(filter(None, [result.note, over])))
+        over = self._charge(lease, result)
+        if over:
+            result = result._replace(note="; ".join(filter(None, [result.note, over])))
         return self._settle(lease, result, "own")
+
+    def _charge(self, lease: Lease, result: Result) -> str:
+        """Write down what the attempt has spent, where anybody counts it or it tells."""
+        if not (result.usage or self.memory.budgets.apply(self.config.roles[lease.role])):
+            return ""
+        with self._local_lock():
+            return self.memory.budgets.charge(lease, result)
 
     def _settle(self, lease: Lease, result: Result, how: str) -> tuple[Move, ...]:
         """Send it under one name until an answer comes: what has that name is written once."""
@@ -552,8 +559,9 @@ class PostgresQueue:
             self._forget(who)
             if became.startswith("lost"):
                 raise LeaseLost(f"{lease.task_id} {became.partition(': ')[2]}")
-            with self._local_lock():
-                self.memory.count(move, result)
+            if self.memory.minds(move):
+                with self._local_lock():
+                    self.memory.count(move, result)
             told = (*draft.moves, *_moved(moves))
             self._tell(told)
             return told
@@ -654,8 +662,7 @@ class PostgresQueue:
             result = Result(Outcome.RELEASED, "its lease is gone")
         else:
             result = Result(Outcome.ERROR, notes.get(stale.why, "its attempt is gone"))
-        with self._local_lock():
-            self.memory.budgets.charge(lease, result)
+        self._charge(lease, result)
         try:
             return self._settle(lease, result, stale.why)
         except LeaseLost:

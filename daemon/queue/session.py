@@ -80,6 +80,7 @@ class Session:
         self.channels: set[str] = set()
         self._line: pq.abc.PGconn | None = None
         self._names: dict[str, bytes] = {}  # of the statements that this connection knows
+        self._poll = select.poll()
         self._told = False  # something came that was listened for, or could not be heard
         self._inside = False  # a transaction
         self._tries, self._try_at, self._why = 0, 0.0, ""
@@ -181,10 +182,9 @@ class Session:
             line.consume_input()
 
     def _wait(self, line: pq.abc.PGconn, events: int) -> None:
-        poll = select.poll()
-        poll.register(line.socket, events)
+        self._poll.modify(line.socket, events)
         left = self._until - time.monotonic()
-        if left <= 0 or not poll.poll(math.ceil(left * 1000)):
+        if left <= 0 or not self._poll.poll(math.ceil(left * 1000)):
             self.drop()
             raise Refused(f"no answer within {self.answer:g} s")
 
@@ -219,7 +219,8 @@ class Session:
             raise QueueUnreachable(self._why, where=self.url)
         try:
             line = self._line = self._connection()
-            self._names = {}
+            self._names, self._poll = {}, select.poll()
+            self._poll.register(line.socket, select.POLLIN)
             self._settle_in(line)
         except Refused as refused:
             self.drop()
@@ -304,10 +305,9 @@ class Session:
         if line is None:
             return
         try:
-            poll = select.poll()
-            poll.register(line.socket, select.POLLIN)
+            self._poll.modify(line.socket, select.POLLIN)
             # More than once: behind a server's last words stands the end of the stream.
-            while poll.poll(0):
+            while self._poll.poll(0):
                 line.consume_input()
                 self._heard(line)
         except (psycopg.Error, OSError):
