@@ -14,7 +14,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,9 +30,10 @@ from daemon.fleet.finding import Finding
 from daemon.queue import migrating
 from daemon.queue.database import MISSING, connect
 from daemon.queue.opening import open_queue
+from tests.farhosts import FarHosts
 from tests.postgres import Server
 from tests.queues import FileBackend
-from tests.workspace import PATIENCE, ROOT, Workspace
+from tests.workspace import PATIENCE, ROOT, Workspace, wait_for
 
 SECRETS = {
     "PGPASSWORD": "correct horse",
@@ -60,9 +62,8 @@ def test_agents_and_gates_know_nothing_of_the_database(
     ws.config.write_text(json.dumps(document))
     with connect(database, "test") as owner:
         migrating.migrate(owner)
-    queue = open_queue(load(str(ws.config)))
-    queue.add([TASK])
-    queue.close()
+    with closing(open_queue(load(str(ws.config)))) as queue:
+        queue.add([TASK])
     done = ws.run("--once", "--role", "builder", env={**os.environ, **SECRETS})
     assert done.returncode == 0, done.stderr
 
@@ -359,3 +360,31 @@ def test_without_psycopg_the_doctor_says_how_to_get_it(tmp_path: Path) -> None:
         f"{MISSING}|make postgres (or pip install -e '.[postgres]')",
         f"{MISSING}|invoke deploy brings it",
     ]
+
+
+def test_hosts_share_a_queue(tmp_path: Path, database: str) -> None:
+    """Copied releases bring psycopg; the workers do each task of the one queue once; all goes."""
+    script = 'cat >/dev/null; echo "$ROLECALL_TASK_ID" >>../did'
+    hosts = FarHosts(tmp_path, "web1", "web2", script=script)
+    hosts.configure(queue=database)
+    before = [hosts.files(name) for name in hosts.names]
+    assert hosts.do("queue.init")[-1].endswith(f"is version {migrating.newest()} now")
+    hosts.do("install")
+    assert hosts.do("agents.start") == [f"{name}: builder: started" for name in hosts.names]
+    for name in hosts.names:
+        (release,) = (hosts.homes / name / ".local/share/rolecall/agent/releases").iterdir()
+        assert (release / "psycopg" / "__init__.py").exists()
+        assert (release / "daemon" / "queue" / "sql" / "001.sql").exists()
+    config = Doctor(tmp_path, database).config._replace(queue=database)
+    with closing(open_queue(config)) as queue:
+        queue.add([{**TASK, "id": f"T{number}"} for number in range(8)])
+        wait_for(lambda: len(queue.snapshot().tasks.in_status("awaiting_test")) == 8, "all done")
+    did = [path.read_text().split() for path in hosts.homes.glob("*/did")]
+    assert sorted(chain(*did)) == [f"T{number}" for number in range(8)]
+    said = hosts.invoke("doctor").stdout
+    assert said.count("PostgreSQL 1") == 2, said
+    assert said.count("8 tasks in") == 2, said
+    assert hosts.do("install") == [f"{name}: nothing to do" for name in hosts.names]
+    hosts.do("agents.stop")
+    hosts.do("uninstall")
+    assert [[f for f in hosts.files(name) if f != "did"] for name in hosts.names] == before
