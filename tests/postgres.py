@@ -297,9 +297,12 @@ def new_folder() -> tuple[Path, int]:
     sweep()
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=PLACE))
-        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:  # another's sweep came between
+            continue
         fcntl.flock(held, fcntl.LOCK_EX)
-        if folder.exists():  # else another's sweep came between
+        if folder.exists():  # it did not come just now
             return folder, held
         os.close(held)
 
