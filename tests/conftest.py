@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.postgres import GIVEN, Databases, Missing, Server, shared
+from tests.queues import BACKENDS, Backend, FileBackend, PostgresBackend, postgres_backends, template
 from tests.workspace import Workspace
 
 SESSION = "ROLECALL_TEST_SESSION"  # in the environment of every process that a test starts
@@ -96,6 +97,31 @@ def database(postgres: Databases) -> Iterator[str]:
     """The URL of an empty database, dropped with the test."""
     with postgres.fresh() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def queue_template(postgres: Databases) -> Iterator[str]:
+    """The name of a database with an empty queue, from which those of the tests are copied."""
+    with template(postgres) as name:
+        yield name
+
+
+@pytest.fixture
+def on_postgres(
+    postgres: Databases, queue_template: str
+) -> Iterator[Callable[..., PostgresBackend]]:
+    """Makes queues in databases of their own."""
+    with postgres_backends(postgres, queue_template) as make:
+        yield make
+
+
+@pytest.fixture(params=BACKENDS)
+def queues(request: pytest.FixtureRequest) -> Callable[..., Backend]:
+    """Makes queues of each kind."""
+    made: Callable[..., Backend] = FileBackend
+    if request.param == "postgres":
+        made = request.getfixturevalue("on_postgres")
+    return made
 
 
 @pytest.fixture
