@@ -456,20 +456,20 @@ BEGIN
     RETURN FOUND;
 END $$;
 
--- Begin the queue anew; its tasks are appended afterwards, in the same transaction. False, and
--- nothing is changed, where attempts are live.
-CREATE FUNCTION rolecall.begin_anew(a_document text, some_limits jsonb) RETURNS text[]
+-- Begin the queue anew; its tasks are appended afterwards, in the same transaction. Returns the
+-- ids of the tasks that are leased: where there are any, nothing is changed.
+CREATE FUNCTION rolecall.begin_anew(a_document text, some_limits jsonb) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    live text[];
+    live jsonb;
 BEGIN
     LOCK TABLE rolecall.task, rolecall.queue IN ACCESS EXCLUSIVE MODE;
-    SELECT array_agg(id ORDER BY id) INTO live FROM rolecall.task WHERE owner IS NOT NULL;
+    SELECT jsonb_agg(id ORDER BY id) INTO live FROM rolecall.task WHERE owner IS NOT NULL;
     IF live IS NULL THEN
         TRUNCATE rolecall.task, rolecall.needs, rolecall.family, rolecall.queue;
         INSERT INTO rolecall.queue (document, wip_limits) VALUES (a_document, some_limits);
     END IF;
-    RETURN coalesce(live, '{}');
+    RETURN coalesce(live, '[]');
 END $$;
 
 -- Append what is imported; a status that was never written by us moves nothing here.
