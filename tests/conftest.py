@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.postgres import GIVEN, Databases, Missing, Server, shared
-from tests.queues import BACKENDS, Backend, FileBackend, PostgresBackend, postgres_backends, template
+from tests.queues import BACKENDS, Backend, Copies, FileBackend, PostgresBackend
 from tests.workspace import Workspace
 
 SESSION = "ROLECALL_TEST_SESSION"  # in the environment of every process that a test starts
@@ -100,18 +100,16 @@ def database(postgres: Databases) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def queue_template(postgres: Databases) -> Iterator[str]:
-    """The name of a database with an empty queue, from which those of the tests are copied."""
-    with template(postgres) as name:
-        yield name
+def copies(postgres: Databases) -> Iterator[Copies]:
+    """Databases with an empty queue each."""
+    with Copies(postgres) as found:
+        yield found
 
 
 @pytest.fixture
-def on_postgres(
-    postgres: Databases, queue_template: str
-) -> Iterator[Callable[..., PostgresBackend]]:
+def on_postgres(copies: Copies) -> Iterator[Callable[..., PostgresBackend]]:
     """Makes queues in databases of their own."""
-    with postgres_backends(postgres, queue_template) as make:
+    with copies.taken() as make:
         yield make
 
 

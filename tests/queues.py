@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from daemon import lifecycle
 from daemon.config import Backoff, Breaker, Config, Paths, Role
@@ -99,6 +99,10 @@ class Backend(ABC):
     def drop_lease(self, task_id: str) -> None:
         """Take the lease away by hand; the task says what it said."""
 
+    @abstractmethod
+    def change_lease(self, task_id: str, **values: Any) -> None:
+        """Change what the lease says, by hand."""
+
     def fill(self, *tasks: dict[str, Any], **top: Any) -> None:
         """Make the queue hold these tasks."""
         self.put({"tasks": list(tasks), **top})
@@ -170,6 +174,10 @@ class FileBackend(Backend):
     def drop_lease(self, task_id: str) -> None:
         self.lease_file(task_id).unlink()
 
+    def change_lease(self, task_id: str, **values: Any) -> None:
+        path = self.lease_file(task_id)
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
 
 class ServerClock(Clock):
     """The clock of a database, which a test can step; the one of the test's process with it."""
@@ -196,9 +204,11 @@ CREATE OR REPLACE FUNCTION rolecall.now() RETURNS timestamptz
 LANGUAGE sql VOLATILE SECURITY DEFINER AS 'SELECT at FROM rolecall.test_clock';
 """
 LEASE = "owner, role, host, started_at, ttl, heartbeat_at, lease, wish, wished_by"
+LEASES = f"SELECT id, status, token, {LEASE} FROM rolecall.task"  # noqa: S608  # our own words
 #: What a write of the queue changes.
-WRITTEN = """SELECT place, id, problem, parent, document, ours::text, status, priority, stuck, waiting,
-    open_children, good_children, free_at, attempts, token FROM rolecall.task ORDER BY place"""
+WRITTEN = """SELECT place, id, problem, parent, document, ours::text, status, priority, stuck,
+    waiting, open_children, good_children, free_at, attempts, token
+    FROM rolecall.task ORDER BY place"""
 
 
 class PostgresBackend(Backend):
@@ -256,7 +266,7 @@ class PostgresBackend(Backend):
         tops, (root, limits) = rows.apart(document["tasks"]), rows.root(document)
         with self.hand.transaction():
             self.sql("LOCK TABLE rolecall.task, rolecall.queue IN ACCESS EXCLUSIVE MODE")
-            leases = self.sql(f"SELECT id, status, token, {LEASE} FROM rolecall.task")
+            leases = self.sql(LEASES)
             ((version,),) = self.sql("SELECT coalesce(max(version), 0) + 1 FROM rolecall.task")
             self.sql("TRUNCATE rolecall.task, rolecall.needs, rolecall.family, rolecall.queue")
             self.sql(
@@ -283,13 +293,13 @@ class PostgresBackend(Backend):
 
         values = [Jsonb(each) if isinstance(each, dict) else each for each in values]
         places = ", ".join(["%s"] * len(values))
-        self.sql(
-            f"UPDATE rolecall.task SET ({LEASE}) = ROW ({places}) WHERE id = %s", *values, name
-        )
+        query = f"UPDATE rolecall.task SET ({LEASE}) = ROW ({places}) WHERE id = %s"  # noqa: S608  # as above
+        self.sql(query, *values, name)
 
     def change(self, task_id: str, **values: Any) -> None:
         if values.keys() == {"status"}:
-            self.sql("UPDATE rolecall.task SET status = %s WHERE id = %s", values["status"], task_id)
+            query = "UPDATE rolecall.task SET status = %s WHERE id = %s"
+            self.sql(query, values["status"], task_id)
         else:
             super().change(task_id, **values)
 
@@ -300,6 +310,11 @@ class PostgresBackend(Backend):
 
     def drop_lease(self, task_id: str) -> None:
         self._lease(task_id, [None] * len(LEASE.split(", ")))
+
+    def change_lease(self, task_id: str, **values: Any) -> None:
+        for column, value in values.items():
+            query = f"UPDATE rolecall.task SET {column} = %s WHERE id = %s"  # noqa: S608  # as above
+            self.sql(query, value, task_id)
 
     def close(self) -> None:
         """Let go of all connections."""
@@ -312,31 +327,58 @@ class PostgresBackend(Backend):
 BACKENDS = {"file": FileBackend, "postgres": PostgresBackend}
 
 
-@contextmanager
-def template(databases: Databases) -> Iterator[str]:
-    """The name of a database with an empty queue, to be copied, whose clock a test can step."""
-    import psycopg  # noqa: PLC0415  # as above
+EMPTY = """
+TRUNCATE rolecall.task, rolecall.needs, rolecall.family, rolecall.queue;
+INSERT INTO rolecall.queue (document) VALUES ('{"tasks": []}');
+"""
+OTHERS = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()"""
 
-    from daemon.queue import migrating  # noqa: PLC0415  # as above
 
-    with databases.fresh() as url:
+class Copies:
+    """Databases with an empty queue each, whose clock a test can step; they are used again."""
+
+    def __init__(self, databases: Databases) -> None:
+        self.databases, self._stack, self._free = databases, ExitStack(), list[str]()
+        self.template = ""
+
+    def __enter__(self) -> Self:
+        import psycopg  # noqa: PLC0415  # as above
+
+        from daemon.queue import migrating  # noqa: PLC0415  # as above
+
+        url = self._stack.enter_context(self.databases.fresh())
         with psycopg.connect(url, autocommit=True) as connection:
             migrating.migrate(connection)
             connection.execute(CLOCK)
-            name = connection.info.dbname
-        yield name
+            self.template = connection.info.dbname
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
-@contextmanager
-def postgres_backends(databases: Databases, name: str) -> Iterator[Callable[..., PostgresBackend]]:
-    """Makes queues, each in a database of its own, a copy of that one; gone afterwards."""
-    with ExitStack() as stack:
+    @contextmanager
+    def taken(self) -> Iterator[Callable[..., PostgresBackend]]:
+        """Makes queues, each in a database that nobody else has meanwhile."""
+        made = list[PostgresBackend]()
 
         def make(folder: Path, **role: Any) -> PostgresBackend:
-            backend = PostgresBackend(
-                folder, url=stack.enter_context(databases.fresh(name)), **role
-            )
-            stack.callback(backend.close)
-            return backend
+            url = self._free.pop() if self._free else self._new()
+            made.append(PostgresBackend(folder, url=url, **role))
+            return made[-1]
 
         yield make
+        for backend in made:
+            backend.close()
+            self._clear(backend.url)
+
+    def _new(self) -> str:
+        return self._stack.enter_context(self.databases.fresh(self.template))
+
+    def _clear(self, url: str) -> None:
+        import psycopg  # noqa: PLC0415  # as above
+
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(OTHERS)
+            connection.execute(EMPTY)
+        self._free.append(url)
