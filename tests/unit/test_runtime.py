@@ -330,7 +330,7 @@ def test_only_who_runs_the_llm_loop_gets_its_packages(
 
 
 def test_psycopg_binds_it_to_a_kind(tmp_path: Path) -> None:
-    """A Python that has no package imports it there, with its own libpq; and the SQL is beside it."""
+    """A Python that has no package imports it there, with its own libpq; the SQL is there, too."""
     made = runtime.build("postgres")
     assert made.kind == bootstrap.kind()
     folder = unpack(made, tmp_path)
