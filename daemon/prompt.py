@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 import stat
-import sys
 from collections.abc import Mapping
 from typing import Any
 
+from daemon import packages
 from daemon.config import Config, Role
 from daemon.errors import RolecallError
 
@@ -87,10 +87,7 @@ def render(template: str, values: Mapping[str, Any], path: str = "") -> str:
     left = PLAIN.sub("", template)
     if not any(mark in left for mark in ("{{", "{%", "{#")):
         return PLAIN.sub(lambda match: _look_up(match[1], values, path), template)
-    if sys.flags.no_site:  # as launch starts an attempt: jinja2 is where site would have looked
-        import site  # noqa: PLC0415  # seldom needed
-
-        site.main()
+    packages.reach()
     import jinja2  # noqa: PLC0415  # expensive, and seldom needed
     import jinja2.sandbox  # noqa: PLC0415  # as above
 

@@ -78,8 +78,9 @@ def quote(text: str) -> str:
 
 def writable(config: Config, role: Role | None = None) -> list[str]:
     """The folders that the workspace's programs, or one role's attempts, have to write."""
-    queue = os.path.dirname(os.path.realpath(config.queue_file))
-    wanted = [config.workspace, *_git_dirs(config.workspace), queue, *config.paths]
+    wanted = [config.workspace, *_git_dirs(config.workspace), *config.paths]
+    if not config.on_postgres:
+        wanted.append(os.path.dirname(os.path.realpath(config.queue_file)))
     wanted += role.write_paths if role else ()
     found: list[str] = []
     for path in sorted(set(wanted)):

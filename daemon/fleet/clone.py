@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from daemon import mounts, worktree
 from daemon.config import Config
 from daemon.errors import RolecallError
-from daemon.fleet import mergedriver, runs, worktrees
+from daemon.fleet import mergedriver, runs, server, worktrees
 from daemon.fleet.connection import Local
 from daemon.fleet.finding import FAIL, OK, WARN, Finding
 from daemon.index import Tasks
@@ -99,6 +99,13 @@ def _untaken(config: Config, tasks: Tasks) -> Iterator[Finding]:
 
 def queue(config: Config, connection: Local, mountinfo: str) -> Iterator[Finding]:
     """Whether there is a queue that a worker here can read and write."""
+    if config.on_postgres:
+        yield from server.findings(config, connection, _count)
+    else:
+        yield from _file(config, connection, mountinfo)
+
+
+def _file(config: Config, connection: Local, mountinfo: str) -> Iterator[Finding]:
     path = config.queue_file
     if not os.path.exists(path) and runs.are_left(config.paths.runs):
         yield Finding("queue", FAIL, f"{path}: {runs.TAKEN}", runs.LOOK_FOR_IT)

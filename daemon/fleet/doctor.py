@@ -61,8 +61,9 @@ def examine(
         *_installed(connection, config),
         *clone.workspace(config, connection),
         *clone.queue(config, connection, place.mountinfo),
-        _inotify(),
     ]
+    if not config.on_postgres:  # whose server tells of changes
+        findings.append(_inotify())
     roles = (
         [config.roles[one_of("role", role, config.roles)]]
         if role

@@ -93,13 +93,15 @@ def call(  # noqa: PLR0913  # what is done, where, and who is told
     Raises Unreachable, and RolecallError with what went wrong on the host.
     """
     config = inventory.config(host)
-    release = runtime.build(llm=runtime.wants_llm(config)) if verb in BRINGS else None
+    release = runtime.build(*runtime.extras(config)) if verb in BRINGS else None
     asked = Asked(inventory, host, verb, options, release, timeout)
     try:
         return _converse(asked, tell, line or tell)
     except Damaged:
         if verb in RESCUED:
-            asked = asked._replace(release=runtime.build())
+            # To stop its workers is to look at what they hold.
+            needed = ("postgres",) * config.on_postgres
+            asked = asked._replace(release=runtime.build(*needed))
         elif release is None:
             raise
         return _converse(asked, tell, line or tell, again=True)

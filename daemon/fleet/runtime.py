@@ -1,7 +1,7 @@
 """What is copied to a host: Rolecall and the packages it needs there, one archive with its hashes.
 
 What every role needs has no compiled file and fits every Linux with Python 3.11 or newer. Only the
-packages of ``agent: llm`` bind an archive to the kind of machine that it was made on.
+packages of EXTRAS bind an archive to the kind of machine that it was made on.
 """
 
 from __future__ import annotations
@@ -31,23 +31,42 @@ LICENCES = ("LICENSE", "LICENCE", "COPYING", "NOTICE", "AUTHORS")
 #: Folders and endings of what nothing imports or opens.
 UNUSED_FOLDERS = {"__pycache__", "test", "tests"}
 UNUSED_ENDINGS = (".pyc", ".pyi", ".c", ".h", ".pxd", ".pyx")
-LLM_LOCK = "requirements-llm.lock"
 OPERATORS_OWN = "invoke"  # the commands are typed nowhere else
 LEVEL = 6  # of zlib: 9 saves less than a hundredth, and takes twice as long
+
+
+class Extra(NamedTuple):
+    """Packages that only some hosts need: ``what`` needs them, and ``otherwise`` is the way out.
+
+    Its name is that of its lock, and of what ``make`` installs.
+    """
+
+    what: str
+    otherwise: str
+
+
+EXTRAS = {
+    "llm": Extra("`agent: llm`", "give the roles that run there another agent"),
+    "postgres": Extra(
+        "a queue on PostgreSQL",
+        "set up a checkout there (make setup postgres), and install from that",
+    ),
+}
 
 
 class Runtime(NamedTuple):
     """One release, ready to be sent.
 
     ``manifest``: lines as ``sha256sum --check`` reads them; ``id``: what its own hash begins with,
-    and its folder's name. ``files``: path to content. ``kind``: what machine it is bound to, as
-    ``bootstrap.kind()`` says it; "" where it fits all.
+    and its folder's name. ``files``: path to content. ``kind``: what machine its ``extras`` bind it
+    to, as ``bootstrap.kind()`` says it; "" where it has none, and fits all.
     """
 
     id: str
     manifest: bytes
     files: Mapping[str, bytes]
     kind: str = ""
+    extras: tuple[str, ...] = ()
 
     @property
     def archive(self) -> bytes:
@@ -61,51 +80,59 @@ class Runtime(NamedTuple):
         """Raise RolecallError where a host of that kind cannot run it."""
         if self.kind in {"", kind}:
             return
+        what = " and ".join(EXTRAS[name].what for name in self.extras)
+        ways = [
+            "type the command on a machine of the host's kind, with the same Python there",
+            "name in the inventory's ansible_python_interpreter a Python of the host that fits",
+            *(EXTRAS[name].otherwise for name in self.extras),
+        ]
         raise RolecallError(
-            f"the packages of `agent: llm` are here for {self.kind}, and this host is {kind}",
+            f"the packages of {what} are here for {self.kind}, and this host is {kind}",
             where=host,
-            hint="type the command on a machine of the host's kind, with the same Python there; or "
-            "name in the inventory's ansible_python_interpreter a Python of the host that fits; or "
-            "give the roles that run there another agent",
+            hint="; or ".join(ways),
         )
 
 
-def wants_llm(config: Config) -> bool:
-    """Whether a host of that config runs Rolecall's own LLM loop."""
-    return any(config.roles[name].agent == "llm" for name in config.run or config.roles)
+def extras(config: Config) -> tuple[str, ...]:
+    """The names of those EXTRAS that a host of that config needs."""
+    llm = any(config.roles[name].agent == "llm" for name in config.run or config.roles)
+    return ("llm",) * llm + ("postgres",) * config.on_postgres
 
 
 _building, _packing = threading.Lock(), threading.Lock()
 _archives: dict[str, bytes] = {}
 
 
-def build(*, llm: bool = False) -> Runtime:
+def build(*extras: str) -> Runtime:
     """The release of this checkout, with the packages of the operator's own environment.
 
-    ``llm``: with those of the LLM loop, too. Made once; threads that ask at once wait for it.
-    Raises RolecallError where a package is not to be had.
+    Made once for the same extras; threads that ask at once wait for it. Raises RolecallError where
+    a package is not to be had.
     """
     with _building:
-        return _build(llm)
+        return _build(*extras)
 
 
 @functools.cache
-def _build(llm: bool) -> Runtime:  # noqa: FBT001  # the key of the cache
+def _build(*extras: str) -> Runtime:
     files = dict(ours(ROOT))
     for name in PACKAGES:
         files |= package(name)
-    if not llm:
+    if not extras:
         return pack(files)
-    for name in sorted(llm_packages() - {*PACKAGES, OPERATORS_OWN}):
-        files |= package(name, hint="make llm", compiled=True)
-    return pack(files, bootstrap.kind())
+    for extra in extras:
+        for name in sorted(locked(extra) - {*PACKAGES, OPERATORS_OWN}):
+            files |= package(name, hint=f"make {extra}", compiled=True)
+    return pack(files, bootstrap.kind(), extras)
 
 
-def pack(files: Mapping[str, bytes], kind: str = "") -> Runtime:
+def pack(files: Mapping[str, bytes], kind: str = "", extras: tuple[str, ...] = ()) -> Runtime:
     """A release of these files, path to content: the same ones give the same bytes."""
     lines = [f"{hashlib.sha256(data).hexdigest()}  {path}\n" for path, data in files.items()]
     manifest = "".join(sorted(lines, key=lambda line: line[66:])).encode()
-    return Runtime(hashlib.sha256(manifest).hexdigest()[: place.DIGITS], manifest, files, kind)
+    return Runtime(
+        hashlib.sha256(manifest).hexdigest()[: place.DIGITS], manifest, files, kind, extras
+    )
 
 
 def _archive(release: Runtime) -> bytes:
@@ -181,9 +208,9 @@ def _listed(found: Distribution, path: str, name: str, hint: str) -> bytes:
         ) from None
 
 
-def llm_packages() -> set[str]:
-    """The names of what the lock of the LLM loop brings."""
-    with open(os.path.join(ROOT, LLM_LOCK), encoding="utf-8") as file:
+def locked(extra: str) -> set[str]:
+    """The names of what the lock of an extra brings."""
+    with open(os.path.join(ROOT, f"requirements-{extra}.lock"), encoding="utf-8") as file:
         return {line.partition("==")[0] for line in file if "==" in line}
 
 

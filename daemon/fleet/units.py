@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 from daemon import transient
-from daemon.config import FILE, Config, Role
+from daemon.config import Config, Role
 from daemon.errors import RolecallError
 
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 TEMPLATES = os.path.join(transient.ROOT, "templates")
 STOP_MARGIN = 30  # seconds beyond the stop budget and two kill graces, for settling and its locks
 MARK = "# Made by Rolecall (invoke install) for the workspace "
-# What only the worker's sandbox has: it opens no network socket, and needs no odd system call.
+# What only the worker's sandbox has: it opens no network socket but that of a queue on PostgreSQL,
+# and needs no odd system call.
 # To close what its user never could do costs 14 ms of a start: attempts go without.
 WORKER = (
     "ProtectKernelTunables=yes",
@@ -30,6 +31,7 @@ WORKER = (
     "SystemCallErrorNumber=EPERM",
 )
 OFFLINE = ("PrivateNetwork=yes", "RestrictAddressFamilies=AF_UNIX")
+ONLINE = ("RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6",)
 
 
 def target(prefix: str) -> str:
@@ -130,10 +132,14 @@ def stop_seconds(role: Role) -> int:
 
 
 def sandbox(config: Config, code: str) -> list[str]:
-    """What confines a worker: it writes the workspace, asks the manager for units, no more."""
-    offline = OFFLINE if config.queue.startswith(FILE) else ()
+    """What confines a worker: it writes the workspace, asks the manager for units, no more.
+
+    And it speaks to the server of a queue on PostgreSQL, for which HOME is readable: what libpq
+    looks for lies there, in .pgpass, .pg_service.conf and .postgresql.
+    """
+    network = ONLINE if config.on_postgres else OFFLINE
     opened = [line.replace("%", "%%") for line in transient.sandbox(config, code=code)]
-    return [*transient.HARDENING, *WORKER, *offline, *opened]
+    return [*transient.HARDENING, *WORKER, *network, *opened]
 
 
 def _nameable(path: str) -> bool:

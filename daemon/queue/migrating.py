@@ -83,7 +83,7 @@ def check(connection: Connection[Any], folder: str = SQL) -> None:
     except errors.InsufficientPrivilege:
         user = connection.info.user
         what = f"{user} may not use the queue in the database {connection.info.dbname}"
-        hint = f"its owner types: GRANT {ROLES[0]} TO {_named(connection, user)}"
+        hint = f"its owner types: GRANT {ROLES[0]} TO {named(connection, user)}"
         raise QueueUnreadable(what, hint=hint) from None
     if found == 0:
         what = f"there is no queue in the database {connection.info.dbname}"
@@ -222,11 +222,11 @@ def _told(connection: Connection[Any], path: str = "") -> Iterator[None]:
     except errors.InsufficientPrivilege as error:
         info = connection.info
         what = f"{info.user} may not change the queue's schema: {reason(error)}"
-        user = _named(connection, info.user)
+        user = named(connection, info.user)
         hint = (
             "type it as the schema's owner; or, where there is none yet, an administrator types: "
         )
-        hint += f"GRANT CREATE ON DATABASE {_named(connection, info.dbname)} TO {user}"
+        hint += f"GRANT CREATE ON DATABASE {named(connection, info.dbname)} TO {user}"
         raise RolecallError(what, hint=hint) from None
     except Error as error:
         said = reason(error).partition("; ")[0]
@@ -251,8 +251,8 @@ def _held(connection: Connection[Any], path: str) -> RolecallError:
     return RolecallError(what, where=path, hint=hint)
 
 
-def _named(connection: Connection[Any], name: str) -> str:
-    """A name as SQL reads it, in quotes only where it needs them."""
+def named(connection: Connection[Any], name: str) -> str:
+    """The name of a role or a database as SQL reads it, in quotes only where it needs them."""
     if re.fullmatch(r"[a-z_][a-z0-9_]*", name):
         return name
     return sql.Identifier(name).as_string(connection)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from daemon import packages
 from daemon.config import Config
 from daemon.errors import ConfigError
 from daemon.queue.database import HINT, MISSING
@@ -29,6 +30,7 @@ def open_queue(
     asked yet. Raises ConfigError for a kind that is not installed.
     """
     if config.on_postgres:
+        packages.reach()
         try:
             from daemon.queue.postgres import PostgresQueue  # noqa: PLC0415  # see below
         except ModuleNotFoundError as error:

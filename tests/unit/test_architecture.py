@@ -16,7 +16,7 @@ from tests.workspace import PATIENCE, ROOT, Workspace
 
 #: From the bottom up; a module imports only from lines above its own.
 LAYERS = (
-    {"errors", "spawn"},
+    {"errors", "packages", "spawn"},
     {"model", "process", "capture", "git", "wake"},
     {"index", "repository"},
     {"conflicts", "hindrance", "lifecycle", "state"},

@@ -23,6 +23,10 @@ from daemon.reading import read_config
 from tests.farside import Far, pythons, release, upload
 from tests.workspace import ROOT, Workspace, wait_for
 
+#: What is imported only for a queue on PostgreSQL, and imports psycopg at once.
+ON_POSTGRES = {
+    f"daemon.queue.{name}" for name in ("migrating", "postgres", "session")
+}  # fmt: skip
 OPENED: dict[str, dict[str, bytes]] = {}
 PROMPT = "{% if task.id %}Hello {{ task.title | upper }}{% endif %}\n"
 NAMES_ID = """
@@ -151,7 +155,7 @@ def test_nothing_in_it_is_compiled(base: Runtime) -> None:
     """So it fits every machine; and nothing is there that a host has no use for."""
     assert base.kind == ""
     endings = {os.path.splitext(path)[1] for path in files(base) if "dist-info" not in path}
-    assert endings == {".py", ".j2", ""}
+    assert endings == {".py", ".j2", ".sql", ""}
     assert [path for path in files(base) if "." not in path] == ["MANIFEST", "LICENSE"]
     folders = {path.partition("/")[0] for path in files(base)} - {"LICENSE", "MANIFEST"}
     ours = {"daemon", "templates"}
@@ -184,7 +188,7 @@ def test_it_has_all_that_our_code_opens_and_imports(base: Runtime) -> None:
     tops = {path.partition("/")[0].removesuffix(".py") for path in files(base)}
     for path in (ROOT / "daemon").rglob("*.py"):
         if "llm" not in path.parts:
-            missing = imported(path) - tops - sys.stdlib_module_names - {"__future__"}
+            missing = imported(path) - {"psycopg"} - tops - sys.stdlib_module_names - {"__future__"}
             assert missing == set(), f"{path}: say in runtime.PACKAGES what it imports"
 
 
@@ -234,6 +238,7 @@ def test_every_module_of_ours_can_be_imported_there(base: Runtime, tmp_path: Pat
     inside = sorted(str(path.relative_to(folder)) for path in (folder / "daemon").rglob("*.py"))
     modules = [path.removesuffix(".py").replace("/", ".") for path in inside]
     wanted = [each for each in modules if "__" not in each and not each.startswith("daemon.llm.")]
+    wanted = [each for each in wanted if each not in ON_POSTGRES]
     code = "import importlib, sys; [importlib.import_module(each) for each in sys.argv[1:]]"
     code += "; print(len(sys.argv), sys.modules['yaml'].__file__)"
     done = bare(
@@ -275,10 +280,10 @@ def test_the_llm_loop_binds_it_to_a_kind(tmp_path: Path) -> None:
         metadata.version("pydantic-ai-slim")
     except metadata.PackageNotFoundError:
         pytest.skip("pydantic-ai is missing: make llm")
-    made = runtime.build(llm=True)
+    made = runtime.build("llm")
     assert made.kind == bootstrap.kind()
     told = {path.partition("-")[0].lower() for path in files(made) if path.endswith("/METADATA")}
-    assert told == {each.replace("-", "_") for each in runtime.llm_packages()} - {"invoke"}
+    assert told == {each.replace("-", "_") for each in runtime.locked("llm")} - {"invoke"}
     folder = unpack(made, tmp_path, without=("anthropic/", "openai/"))  # thousands of files
     done = bare(sys.executable, folder, "-m", "daemon.llm", "--version")
     assert done.stdout == f"pydantic-ai {metadata.version('pydantic-ai-slim')}\n", done.stderr
@@ -292,7 +297,7 @@ def test_the_llm_loop_binds_it_to_a_kind(tmp_path: Path) -> None:
 def test_another_kind_of_host_is_told_how() -> None:
     """Which kind the packages are for, which the host is; what fits all fits it, too."""
     release().check_fits("web1", "linux-aarch64-musl-cp313")
-    bound = release()._replace(kind="linux-x86_64-glibc-cp311")
+    bound = release()._replace(kind="linux-x86_64-glibc-cp311", extras=("llm", "postgres"))
     bound.check_fits("web1", "linux-x86_64-glibc-cp311")
     with pytest.raises(RolecallError) as raised:
         bound.check_fits("web1", "linux-aarch64-glibc-cp311")
@@ -300,7 +305,9 @@ def test_another_kind_of_host_is_told_how() -> None:
     assert problem.where == "web1"
     assert "linux-x86_64-glibc-cp311" in problem.what
     assert "linux-aarch64-glibc-cp311" in problem.what
-    assert "ansible_python_interpreter" in problem.hint
+    assert problem.what.startswith("the packages of `agent: llm` and a queue on PostgreSQL are ")
+    for way in ("ansible_python_interpreter", "another agent", "make setup postgres"):
+        assert way in problem.hint
 
 
 @pytest.mark.parametrize(
@@ -316,7 +323,23 @@ def test_only_who_runs_the_llm_loop_gets_its_packages(
         "  tester: {agent: llm, model: 'openai:some'}\n"
     )
     config = read_config(str(tmp_path / "c.yml"))
-    assert runtime.wants_llm(config._replace(run=tuple(run or config.roles))) is wanted
+    config = config._replace(run=tuple(run or config.roles))
+    assert runtime.extras(config) == ("llm",) * wanted
+    shared = config._replace(queue="postgresql://h/d")
+    assert runtime.extras(shared) == (*("llm",) * wanted, "postgres")
+
+
+def test_psycopg_binds_it_to_a_kind(tmp_path: Path) -> None:
+    """A Python that has no package imports it there, with its own libpq; the SQL is there, too."""
+    made = runtime.build("postgres")
+    assert made.kind == bootstrap.kind()
+    folder = unpack(made, tmp_path)
+    code = "import sys; sys.path.insert(0, '.'); import psycopg; from daemon.queue import migrating"
+    code += "; print(psycopg.__file__, psycopg.pq.__impl__, migrating.newest())"
+    done = bare(sys.executable, folder, "-c", code)
+    newest = len([*(ROOT / "daemon" / "queue" / "sql").glob("[0-9]*.sql")])
+    assert done.stdout == f"{folder}/psycopg/__init__.py binary {newest}\n", done.stderr
+    assert newest
 
 
 def test_another_operator_has_the_same_release(base: Runtime, tmp_path: Path) -> None:
@@ -334,7 +357,9 @@ def test_another_operator_has_the_same_release(base: Runtime, tmp_path: Path) ->
         "import sys; sys.path.append(sys.argv[1])\n"
         "from daemon.fleet import runtime\n"
         "print(runtime.build().id)\n"
-        "try:\n    runtime.build(llm=True)\nexcept runtime.RolecallError as e:\n    print(e)\n"
+        "for extra in runtime.EXTRAS:\n"
+        "    try:\n        runtime.build(extra)\n"
+        "    except runtime.RolecallError as e:\n        print(e)\n"
     )
     done = subprocess.run(
         [sys.executable, "-S", "-c", code, str(tmp_path)],
@@ -343,10 +368,11 @@ def test_another_operator_has_the_same_release(base: Runtime, tmp_path: Path) ->
         text=True,
         check=True,
     )
-    identifier, what, hint = done.stdout.splitlines()
+    identifier, *told = done.stdout.splitlines()
     assert identifier == base.id
-    assert what.startswith("error: the package ")
-    assert hint == "hint:  make llm"
+    for extra, what, hint in zip(runtime.EXTRAS, told[::2], told[1::2], strict=True):
+        assert what.startswith("error: the package ")
+        assert hint == f"hint:  make {extra}"
 
 
 # --- what is not to be had ------------------------------------------------------------------------

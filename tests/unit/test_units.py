@@ -71,6 +71,23 @@ def test_a_worker_unit_says_how_it_lives_and_ends() -> None:
     assert len(settings) == len(set(settings))
 
 
+def test_a_queue_on_postgresql_opens_the_network_and_nothing_else() -> None:
+    """The worker may speak to a server, and writes no folder of a queue that is a file."""
+    made = config()
+    shared = made._replace(queue="postgresql://db.example.com/shop")
+    lines, others = rendered(shared), rendered(made)
+    assert [line for line in lines if line not in others] == [
+        "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6"
+    ]
+    assert [line for line in others if line not in lines] == [
+        "PrivateNetwork=yes",
+        "RestrictAddressFamilies=AF_UNIX",
+    ]
+    elsewhere = rendered(made._replace(queue="file:/elsewhere/q.json"))
+    assert any("/elsewhere" in line for line in elsewhere)
+    assert not any("postgresql" in line or "example" in line for line in lines)
+
+
 def test_a_stop_may_take_longer_than_the_budget_and_both_graces() -> None:
     """Else systemd would kill a worker that is ending its attempts."""
     slow = role("builder", stop_budget=100.5, kill_grace=20.0)
