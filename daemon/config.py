@@ -16,7 +16,6 @@ from daemon.errors import EXIT_CONFIG, ConfigError, Problem, RolecallError
 from daemon.lifecycle import Machine, Rules
 
 FILE = "file:"
-POSTGRES = ("postgresql:", "postgres:")
 
 
 class Backoff(NamedTuple):
@@ -180,6 +179,11 @@ class Config(NamedTuple):
     budget: Budget = Budget()  # of all roles together; none of its attempts
 
     @property
+    def queue_name(self) -> str:
+        """The queue for a person: the path of a file, else the URL."""
+        return self.queue if self.on_postgres else self.queue_file
+
+    @property
     def machine(self) -> Machine:
         """The state machine of every role, those of other hosts too."""
         return Machine(
@@ -191,18 +195,13 @@ class Config(NamedTuple):
 
     @property
     def on_postgres(self) -> bool:
-        """Whether a PostgreSQL server keeps the queue, and not a file."""
-        return self.queue.startswith(POSTGRES)
+        """Whether the queue is a database's: PostgreSQL, which many hosts may share."""
+        return not self.queue.startswith(FILE)
 
     @property
     def queue_file(self) -> str:
         """The absolute path of a queue that is a file."""
         return self.queue.removeprefix(FILE)
-
-    @property
-    def queue_name(self) -> str:
-        """The queue for a person: the path of a file, else the URL."""
-        return self.queue if self.on_postgres else self.queue_file
 
 
 def to_json(config: Config, *, indent: int | None = None) -> str:

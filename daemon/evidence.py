@@ -272,7 +272,7 @@ def _line(key: str, value: object) -> str:
 
 def own_paths(config: Config) -> tuple[str, ...]:
     """Our own paths below the workspace: they are never evidence, and no merge carries them."""
-    queue = config.queue_file
-    ours = dict.fromkeys((*config.paths, queue, os.path.realpath(queue)))
+    queue = () if config.on_postgres else (config.queue_file, os.path.realpath(config.queue_file))
+    ours = dict.fromkeys((*config.paths, *queue))
     relative = (os.path.relpath(path, config.workspace) for path in ours)
     return tuple(path for path in relative if path != "." and not path.startswith(".."))

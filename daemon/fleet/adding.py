@@ -15,7 +15,7 @@ from daemon.fleet.here import UsageError
 from daemon.fleet.output import escape
 from daemon.fleet.telling import Events
 from daemon.lifecycle import START, STARTS
-from daemon.queue.file import FileQueue
+from daemon.queue.opening import open_queue
 
 GENERATED = re.compile(r"T(\d{1,9})")
 TRIES = 5  # of finding an id that nobody takes in the meantime
@@ -100,7 +100,7 @@ def _priority(text: str) -> float:
 def add(config: Config, tasks: list[dict[str, Any]]) -> list[str]:
     """Append the tasks; returns a line for each, and for each move that this brought about."""
     events = Events(config)
-    queue = FileQueue(config, teller=events)
+    queue = open_queue(config, teller=events)
     for left in reversed(range(TRIES)):
         snapshot = queue.snapshot()
         taken = set(snapshot.tasks.by_id)

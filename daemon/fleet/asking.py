@@ -16,12 +16,12 @@ from daemon.fleet.orphans import MARGIN, POLL, kill
 from daemon.fleet.telling import Events
 from daemon.index import status_of
 from daemon.model import Lease
-from daemon.queue import asking
-from daemon.queue.file import FileQueue
+from daemon.queue import Queue, asking
 from daemon.queue.lease import is_here
+from daemon.queue.opening import open_queue
 
 ALL = "all"
-Ask = Callable[[FileQueue, str, str], Lease | None]
+Ask = Callable[[Queue, str, str], Lease | None]
 
 
 def cancel(config: Config, task_id: str) -> list[str]:
@@ -49,7 +49,7 @@ def retry(
                 hint=f"invoke queue.retry {ALL} --standing {kind}",
             )
         ids = [str(wait.entry.task["id"]) for wait in Board(config).pick(kind=kind)]
-    known = FileQueue(config).snapshot().tasks.by_id
+    known = open_queue(config).snapshot().tasks.by_id
     for task_id in ids:
         one_of("task", task_id, known)
     if status is not None:
@@ -68,7 +68,7 @@ def retry(
 
 def _retry(config: Config, task_id: str, status: str | None) -> list[str]:
     events = Events(config)
-    ended = asking.retry(FileQueue(config, teller=events), task_id, events.owner, status)
+    ended = asking.retry(open_queue(config, teller=events), task_id, events.owner, status)
     lines = [*events.lines]
     if ended.credential:
         told = f"credential {ended.credential}: its wait is over, each of its roles claims again"
@@ -78,7 +78,7 @@ def _retry(config: Config, task_id: str, status: str | None) -> list[str]:
 
 def _ask(config: Config, task_id: str, ask: Ask, did: str) -> list[str]:
     events = Events(config)
-    queue = FileQueue(config, teller=events)
+    queue = open_queue(config, teller=events)
     one_of("task", task_id, queue.snapshot().tasks.by_id)
     lease = ask(queue, task_id, events.owner)
     if lease is not None:
@@ -97,7 +97,7 @@ def _can_answer(lease: Lease) -> bool:
     return found is not None and found.started == lease.pid_started and found.state not in "ZXTt"
 
 
-def _see_through(config: Config, queue: FileQueue, asked: Lease) -> None:
+def _see_through(config: Config, queue: Queue, asked: Lease) -> None:
     """Wait until the attempt has settled; settle in its place where it can't.
 
     TERM wakes it, and it finds the wish when it settles. What has not ended after two kill graces,
@@ -110,7 +110,7 @@ def _see_through(config: Config, queue: FileQueue, asked: Lease) -> None:
     until = time.monotonic() + patience
     woken = False
     while time.monotonic() < until:
-        lease = queue.leases.read(asked.task_id)
+        lease = queue.read_lease(asked.task_id)
         if lease is None or lease.token != asked.token:
             if asked.pid:  # else its file was gone before, and nobody will settle
                 return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 import time
 from collections import Counter
@@ -20,8 +19,8 @@ from daemon.fleet.waiting import KINDS, PROBLEMS, Standing, View, Wait, standing
 from daemon.index import Tasks
 from daemon.lifecycle import ENDED, PARKED, attempts_of
 from daemon.model import Lease, format_time
-from daemon.queue import Pause
-from daemon.queue.file import FileQueue
+from daemon.queue import Pause, Queue
+from daemon.queue.opening import how_to_make, open_queue
 
 COLOUR_OF = {
     "claimable": "cyan",
@@ -34,13 +33,13 @@ COLOUR_OF = {
 QUIET = frozenset({"claimable", "ended", "held"})  # nothing to wait for
 
 
-def pauses(queue: FileQueue, roles: Collection[str]) -> dict[str, Pause]:
+def pauses(queue: Queue, roles: Collection[str]) -> dict[str, Pause]:
     """The roles that claim nothing on this host now, and the reason that lasts longest."""
     found = ((role, queue.pauses(role)) for role in roles)
     return {role: max(reasons, key=lambda each: each.lasts) for role, reasons in found if reasons}
 
 
-def spent(queue: FileQueue, tasks: Tasks, roles: Iterable[Role]) -> dict[str, str]:
+def spent(queue: Queue, tasks: Tasks, roles: Iterable[Role]) -> dict[str, str]:
     """The tasks that could be claimed but for a budget of their own, and why."""
     found: dict[str, str] = {}
     for role in roles:
@@ -60,8 +59,8 @@ class Board:
 
     def __init__(self, config: Config, *, now: float | None = None) -> None:
         self.config = config
-        self.missing = not os.path.exists(config.queue_file)
-        queue = FileQueue(config)
+        queue = open_queue(config)
+        self.missing = not queue.exists()
         snapshot = queue.snapshot()
         moment = time.time() if now is None else now
         self.view = View(
@@ -79,19 +78,19 @@ class Board:
         self.standing: Standing = standing(self.view)
         #: What is wrong with the queue, its tasks and its leases, for a person.
         self.problems = list(dict.fromkeys((*self.standing.problems, *queue.problems())))
-        self.taken = self.missing and runs.are_left(config.paths.runs)
+        #: Whether its file was taken away from under the workers; a database is not taken so.
+        self.taken = self.missing and not config.on_postgres and runs.are_left(config.paths.runs)
         if self.taken:
-            self.problems.insert(0, f"{config.queue_file}: {runs.TAKEN}; {runs.LOOK_FOR_IT}")
+            self.problems.insert(0, f"{queue.name}: {runs.TAKEN}; {runs.LOOK_FOR_IT}")
 
     def hint(self) -> None:
         """Say on stderr that there is no queue, where there is none."""
+        where = escape(self.config.queue_name)
         if self.taken:
-            where = escape(self.config.queue_file)
             sys.stderr.write(f"problem: {where}: {runs.TAKEN}\nhint:  {runs.LOOK_FOR_IT}\n")
         elif self.missing:
-            where = self.config.queue_file
-            hint = f"hint:  invoke init --workspace {shlex.quote(self.config.workspace)}"
-            sys.stderr.write(f"{escape(where)}: no queue here yet\n{hint}\n")
+            hint = f"hint:  {how_to_make(self.config)}"
+            sys.stderr.write(f"{where}: no queue here yet\n{hint}\n")
 
     def pick(
         self,
@@ -256,7 +255,7 @@ def show(board: Board, wait: Wait, style: Style) -> str:
 def check_facts(board: Board) -> dict[str, Any]:
     """The check, for a program."""
     return {
-        "queue": board.config.queue_file,
+        "queue": board.config.queue_name,
         "problems": board.problems,
         "wip": {
             wip.role: {"held": wip.held, "limit": wip.limit, "claimable": wip.claimable}

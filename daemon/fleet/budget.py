@@ -16,7 +16,7 @@ from daemon.model import format_time
 from daemon.queue import Pause
 from daemon.queue.account import NOTHING, Amount, Sums
 from daemon.queue.budgets import Books, Scope
-from daemon.queue.file import FileQueue
+from daemon.queue.opening import open_queue
 
 DAY = 86400.0  # seconds
 TASKS = 15  # of the dearest, for a person; a program gets all
@@ -71,9 +71,9 @@ def look(
     """Sum up the ledger, of one role where it is named; ``days`` are the latest UTC days."""
     if role is not None:
         one_of("role", role, config.roles)
-    queue = FileQueue(config, clock=clock)
+    queue = open_queue(config, clock=clock)
     budgets = queue.memory.budgets
-    books = budgets.books(queue.leases.every().leases)
+    books = budgets.books(queue.memory.leases())
     roles = [name for name in config.roles if role in (None, name)]
     pauses: dict[str, Pause] = {}
     for name in roles:

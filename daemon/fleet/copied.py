@@ -122,7 +122,8 @@ def lacks(connection: Local, config: Config) -> list[str]:
     from daemon.fleet import clone  # noqa: PLC0415  # as above
 
     found = [each for each in clone.workspace(config, connection) if each.state == FAIL]
-    if not found and not os.path.exists(config.queue_file):
+    # A database is made once, for all hosts; until it is there, or answers, the workers wait.
+    if not found and not config.on_postgres and not os.path.exists(config.queue_file):
         what = f"there is no {config.queue_file}"
         found = [Finding("queue", FAIL, what, clone.init_hint(config, connection))]
     return [f"{each.what}: {each.hint}" for each in found]

@@ -57,14 +57,18 @@ class Fleet(NamedTuple):
         )
 
     def _there(self, host: Host) -> str:
-        """How a person gets to the queue of a host: it is a file that may be edited."""
+        """How a person gets to the queue of a host, a file that may be edited or a database."""
         import shlex  # noqa: PLC0415  # only an error says it
 
         from daemon.fleet import ssh  # noqa: PLC0415  # as above
 
-        home, slash, rest = self.inventory.config(host).queue_file.partition("/")
-        path = f"{home}{slash}{shlex.quote(rest)}"
+        config = self.inventory.config(host)
         there = ssh.typed(host).replace("ssh ", "ssh -t ", 1)
+        if config.on_postgres:
+            typed = f"psql {shlex.quote(config.queue)}"
+            return f"what is there is a database: {there} {shlex.quote(typed)}"
+        home, slash, rest = config.queue_file.partition("/")
+        path = f"{home}{slash}{shlex.quote(rest)}"
         what = "what is there is a file, which may be edited at any time"
         return f"{what}: {there} {shlex.quote('vi ' + path)}"
 

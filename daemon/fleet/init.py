@@ -16,6 +16,7 @@ from daemon.errors import RolecallError
 from daemon.fleet import here, mergedriver
 from daemon.model import format_time
 from daemon.prompt import TEMPLATES, default_path
+from daemon.queue.opening import how_to_make
 
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SPECIAL = re.compile(r"([\\*?\[\]!# ])")  # to a pattern of .git/info/exclude
@@ -217,7 +218,9 @@ def _make(path: str, text: str) -> bool:
 
 
 def make_queue(config: Config) -> Step:
-    """An empty queue, where there is none."""
+    """An empty queue, where there is none; a database is made apart, once for all hosts."""
+    if config.on_postgres:
+        return Step("none", config.queue, f"a database: {how_to_make(config)}")
     document: dict[str, Any] = {
         "tasks": [],
         "wip_limits": {name: role.wip_limit for name, role in config.roles.items()},
@@ -300,6 +303,8 @@ def _untold(config: Config, name: str, lines: list[str]) -> tuple[str, str, list
 
 def queue_attribute(config: Config) -> str | None:
     """What gives the queue its driver in .git/info/attributes; None for a queue that is outside."""
+    if config.on_postgres:
+        return None
     path = os.path.relpath(config.queue_file, config.workspace)
     if path.split(os.sep)[0] == os.pardir:
         return None
@@ -314,7 +319,7 @@ def set_merge_driver(config: Config) -> list[Step]:
     line = queue_attribute(config)
     if line is None:
         note = "outside of the workspace's repository: git merges it elsewhere, or never"
-        return [Step("none", config.queue_file, note)]
+        return [Step("none", config.queue_name, note)]
     did = "kept"
     for key, value in mergedriver.settings(sys.executable, CHECKOUT).items():
         old = worktree.git(config.workspace, "config", "--local", "--default", "", "--get", key)
@@ -336,6 +341,8 @@ def offer_merge_driver(config: Config) -> list[Step]:
 
 def offer_commit(config: Config) -> list[Step]:
     """Say what to commit: git takes an untracked queue away from under its workers."""
+    if config.on_postgres:
+        return []
     path = os.path.relpath(config.queue_file, config.workspace)
     top = path.split(os.sep)[0]
     untracked = ("ls-files", "--others", "--exclude-standard", "--", path)

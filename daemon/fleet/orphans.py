@@ -16,7 +16,7 @@ from daemon.fleet.telling import Events
 from daemon.model import Lease, Outcome, Result
 
 if TYPE_CHECKING:
-    from daemon.queue.file import FileQueue
+    from daemon.queue import Queue
 
 MARGIN = 15  # seconds beyond two kill graces, for an attempt to end its tree and settle
 POLL = 0.1
@@ -28,9 +28,9 @@ def end(connection: Local, config: Config, roles: Sequence[str]) -> dict[str, li
     TERM lets an attempt release its task. What has not gone after two kill graces is killed, and
     its task released here. Returns the ids of the tasks, by role.
     """
-    from daemon.queue.file import FileQueue  # noqa: PLC0415  # only where there is a queue to ask
+    from daemon.queue.opening import open_queue  # noqa: PLC0415  # only where there is a queue to ask
 
-    queue = FileQueue(config, teller=Events(config))
+    queue = open_queue(config, teller=Events(config))
     left = [lease for lease in _live(queue, roles) if _is_orphan(lease)]
     ended: dict[str, list[str]] = {}
     for lease in left:
@@ -46,7 +46,7 @@ def end(connection: Local, config: Config, roles: Sequence[str]) -> dict[str, li
     return ended
 
 
-def _live(queue: FileQueue, roles: Sequence[str]) -> list[Lease]:
+def _live(queue: Queue, roles: Sequence[str]) -> list[Lease]:
     try:
         leases = queue.live(host=os.uname().nodename)
     except RolecallError:
@@ -73,7 +73,7 @@ def _is_orphan(lease: Lease) -> bool:
         return True
 
 
-def kill(config: Config, queue: FileQueue, lease: Lease) -> None:
+def kill(config: Config, queue: Queue, lease: Lease) -> None:
     """Kill what is left of an attempt, and settle for it, unless somebody else has."""
     from daemon import executor, launch  # noqa: PLC0415  # the rare case
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import shlex
 
 from daemon import lifecycle, prompt, values
 from daemon.config import Config
 from daemon.fleet.here import UsageError, one_of
 from daemon.index import Entry, status_of
 from daemon.model import Lease, format_time
-from daemon.queue import folder
-from daemon.queue.file import FileQueue
+from daemon.queue import Queue, folder
 from daemon.queue.ledger import value
+from daemon.queue.opening import how_to_make, open_queue
 from daemon.worktree import branch_of
 
 
@@ -22,11 +21,10 @@ def text(config: Config, task_id: str, role: str | None = None) -> str:
     Without a role: the one that claims the task's status, or holds it. Raises UsageError, and
     PromptError where the attempt would be blocked by its template.
     """
-    queue = FileQueue(config)
+    queue = open_queue(config)
     tasks = queue.snapshot().tasks
-    if not os.path.exists(config.queue_file):
-        hint = f"invoke init --workspace {shlex.quote(config.workspace)}"
-        raise UsageError("there is no queue here yet", where=config.queue_file, hint=hint)
+    if not queue.exists():
+        raise UsageError("there is no queue here yet", where=queue.name, hint=how_to_make(config))
     one_of("task", task_id, tasks.by_id)
     entry = tasks.by_id[task_id]
     name = role_of(config, entry) if role is None else one_of("role", role, config.roles)
@@ -58,10 +56,10 @@ def role_of(config: Config, entry: Entry) -> str:
     )
 
 
-def _lease(queue: FileQueue, role: str, entry: Entry) -> Lease:
+def _lease(queue: Queue, role: str, entry: Entry) -> Lease:
     """The lease that the task's next claim in the role would write, as far as a prompt tells it."""
     task_id, now = entry.task["id"], format_time(queue.clock())
-    old, runs = queue.leases.read(task_id), queue.config.paths.runs
+    old, runs = queue.read_lease(task_id), queue.config.paths.runs
     known = (lifecycle.token_of(entry.task), old.token if old else 0)
     return Lease(
         task_id=task_id,

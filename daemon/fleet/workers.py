@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from daemon.config import Config
-from daemon.errors import RolecallError
+from daemon.errors import QueueUnreachable, RolecallError
 from daemon.fleet import effective, staleness, worktrees
 from daemon.fleet.alone import alone
 from daemon.fleet.answers import Attempt, Done, Row
@@ -178,12 +179,13 @@ def _working(
 
     And how many tasks wait for a person.
     """
-    from daemon.queue.file import FileQueue  # noqa: PLC0415  # the queue, when needed
+    from daemon.queue.opening import open_queue  # noqa: PLC0415  # the queue, when needed
 
     now = time.time()
-    queue = FileQueue(config)
     working: dict[str, list[Attempt]] = {}
+    pauses: dict[str, Pause] = {}
     trouble, parked = "", 0
+    queue = open_queue(config)
     try:
         parked = len(queue.snapshot().tasks.in_status(*PARKED - {"blocked"}))
         for lease in queue.live(host=os.uname().nodename):
@@ -192,10 +194,10 @@ def _working(
                 attempt = Attempt(lease.task_id, lease.attempt, seconds, lease.pid)
                 working.setdefault(lease.role, []).append(attempt)
     except RolecallError as error:  # it hides no worker
-        trouble = f"{error.problems[0].where}: {error.problems[0].what}"
-    pauses: dict[str, Pause] = {}
+        trouble = f"{error.problems[0].where or queue.name}: {error.problems[0].what}"
     for role in roles:
-        found = [pause for pause in queue.pauses(role) if not pause.passing]
-        if found:
-            pauses[role] = max(found, key=lambda each: each.lasts)
+        with contextlib.suppress(QueueUnreachable):  # that is told by now
+            found = [pause for pause in queue.pauses(role) if not pause.passing]
+            if found:
+                pauses[role] = max(found, key=lambda each: each.lasts)
     return working, pauses, trouble, parked

@@ -66,7 +66,7 @@ def usage(config: Config, seconds: float = SECONDS, entries: int = ENTRIES) -> U
 
 def findings(config: Config) -> Iterator[Finding]:
     """What the doctor has to say of them."""
-    from daemon.queue.file import FileQueue  # noqa: PLC0415  # a status needs none of it
+    from daemon.queue.opening import open_queue  # noqa: PLC0415  # a status needs none of it
     from daemon.reclaim import Reclaim  # noqa: PLC0415
     from daemon.repository import git, has_submodules  # noqa: PLC0415
 
@@ -79,7 +79,7 @@ def findings(config: Config) -> Iterator[Finding]:
         return
     yield Finding("worktrees", OK, f"{found} in {config.paths.worktrees}")
     try:
-        kept = list(Reclaim(git, config, FileQueue(config).snapshot()).kept())
+        kept = list(Reclaim(git, config, open_queue(config).snapshot()).kept())
     except RolecallError:  # the queue, or git: both are looked at elsewhere
         return
     if kept:

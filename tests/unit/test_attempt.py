@@ -1,8 +1,10 @@
-"""What an attempt leaves as its verdict, where the queue has another word."""
+"""What an attempt leaves as its verdict, and from when on it counts its lease."""
 
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +15,7 @@ from daemon.brief import Brief, Stop
 from daemon.errors import LeaseLost
 from daemon.log import Log
 from daemon.model import Lease, Move, Outcome, Result
-from daemon.queue.file import FileQueue
+from daemon.queue import Queue as AnyQueue
 from tests.queues import FileBackend
 
 
@@ -24,10 +26,27 @@ class Silent:
 
     def say(self, *_: object) -> None: ...
 
+    def once(self, *_: object) -> None: ...
+
     def asked(self) -> bool:
         return False
 
     def heed(self, _lease: Lease) -> None: ...
+
+
+class SlowQueue:
+    """It notes when a renewal has reached it, and answers later."""
+
+    reached = 0.0
+
+    def take_over(self, lease: Lease, *_: object) -> Lease:
+        return self.renew(lease)
+
+    def renew(self, lease: Lease, _sessions: Sequence[int] = ()) -> Lease:
+        self.reached = time.monotonic()
+        while time.monotonic() == self.reached:
+            pass
+        return lease
 
 
 class Queue:
@@ -47,6 +66,15 @@ class Queue:
         return (own, other)
 
 
+def attempt_on(folder: Path, queue: Queue | SlowQueue) -> Attempt:
+    """An attempt of the builder with a queue that is not one."""
+    lease = Lease("T1", "builder", "me", "", 60.0, "", token=3)
+    run = str(folder / "run")
+    brief = Brief(FileBackend(folder).config, lease, {"id": "T1"}, run, {}, "", "")
+    silent: Any = Silent()
+    return Attempt(brief, cast("AnyQueue", queue), cast("Log", silent), cast("Stop", silent))
+
+
 @pytest.mark.parametrize(
     ("queue", "outcome", "note"),
     [
@@ -63,15 +91,26 @@ def test_the_verdict_is_what_the_queue_made_of_it(
 
     Broken once by leaving it: an attempt that was lost stood there as a success.
     """
-    config = FileBackend(tmp_path).config
     run = tmp_path / "run"
     run.mkdir()
     (run / "result.json").write_text('{"outcome": "rejected", "note": "mine"}')
-    lease = Lease("T1", "builder", "me", "", 60.0, "", token=3)
-    brief = Brief(config, lease, {"id": "T1"}, str(run), {}, "", "")
-    silent: Any = Silent()
-    attempt = Attempt(brief, cast("FileQueue", queue), cast("Log", silent), cast("Stop", silent))
+    attempt = attempt_on(tmp_path, queue)
     assert attempt.run() is Outcome(outcome)
     found = json.loads((run / "result.json").read_text())
     assert (found["outcome"], found["note"], found["token"]) == (outcome, note, 3)
     assert found["claimed"] == {"outcome": "rejected", "note": "mine"}
+
+
+@pytest.mark.parametrize("step", [Attempt.take_over, Attempt.tick])
+def test_a_lease_counts_from_when_its_renewal_was_sent(
+    tmp_path: Path, step: Callable[[Attempt], object]
+) -> None:
+    """The queue wrote it before it answered: who counts from the answer ends its tree too late.
+
+    Broken once by taking the time behind the call, in each of the two.
+    """
+    queue = SlowQueue()
+    attempt = attempt_on(tmp_path, queue)
+    attempt.renewed = 0.0
+    step(attempt)
+    assert 0.0 < attempt.renewed <= queue.reached
