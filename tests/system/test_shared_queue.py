@@ -1,4 +1,4 @@
-"""One queue on PostgreSQL for the workers of several machines: cut off, switched off, without it."""
+"""One queue on PostgreSQL for several machines: cut off, switched off, and without it."""
 
 from __future__ import annotations
 
@@ -70,14 +70,15 @@ class Shared:
         self.owner = server.create("shop")
         gateway = many.members["one"].machine.gateway
         self.url = f"postgresql://{gateway}:{server.port}/shop"
-        many.do("queue.init", f"--queue={self.owner}")
-        with closing(self.connect()) as owner:
-            for name, group in LOGINS.items():
-                owner.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{PASSWORD}' IN ROLE {group}")
+        many.do_here("queue.init", f"--queue={self.owner}")
+        self.kept = self.connect()
+        for name, group in LOGINS.items():
+            self.kept.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{PASSWORD}' IN ROLE {group}")
 
     def configure(self, ttl: float) -> None:
         """What the operator's inventory says; ``ttl``: how many seconds a lease lives."""
-        role = {"script": AGENT, "wip_limit": WIP, "timeout": 120, "heartbeat": 2, "lease_ttl": ttl}
+        role = {"script": AGENT, "on_success": "done", "wip_limit": WIP, "timeout": 120}
+        role |= {"heartbeat": 2, "lease_ttl": ttl}
         self.many.configure({"builder": role}, queue=self.url)
 
     def connect(self) -> Any:
@@ -86,29 +87,34 @@ class Shared:
 
         return psycopg.connect(self.owner, autocommit=True)
 
-    def count(self, status: str) -> int:
-        with closing(self.connect()) as owner:
-            found = owner.execute(
-                "SELECT count(*) FROM rolecall.task WHERE status = %s", [status]
-            ).fetchone()
-        return int(found[0])
-
-    def wait_done(self, many: int, seconds: float = PATIENCE) -> None:
-        wait_for(lambda: self.count("done") >= many, f"{many} tasks done", seconds)
+    def count(self, condition: str, *values: Any) -> int:
+        """How many tasks are so."""
+        if self.kept.closed:  # the server was away
+            self.kept = self.connect()
+        query = f"SELECT count(*) FROM rolecall.task WHERE {condition}"  # noqa: S608  # ours
+        return int(self.kept.execute(query, values).fetchone()[0])
 
     def done(self, *tasks: str) -> bool:
-        with closing(self.connect()) as owner:
-            found = owner.execute(
-                "SELECT count(*) FROM rolecall.task WHERE status = 'done' AND id = ANY (%s)",
-                [list(tasks)],
-            ).fetchone()
-        return bool(found[0] == len(tasks))
+        return self.count("status = 'done' AND id = ANY (%s)", [*tasks]) == len(tasks)
+
+    def wait_done(self, many: int, seconds: float = PATIENCE) -> None:
+        try:
+            wait_for(lambda: self.count("status = 'done'") >= many, f"{many} tasks done", seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.said()}") from None
+
+    def said(self) -> str:
+        """How the queue stands, and the last words of each machine, for whoever mends a test."""
+        lines = [self.many.do_here("queue.check")]
+        for member in self.many.members.values():
+            lines += [member.sh("journalctl --user -n 40 -o short-precise")]
+        return "\n".join(lines)
 
     def add(self, first: int, last: int) -> None:
         """As an operator does, from her own machine."""
         file = self.many.folder / "new.json"
         file.write_text(json.dumps([build(f"T{number}") for number in range(first, last + 1)]))
-        self.many.do("queue.add", f"--json={file}")
+        self.many.do_here("queue.add", f"--json={file}")
 
     @contextmanager
     def sampled(self) -> Iterator[dict[str, int]]:
@@ -223,6 +229,7 @@ def many(members: dict[str, Member], tmp_path: Path) -> Iterator[Many]:
     passfile = tmp_path / "pgpass"
     passfile.write_text(f"*:*:*:olga:{PASSWORD}\n")
     passfile.chmod(0o600)
+    made.configure({"builder": {"script": AGENT}})
     made.environ |= {"PGUSER": "olga", "PGPASSFILE": str(passfile)}
     yield made
     made.do("uninstall")
