@@ -134,12 +134,15 @@ class Budgets:
         self.config, self.clock, self.runs = config, clock, config.paths.runs
         self.path = os.path.join(self.runs, spending.NAME)
         self.account = Account(self.path)
+        common = any(map(_limited, config.budget))
+        self._limits = {
+            name for name, r in config.roles.items() if common or any(map(_limited, r.budget))
+        }
         self._charged: set[Attempt] = set()  # by us: a settling that is tried again adds no line
 
     def apply(self, role: Role) -> bool:
         """Whether any budget limits the role."""
-        both = (*role.budget, *self.config.budget)
-        return any(_limited(limit) for limit in both)
+        return role.name in self._limits
 
     def books(self, leases: Mapping[str, Lease]) -> Books:
         """What is spent and reserved now; ``leases``: all there are. Raises RolecallError."""

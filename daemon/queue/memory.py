@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from daemon.config import Config, Role
@@ -79,6 +80,12 @@ class Memory:
         found += [self.budgets.note(role.name) for role in roles]
         names = {role.credential for role in roles if role.credential is not None}
         return found + [throttle.path(runs, name) for name in sorted(names)]
+
+    def minds(self, move: Move) -> bool:
+        """Whether ``count`` would remember or forget anything: else nobody need be kept out."""
+        role = self.config.roles[move.role]
+        known = os.path.lexists(breaker.path(self.config.paths.runs, role.name))
+        return known or role.credential is not None or move.outcome in breaker.FAILURES
 
     def count(self, move: Move, result: Result) -> None:
         """Remember what an attempt came to. The caller keeps others of this host out meanwhile."""

@@ -79,14 +79,20 @@ def version(connection: Connection[Any]) -> int:
 def check(connection: Connection[Any], folder: str = SQL) -> None:
     """Raise QueueUnreadable where the schema is not the one that this Rolecall works with."""
     try:
-        found, known = version(connection), newest(folder)
+        found = version(connection)
     except errors.InsufficientPrivilege:
         user = connection.info.user
         what = f"{user} may not use the queue in the database {connection.info.dbname}"
         hint = f"its owner types: GRANT {ROLES[0]} TO {named(connection, user)}"
         raise QueueUnreadable(what, hint=hint) from None
+    judge(found, connection.info.dbname, folder)
+
+
+def judge(found: int, database: str, folder: str = SQL) -> None:
+    """Raise QueueUnreadable where the schema's version is not that of this Rolecall; 0 is none."""
+    known = newest(folder)
     if found == 0:
-        what = f"there is no queue in the database {connection.info.dbname}"
+        what = f"there is no queue in the database {database}"
         raise QueueUnreadable(what, hint=INIT)
     if found < known:
         what = f"the queue's schema is version {found}, this Rolecall needs {known}"

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from daemon import packages
 from daemon.config import Config
 from daemon.errors import ConfigError
-from daemon.queue.database import HINT, MISSING
 
 if TYPE_CHECKING:
     from daemon.process import Identity
@@ -36,6 +35,8 @@ def open_queue(
         except ModuleNotFoundError as error:
             if error.name != "psycopg":
                 raise
+            from daemon.queue.database import HINT, MISSING  # noqa: PLC0415  # only here
+
             raise ConfigError(MISSING, where=config.queue_name, hint=HINT) from None
         return PostgresQueue(config, teller=teller, me=me, clock=clock)
     from daemon.queue.file import FileQueue  # noqa: PLC0415  # each kind is loaded where it is used

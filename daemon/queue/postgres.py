@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, LiteralString, NamedTuple
+from typing import Any, NamedTuple
 
 from daemon import lifecycle, process
 from daemon.config import Config
@@ -35,7 +35,7 @@ from daemon.queue import breaker as breakers
 from daemon.queue.lease import is_here
 from daemon.queue.memory import Memory
 from daemon.queue.outbox import Teller
-from daemon.queue.session import Between, Session
+from daemon.queue.session import Between, Call, Session
 from daemon.queue.transfer import BOM, SHOWN, Imported, Incoming
 from daemon.queue.update import Update
 
@@ -43,30 +43,35 @@ RESTARTS = 100  # times that somebody else's write may come between our look and
 CHUNK = 1000  # tasks that one statement imports
 KNOWN = 100  # tasks whose documents are kept for their settling
 
+
+def _places(many: int) -> str:
+    return ", ".join(f"${number}" for number in range(1, many + 1))
+
+
 LEASE = """task.id, task.role, task.owner, task.started_at, task.ttl,
     extract(epoch FROM task.heartbeat_at)::double precision, task.token, task.attempts, task.host,
     task.lease, task.wish, task.wished_by,
     task.heartbeat_at + make_interval(secs => task.ttl) <= rolecall.now()"""
 TASK = "task.place, task.parent, task.document, task.ours"
-ALL_LEASES: LiteralString = f"SELECT {LEASE} FROM rolecall.task WHERE owner IS NOT NULL"
-EVERYTHING: LiteralString = (
+ALL_LEASES: str = f"SELECT {LEASE} FROM rolecall.task WHERE owner IS NOT NULL"
+EVERYTHING: str = (
     f"SELECT {TASK}, task.version, task.problem, {LEASE} FROM rolecall.task ORDER BY place"
 )
-HELD: LiteralString = (
+HELD: str = (
     f"SELECT {TASK} FROM rolecall.task"
-    " WHERE status = ANY (%s) AND owner IS NULL AND id IS NOT NULL ORDER BY place"
+    " WHERE status = ANY ($1) AND owner IS NULL AND id IS NOT NULL ORDER BY place"
 )
-SOONEST: LiteralString = """
+SOONEST: str = """
     SELECT extract(epoch FROM min(at) - rolecall.now())::double precision FROM (
         SELECT min(free_at) FROM rolecall.task
-        WHERE status = ANY (%s) AND free_at > rolecall.now()
+        WHERE status = ANY ($1) AND free_at > rolecall.now()
         UNION ALL
         SELECT heartbeat_at + make_interval(secs => ttl) FROM rolecall.task WHERE owner IS NOT NULL
     ) AS times (at) WHERE at > rolecall.now()"""
-CLAIM: LiteralString = "SELECT * FROM rolecall.claim(" + ", ".join(["%s"] * 13) + ")"
-SETTLE: LiteralString = "SELECT * FROM rolecall.settle(" + ", ".join(["%s"] * 13) + ")"
-CHANGE: LiteralString = "SELECT * FROM rolecall.change(%s, %s, %s, %s, %s)"
-WAKE: LiteralString = "SELECT rolecall.wake()"
+CLAIM: str = f"SELECT * FROM rolecall.claim({_places(13)})"
+SETTLE: str = f"SELECT * FROM rolecall.settle({_places(13)})"
+CHANGE: str = "SELECT * FROM rolecall.change($1, $2, $3, $4, $5)"
+WAKE: str = "SELECT rolecall.wake()"
 #: What of a lease says who holds it: a value of its own for each process.
 HOLDER = ("machine_id", "boot_id", "pid_namespace", "pid", "pid_started", "unit", "sessions")
 
@@ -142,12 +147,15 @@ class PostgresQueue:
         self.session.call("SELECT")
         return True
 
-    def _greet(self, connection: Any) -> None:
-        migrating.check(connection)
-        row = connection.execute(
-            "SELECT extract(epoch FROM rolecall.now())::double precision"
-        ).fetchone()
-        self._ahead = row[0] - time.time()
+    def _greet(self, session: Session) -> None:
+        """Refuse a schema that is not ours to use, and set our clock by the server's."""
+        ((there, database),) = session.call(
+            "SELECT to_regclass('rolecall.migration') IS NOT NULL, current_database()"
+        )
+        version = "SELECT coalesce(max(version), 0) FROM rolecall.migration"
+        migrating.judge(session.call(version)[0][0] if there else 0, database)
+        ((moment,),) = session.call("SELECT extract(epoch FROM rolecall.now())::double precision")
+        self._ahead = moment - time.time()
 
     def _server_time(self) -> float:
         """Seconds since the epoch by the database's clock, as it was told last."""
@@ -186,8 +194,8 @@ class PostgresQueue:
     def _everything(self) -> tuple[str, Tasks, dict[str, Lease], list[tuple[int, int]]]:
         """The document, the tasks, the leases by id, and each task's place and version."""
         found = self.session.calls(
-            ("SELECT document FROM rolecall.queue", ()),
-            (EVERYTHING, ()),
+            Call("SELECT document FROM rolecall.queue"),
+            Call(EVERYTHING),
         )
         every = [rows.Row(*row[:4]) for row in found[1]]
         entries, _ = rows.together(every)
@@ -234,7 +242,7 @@ class PostgresQueue:
 
     def read_lease(self, task_id: str) -> Lease | None:
         """The task's lease; None where there is none."""
-        found = self.session.call(f"{ALL_LEASES} AND id = %s", [task_id])
+        found = self.session.call(f"{ALL_LEASES} AND id = $1", [task_id])
         return self._lease(found[0]) if found else None
 
     def gone(self, lease: Lease) -> str:
@@ -282,10 +290,8 @@ class PostgresQueue:
             raise RolecallError(f"there is no role {role!r} in this config")
         self._problems = ()
         if dry_run:
-            with self.session.transaction(undone=True) as connection:
-                found = connection.execute(
-                    CLAIM, self._asked(role, owner, ignore_wip, ())
-                ).fetchone()
+            with self.session.transaction(undone=True):
+                (found,) = self.session.call(CLAIM, self._asked(role, owner, ignore_wip, ()))
                 claim = self._won(role, owner, found)
             return claim and claim._replace(moves=())
         self._end_doubt()
@@ -298,7 +304,7 @@ class PostgresQueue:
         passed: list[str] = []  # those whose files are in the way, or whose own budget is spent
         while True:
             self._in_doubt = True
-            ((*found,),) = self.session.call(CLAIM, self._asked(role, owner, ignore_wip, passed))
+            (found,) = self.session.call(CLAIM, self._asked(role, owner, ignore_wip, passed))
             self._in_doubt = False
             claim = self._won(role, owner, found)
             if found[8]:
@@ -379,8 +385,8 @@ class PostgresQueue:
         first = rows.Row(place, None, document, ours)
         if '"subtasks"' not in document:
             return [first]
-        query: LiteralString = f"""WITH RECURSIVE family AS (
-            SELECT {TASK} FROM rolecall.task WHERE parent = %s
+        query: str = f"""WITH RECURSIVE family AS (
+            SELECT {TASK} FROM rolecall.task WHERE parent = $1
             UNION ALL SELECT {TASK} FROM rolecall.task JOIN family ON task.parent = family.place
             ) SELECT * FROM family ORDER BY place"""
         return [first, *(rows.Row(*row) for row in self.session.call(query, [place]))]
@@ -396,7 +402,7 @@ class PostgresQueue:
         largest = folder.largest(runs, lease.task_id)
         if largest >= lease.token:
             ((_, ours, version),) = self.session.call(
-                "SELECT * FROM rolecall.raise_token(%s, %s, %s, %s)",
+                "SELECT * FROM rolecall.raise_token($1, $2, $3, $4)",
                 [lease.task_id, lease.token, lease.started_at, largest + 1],
             )
             lease = lease._replace(token=largest + 1)
@@ -464,7 +470,7 @@ class PostgresQueue:
     def take_over(self, lease: Lease, me: Identity, unit: str = "") -> Lease:
         """Make the lease the attempt's own. Raises LeaseLost."""
         found = self.session.call(
-            "SELECT * FROM rolecall.take_over(%s, %s, %s, %s, %s, %s)",
+            "SELECT * FROM rolecall.take_over($1, $2, $3, $4, $5, $6)",
             [
                 lease.task_id,
                 lease.token,
@@ -490,7 +496,7 @@ class PostgresQueue:
     def renew(self, lease: Lease, sessions: Sequence[int] = ()) -> Lease:
         """Prolong the lease by its time to live. Raises LeaseLost."""
         found = self.session.call(
-            "SELECT * FROM rolecall.renew(%s, %s, %s, %s)",
+            "SELECT * FROM rolecall.renew($1, $2, $3, $4)",
             [lease.task_id, lease.token, lease.started_at, json.dumps(list(sessions))],
         )
         if not found:
@@ -518,10 +524,17 @@ class PostgresQueue:
         """Write what the attempt came to and end the lease. Raises LeaseLost."""
         if lease.role not in self.machine.roles:
             raise RolecallError(f"there is no role {lease.role!r} in this config")
-        with self._local_lock():
-            if over := self.memory.budgets.charge(lease, result):
-                result = result._replace(note="; ".join(filter(None, [result.note, over])))
+        over = self._charge(lease, result)
+        if over:
+            result = result._replace(note="; ".join(filter(None, [result.note, over])))
         return self._settle(lease, result, "own")
+
+    def _charge(self, lease: Lease, result: Result) -> str:
+        """Write down what the attempt has spent, where anybody counts it or it tells."""
+        if not (result.usage or self.memory.budgets.apply(self.config.roles[lease.role])):
+            return ""
+        with self._local_lock():
+            return self.memory.budgets.charge(lease, result)
 
     def _settle(self, lease: Lease, result: Result, how: str) -> tuple[Move, ...]:
         """Send it under one name until an answer comes: what has that name is written once."""
@@ -546,8 +559,9 @@ class PostgresQueue:
             self._forget(who)
             if became.startswith("lost"):
                 raise LeaseLost(f"{lease.task_id} {became.partition(': ')[2]}")
-            with self._local_lock():
-                self.memory.count(move, result)
+            if self.memory.minds(move):
+                with self._local_lock():
+                    self.memory.count(move, result)
             told = (*draft.moves, *_moved(moves))
             self._tell(told)
             return told
@@ -576,7 +590,7 @@ class PostgresQueue:
     def _seen(self, lease: Lease) -> tuple[Known, Lease]:
         """The task and the wish as they are now."""
         found = self.session.call(
-            "SELECT document, ours, version, wish, wished_by FROM rolecall.task WHERE id = %s",
+            "SELECT document, ours, version, wish, wished_by FROM rolecall.task WHERE id = $1",
             [lease.task_id],
         )
         if not found:
@@ -606,7 +620,7 @@ class PostgresQueue:
             self.machine.close_stories,
         ]
         try:
-            ((became, moves),), _ = self.session.calls((SETTLE, values), (WAKE, ()))
+            ((became, moves),), _ = self.session.calls(Call(SETTLE, values), Call(WAKE))
         except Between:  # an id that is added here has come from elsewhere meanwhile
             return "changed", []
         return became, moves
@@ -621,9 +635,9 @@ class PostgresQueue:
         """The leases whose attempts are gone, and held tasks of ours without a lease."""
         holds = sorted({rules.holds for rules in self.machine.roles.values()})
         leased, held, strange = self.session.calls(
-            (ALL_LEASES, ()),
-            (HELD, [holds]),
-            ("SELECT problem FROM rolecall.task WHERE id IS NULL ORDER BY place LIMIT 20", ()),
+            Call(ALL_LEASES),
+            Call(HELD, [holds]),
+            Call("SELECT problem FROM rolecall.task WHERE id IS NULL ORDER BY place LIMIT 20"),
         )
         self._problems = tuple(row[0] for row in strange)
         found = [
@@ -648,8 +662,7 @@ class PostgresQueue:
             result = Result(Outcome.RELEASED, "its lease is gone")
         else:
             result = Result(Outcome.ERROR, notes.get(stale.why, "its attempt is gone"))
-        with self._local_lock():
-            self.memory.budgets.charge(lease, result)
+        self._charge(lease, result)
         try:
             return self._settle(lease, result, stale.why)
         except LeaseLost:
@@ -687,7 +700,7 @@ class PostgresQueue:
                 self.machine.close_stories,
             ]
             try:
-                ((became, moves),), _ = self.session.calls((CHANGE, values), (WAKE, ()))
+                ((became, moves),), _ = self.session.calls(Call(CHANGE, values), Call(WAKE))
             except Between:
                 continue
             if became != "changed":
@@ -699,7 +712,7 @@ class PostgresQueue:
     def ask(self, lease: Lease, wish: str, who: str) -> Lease:
         """The lease with a person's wish, which its attempt finds when it renews or settles."""
         values = [lease.task_id, lease.token, wish, rows.plain(who)]
-        self.session.call("SELECT rolecall.ask(%s, %s, %s, %s)", values)
+        self.session.call("SELECT rolecall.ask($1, $2, $3, $4)", values)
         return lease._replace(wish=wish, wished_by=who)
 
     # --- all of it -------------------------------------------------------------------------------
@@ -707,8 +720,8 @@ class PostgresQueue:
     def export(self) -> bytes:
         """The queue as JSON, as ``load`` takes it."""
         document, found = self.session.calls(
-            ("SELECT document FROM rolecall.queue", ()),
-            (f"SELECT {TASK} FROM rolecall.task ORDER BY place", ()),
+            Call("SELECT document FROM rolecall.queue"),
+            Call(f"SELECT {TASK} FROM rolecall.task ORDER BY place"),
         )
         _, tops = rows.together(rows.Row(*row) for row in found)
         made = rows.whole(document[0][0], tops)
@@ -733,10 +746,9 @@ class PostgresQueue:
         document = json.loads(data.removeprefix(BOM))
         root, limits = rows.root(document)
         apart = rows.apart(incoming.tops)
-        with self.session.transaction() as connection:
-            live = connection.execute(
-                "SELECT rolecall.begin_anew(%s, %s)", [root, json.dumps(limits)]
-            ).fetchone()[0]
+        with self.session.transaction():
+            begin = "SELECT rolecall.begin_anew($1, $2)"
+            ((live,),) = self.session.call(begin, [root, json.dumps(limits)])
             if live:
                 more = f" and {len(live) - SHOWN} more" if len(live) > SHOWN else ""
                 raise RolecallError(
@@ -745,10 +757,10 @@ class PostgresQueue:
                     hint="invoke agents.stop",
                 )
             for facts, documents in apart.parts(CHUNK):
-                connection.execute("SELECT rolecall.import(%s, %s)", [json.dumps(facts), documents])
-            connection.execute("ANALYZE rolecall.task")
+                self.session.call("SELECT rolecall.import($1, $2)", [json.dumps(facts), documents])
+            self.session.call("ANALYZE rolecall.task")
         self._tell(incoming.moves)
-        self.session.call("SELECT rolecall.wake()")
+        self.session.call(WAKE)
 
     # --- telling ---------------------------------------------------------------------------------
 
@@ -785,7 +797,7 @@ class Watch:
 
     def __init__(self, session: Session, channels: Sequence[str]) -> None:
         self.session = session
-        session.channels |= {*channels}
+        session.listen(channels)
 
     @property
     def fd(self) -> int:

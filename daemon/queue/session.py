@@ -1,19 +1,24 @@
 """One connection to the server that keeps the queue: asked within a time limit, and made anew.
 
 It tells of what changes, too: what it listens for makes its socket readable, and nothing else does.
+Of psycopg only its libpq is used: a queue is asked a handful of questions, each thousands of times,
+and every wait of ours has to end.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 import select
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, LiteralString
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import psycopg
-from psycopg import errors, sql
+from psycopg import pq
+from psycopg.conninfo import make_conninfo
 
 from daemon.errors import QueueUnreachable, RolecallError
 
@@ -23,233 +28,330 @@ AGAIN = 5  # times that a call is made anew which met others' (a deadlock)
 #: Of the session: nobody's defaults may change what a claim sees, or let a lock wait for ever.
 SETTINGS = {
     "default_transaction_isolation": "read committed",
-    "default_transaction_read_only": "off",
-    "statement_timeout": f"{ANSWER:g}s",
     "idle_in_transaction_session_timeout": "60s",
     "tcp_keepalives_idle": "30",  # so that the server, too, lets go of a host that is gone
     "tcp_keepalives_interval": "10",
     "tcp_keepalives_count": "3",
 }
-KEEPALIVES: dict[str, Any] = {
-    "keepalives_idle": 30,
-    "keepalives_interval": 10,
-    "keepalives_count": 3,
-    "tcp_user_timeout": int(ANSWER * 1000),  # milliseconds
+KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+
+Values = Sequence[object]
+Row = list[Any]
+
+#: What a column's text says, by the type's oid (pg_type.dat); any other is a text.
+READ: dict[int, Callable[[bytes], Any]] = {
+    16: lambda text: text == b"t",
+    **dict.fromkeys((20, 21, 23), int),
+    **dict.fromkeys((700, 701), float),
+    **dict.fromkeys((114, 3802), json.loads),
 }
-#: Met by a call that collided with others': it has changed nothing, and can be made anew.
-COLLISIONS = (errors.DeadlockDetected, errors.SerializationFailure)
+
+
+class Call(NamedTuple):
+    """One statement, with ``$1`` for its first value."""
+
+    query: str
+    values: Values = ()
 
 
 class Between(RolecallError):
     """Somebody else's write came between: nothing was changed, and it is to be decided anew."""
 
 
-Call = tuple[LiteralString, Sequence[Any]]
+class Refused(Exception):  # it becomes one of ours
+    """What the server said of one statement; ``state``: its SQLSTATE, "" where the line is dead."""
 
-
-class _Connection(psycopg.Connection[tuple[Any, ...]]):
-    """A connection whose every wait for the server ends: at ``until``, of time.monotonic()."""
-
-    until = 0.0
-
-    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
-        """As psycopg's own; a server that does not answer in time is left."""
-        left = max(0.0, self.until - time.monotonic())
-        try:
-            return super().wait(gen, interval, left if timeout is None else min(left, timeout))
-        except errors._WaitTimeout:  # noqa: SLF001  # the only name that it has
-            self.pgconn.finish()
-            raise psycopg.OperationalError(f"no answer within {ANSWER:g} s") from None
+    def __init__(self, what: str, state: str = "") -> None:
+        super().__init__(what)
+        self.what, self.state = what, state
 
 
 class Session:
     """The one connection of a worker, of an attempt, or of a person's command.
 
-    ``greet`` is called with each new connection, and refuses what cannot be used.
+    ``answer``: seconds that the server has. ``greet`` is called with each new connection's session,
+    and refuses what cannot be used.
     """
 
     def __init__(
-        self, url: str, name: str, greet: Callable[[psycopg.Connection[Any]], None]
+        self, url: str, name: str, greet: Callable[[Session], None], answer: float = ANSWER
     ) -> None:
-        self.url, self.name, self.greet = url, name, greet
+        self.url, self.name, self.greet, self.answer = url, name, greet, answer
         self.channels: set[str] = set()
-        self._connection: _Connection | None = None
+        self._line: pq.abc.PGconn | None = None
+        self._names: dict[str, bytes] = {}  # of the statements that this connection knows
+        self._poll = select.poll()
         self._told = False  # something came that was listened for, or could not be heard
-        self._tries, self._try_at = 0, 0.0
-        self._why = ""
+        self._inside = False  # a transaction
+        self._tries, self._try_at, self._why = 0, 0.0, ""
+        self._until = 0.0  # of time.monotonic(): when the server has to have answered
         self._pid = os.getpid()
 
     # --- asking ------------------------------------------------------------------------------
 
-    def call(self, query: LiteralString, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    def call(self, query: str, values: Values = ()) -> list[Row]:
         """Its rows; one statement is one transaction. Raises QueueUnreachable, RolecallError."""
-        return self.calls((query, values))[0]
+        return self.calls(Call(query, values))[0]
 
-    def calls(self, *asked: Call) -> list[list[tuple[Any, ...]]]:
+    def calls(self, *asked: Call) -> list[list[Row]]:
         """The rows of several statements, sent together, each a transaction of its own."""
         for _ in range(AGAIN):
-            connection = self._connected()
+            line = self._connected()
             try:
-                if len(asked) == 1:
-                    return [_rows(connection, *asked[0])]
-                return self._together(connection, asked)
-            except COLLISIONS:
-                continue
-            except errors.UniqueViolation as error:
-                raise Between(_in_a_line(error)) from None
-            except psycopg.Error as error:
-                raise self._failed(error) from None
+                return self._asked(line, asked)
+            except Refused as refused:
+                if refused.state in COLLISIONS and not self._inside:
+                    continue
+                if refused.state == STALE_PLAN and not self._inside:  # the schema is a newer one
+                    self.drop()
+                    continue
+                raise self._error(refused) from None
         raise QueueUnreachable("the queue is too busy: its writers met again and again")
 
-    @staticmethod
-    def _together(connection: _Connection, asked: Sequence[Call]) -> list[list[tuple[Any, ...]]]:
-        cursors = []
-        with connection.pipeline() as pipeline:
-            for query, values in asked:
-                cursors.append(connection.execute(query, values))
-                pipeline.sync()
-            return [cursor.fetchall() for cursor in cursors]
-
     @contextlib.contextmanager
-    def transaction(self, *, undone: bool = False) -> Any:
-        """Several statements in one transaction (``connection.execute``); undone, or kept."""
-        connection = self._connected()
+    def transaction(self, *, undone: bool = False) -> Iterator[None]:
+        """The calls within are one transaction; undone, or kept."""
+        self.call("BEGIN")
+        self._inside = True
         try:
-            with connection.transaction(force_rollback=undone):
-                yield connection
-        except psycopg.Error as error:
-            raise self._failed(error) from None
+            yield
+            self.call("ROLLBACK" if undone else "COMMIT")
+        except BaseException:
+            if self._line is not None:
+                with contextlib.suppress(RolecallError):
+                    self.call("ROLLBACK")
+            raise
+        finally:
+            self._inside = False
 
-    def _failed(self, error: psycopg.Error) -> RolecallError:
+    def _asked(self, line: pq.abc.PGconn, asked: Sequence[Call]) -> list[list[Row]]:
+        self._until = time.monotonic() + self.answer
+        try:
+            for query, _ in asked:
+                self._prepare(line, query)
+            if len(asked) == 1:
+                self._send(line, asked[0])
+                return [_read(self._result(line))]
+            return self._together(line, asked)
+        except psycopg.Error as error:  # libpq's own: the line is dead
+            raise Refused(_in_a_line(str(error))) from None
+
+    def _prepare(self, line: pq.abc.PGconn, query: str) -> None:
+        if query not in self._names:
+            name = b"q%d" % len(self._names)
+            line.send_prepare(name, query.encode())
+            _read(self._result(line))
+            self._names[query] = name
+
+    def _send(self, line: pq.abc.PGconn, call: Call) -> None:
+        line.send_query_prepared(self._names[call.query], [_written(each) for each in call.values])
+
+    def _together(self, line: pq.abc.PGconn, asked: Sequence[Call]) -> list[list[Row]]:
+        line.enter_pipeline_mode()
+        for each in asked:
+            self._send(line, each)
+            line.pipeline_sync()
+        found = []
+        for _ in asked:
+            found.append(self._result(line))
+            self._result(line)  # the end of its transaction
+        line.exit_pipeline_mode()
+        return [_read(each) for each in found]
+
+    def _result(self, line: pq.abc.PGconn) -> pq.abc.PGresult:
+        """The next result; what follows it up to its end is of no interest."""
+        last = None
+        while True:
+            self._flush(line)
+            while line.is_busy():
+                self._wait(line, select.POLLIN)
+                line.consume_input()
+            found = line.get_result()
+            if found is None:
+                if last is not None:
+                    self._heard(line)
+                    return last
+                continue
+            if found.status == pq.ExecStatus.PIPELINE_SYNC:
+                return found
+            last = found
+
+    def _flush(self, line: pq.abc.PGconn) -> None:
+        while line.flush():
+            self._wait(line, select.POLLIN | select.POLLOUT)
+            line.consume_input()
+
+    def _wait(self, line: pq.abc.PGconn, events: int) -> None:
+        self._poll.modify(line.socket, events)
+        left = self._until - time.monotonic()
+        if left <= 0 or not self._poll.poll(math.ceil(left * 1000)):
+            self.drop()
+            raise Refused(f"no answer within {self.answer:g} s")
+
+    def _error(self, refused: Refused) -> RolecallError:
         """What a person is told; a connection that is of no more use is dropped."""
-        what = _in_a_line(error)
-        if isinstance(error, errors.InsufficientPrivilege):
+        what, state = refused.what, refused.state
+        line = self._line
+        dead = line is None or line.status != pq.ConnStatus.OK
+        if dead or state == READ_ONLY:  # a standby, since a failover perhaps
+            self.drop()
+        if state == UNIQUE:
+            return Between(what)
+        if state == RIGHTS:
             hint = "GRANT rolecall_worker (or rolecall_operator, for people) TO its login role"
             return RolecallError(f"the queue may not be used: {what}", where=self.url, hint=hint)
-        if isinstance(error, errors.ReadOnlySqlTransaction):  # a standby, since a failover perhaps
-            self.drop()
-        if self._connection is not None and self._connection.closed:
-            self.drop()
-        passing = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
-        if passing or self._connection is None:
+        if dead or state == READ_ONLY or state[:2] in PASSING:
             return QueueUnreachable(f"the queue's server cannot be used: {what}", where=self.url)
         return RolecallError(f"the queue's server refused: {what}", where=self.url)
 
     # --- connecting --------------------------------------------------------------------------
 
-    def _connected(self) -> _Connection:
+    def _connected(self) -> pq.abc.PGconn:
         if self._pid != os.getpid():  # a fork: the connection is the parent's
-            self._connection, self._pid = None, os.getpid()
-        if self._connection is not None:
-            self._hear(self._connection)
-        if self._connection is None:
-            now = time.monotonic()
-            if now < self._try_at:
-                raise QueueUnreachable(self._why, where=self.url)
-            try:
-                self._connection = self._connect()
-            except psycopg.Error as error:
-                self._why = f"the queue's server cannot be reached: {_in_a_line(error)}"
-                longest = min(CAP, FIRST * 2 ** min(self._tries, 16))
-                self._tries += 1
-                self._try_at = time.monotonic() + longest * (0.5 + os.urandom(1)[0] / 512)
-                raise QueueUnreachable(self._why, where=self.url) from None
-            self._tries, self._try_at = 0, 0.0
-        self._connection.until = time.monotonic() + ANSWER
-        return self._connection
+            self._line, self._names, self._pid = None, {}, os.getpid()
+        self._hear()
+        if self._line is None and self._inside:
+            raise QueueUnreachable("the connection was lost", where=self.url)
+        return self._line or self._connect()
 
-    def _connect(self) -> _Connection:
-        connection = _Connection.connect(
-            self.url,
-            autocommit=True,
-            connect_timeout=int(ANSWER),
-            application_name=self.name,
-            client_encoding="UTF8",
-            **KEEPALIVES,
-        )
+    def _connect(self) -> pq.abc.PGconn:
+        if time.monotonic() < self._try_at:
+            raise QueueUnreachable(self._why, where=self.url)
         try:
-            self._settle_in(connection)
+            line = self._line = self._connection()
+            self._names, self._poll = {}, select.poll()
+            self._poll.register(line.socket, select.POLLIN)
+            self._settle_in(line)
+        except Refused as refused:
+            self.drop()
+            self._why = f"the queue's server cannot be reached: {refused.what}"
+            longest = min(CAP, FIRST * 2 ** min(self._tries, 16))
+            self._tries += 1
+            self._try_at = time.monotonic() + longest * (0.5 + os.urandom(1)[0] / 512)
+            raise QueueUnreachable(self._why, where=self.url) from None
         except BaseException:
-            connection.close()
+            self.drop()
             raise
-        return connection
+        self._tries, self._try_at = 0, 0.0
+        return line
 
-    def _settle_in(self, connection: _Connection) -> None:
-        connection.until = time.monotonic() + ANSWER
-        chosen = sql.SQL(", ").join(
-            sql.SQL("set_config({}, {}, false)").format(key, value)
-            for key, value in SETTINGS.items()
-        )
-        row = connection.execute(sql.SQL("SELECT pg_backend_pid(), {}").format(chosen)).fetchone()
-        if row is None or row[0] != connection.info.backend_pid:
-            raise _pooled(self.url)
-        self.greet(connection)
-        connection.add_notify_handler(self._notified)
-        for channel in self.channels:
-            connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+    def _connection(self) -> pq.abc.PGconn:
+        seconds = max(2, math.ceil(self.answer))  # a host; libpq waits for no less
+        try:
+            info = make_conninfo(
+                self.url,
+                connect_timeout=seconds,
+                application_name=self.name,
+                client_encoding="UTF8",
+                tcp_user_timeout=seconds * 1000,
+                **KEEPALIVES,
+            )
+        except psycopg.Error as error:
+            raise Refused(_in_a_line(str(error))) from None
+        line = pq.PGconn.connect(info.encode())
+        if line.status != pq.ConnStatus.OK:
+            what = _in_a_line(line.get_error_message())
+            line.finish()
+            raise Refused(what)
+        line.nonblocking = 1
+        return line
+
+    def _settle_in(self, line: pq.abc.PGconn) -> None:
+        chosen = [f"set_config('{key}', '{value}', false)" for key, value in SETTINGS.items()]
+        limit = f"set_config('statement_timeout', '{math.ceil(self.answer * 1000)}', false)"
+        query = f"SELECT pg_backend_pid(), {limit}, {', '.join(chosen)}"  # our own
+        ((pid, *_),) = self._asked(line, [Call(query)])[0]
+        if pid != line.backend_pid:
+            raise RolecallError(
+                "the queue is reached through a pooler, which passes no notifications on",
+                where=self.url,
+                hint="name PostgreSQL's own host and port: a worker takes one connection",
+            )
+        self.greet(self)
+        for channel in sorted(self.channels):
+            name = channel.replace('"', '""')
+            self._asked(line, [Call(f'LISTEN "{name}"')])
 
     def drop(self) -> None:
         """Let go of the connection; the next call makes a new one."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
+        line, self._line = self._line, None
+        if line is not None:
             self._told = True  # what came meanwhile is not known
-            connection.close()
+            if self._pid == os.getpid():
+                line.finish()
 
     # --- listening ---------------------------------------------------------------------------
 
     def listen(self, channels: Iterable[str]) -> None:
-        """Be told of these from now on, whatever connection there will be."""
+        """Be told of these on each connection that is made from now on."""
         self.channels |= {*channels}
         self.drop()
-        self._connected()
 
     @property
     def fd(self) -> int:
         """The socket, which becomes readable when something is told; -1 where there is none."""
-        return -1 if self._connection is None else self._connection.fileno()
+        return -1 if self._line is None else self._line.socket
 
     def told(self) -> bool:
         """Whether anything was told, or may have been missed, since the last call. No wait."""
-        if self._connection is not None and self._pid == os.getpid():
-            self._hear(self._connection)
+        if self._pid == os.getpid():
+            self._hear()
         told, self._told = self._told, False
         return told
 
-    def _notified(self, _notify: psycopg.Notify) -> None:
-        self._told = True
-
-    def _hear(self, connection: _Connection) -> None:
+    def _hear(self) -> None:
         """Take in what the socket has, and notice where it is closed."""
+        line = self._line
+        if line is None:
+            return
         try:
-            if not connection.closed:
-                poll = select.poll()
-                poll.register(connection.fileno(), select.POLLIN)
-                # More than once: behind a server's last words stands the end of the stream.
-                while poll.poll(0):
-                    connection.pgconn.consume_input()
-                    while connection.pgconn.notifies():
-                        self._told = True
-        except psycopg.Error:
-            pass
-        if connection.closed:
+            self._poll.modify(line.socket, select.POLLIN)
+            # More than once: behind a server's last words stands the end of the stream.
+            while self._poll.poll(0):
+                line.consume_input()
+                self._heard(line)
+        except (psycopg.Error, OSError):
             self.drop()
 
-
-def _rows(
-    connection: _Connection, query: LiteralString, values: Sequence[Any]
-) -> list[tuple[Any, ...]]:
-    cursor = connection.execute(query, values)
-    return cursor.fetchall() if cursor.description else []
+    def _heard(self, line: pq.abc.PGconn) -> None:
+        while line.notifies():
+            self._told = True
 
 
-def _pooled(url: str) -> RolecallError:
-    return RolecallError(
-        "the queue is reached through a pooler, which passes no notifications on",
-        where=url,
-        hint="name PostgreSQL's own host and port: one connection a worker is all that it takes",
-    )
+COLLISIONS = {"40P01", "40001"}  # deadlock, serialization: nothing was changed
+UNIQUE, RIGHTS, READ_ONLY, STALE_PLAN = "23505", "42501", "25006", "0A000"
+#: Classes of errors that another try may not meet: the line, resources, an operator, the system.
+PASSING = {"", "08", "53", "55", "57", "58", "XX"}
 
 
-def _in_a_line(error: psycopg.Error) -> str:
-    said = error.diag.message_primary or str(error)
+def _read(found: pq.abc.PGresult) -> list[Row]:
+    """The rows of a result. Raises Refused."""
+    if found.status == pq.ExecStatus.FATAL_ERROR:
+        state = found.error_field(pq.DiagnosticField.SQLSTATE)
+        said = found.error_field(pq.DiagnosticField.MESSAGE_PRIMARY)
+        text = (said or found.error_message or b"").decode(errors="replace")
+        raise Refused(_in_a_line(text), (state or b"").decode())
+    kinds = [READ.get(found.ftype(column), bytes.decode) for column in range(found.nfields)]
+    return [
+        [
+            None if (value := found.get_value(row, column)) is None else kind(value)
+            for column, kind in enumerate(kinds)
+        ]
+        for row in range(found.ntuples)
+    ]
+
+
+def _written(value: object) -> bytes | None:
+    """A value as the server reads it; a list is one of texts."""
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return b"t" if value else b"f"
+    if isinstance(value, list | tuple):
+        quoted = (str(each).replace("\\", "\\\\").replace('"', '\\"') for each in value)
+        return ("{" + ",".join(f'"{each}"' for each in quoted) + "}").encode()
+    return str(value).encode()
+
+
+def _in_a_line(said: str) -> str:
     return "; ".join(line.strip() for line in said.splitlines() if line.strip()) or "no reason told"

@@ -1,6 +1,6 @@
 """``make bench``: what Rolecall costs, each figure beside a reference measured in the same run.
 
-``python -m tests.bench fleet`` measures that part alone; the parts are in PARTS.
+``python -m tests.bench fleet`` measures that part alone; the parts are in NAMED.
 
 Every figure is a median of several runs; docs/benchmarks.md says how each is taken. Real workers
 and commands run in a temporary folder, and all of it is gone afterwards. Exit status 1 means that a
@@ -19,16 +19,24 @@ from tests.bench.commands import command_rows
 from tests.bench.fleet import fleet_rows, growth_rows
 from tests.bench.idle import Idle, idle_rows, sleeper, worker
 from tests.bench.pick_up import pick_up_rows
+from tests.bench.postgres import many_rows, postgres_rows, small_rows
 from tests.bench.rows import Row, Skipped, table
 from tests.bench.throughput import throughput_rows
 from tests.bench.workspaces import make_workspace
 
+#: Those that are measured where nothing is named; they need no server.
 PARTS = {
     "pick-up": pick_up_rows,
     "commands": command_rows,
     "queue": throughput_rows,
     "fleet": fleet_rows,
     "growth": growth_rows,
+}
+NAMED = {
+    **PARTS,
+    "postgres": postgres_rows,
+    "postgres-small": small_rows,
+    "postgres-many": many_rows,
 }
 
 
@@ -40,7 +48,7 @@ def measure(folder: Path, names: list[str]) -> tuple[list[Row], list[str]]:
         print(f"measuring: {name}", file=sys.stderr)
         (folder / name).mkdir()
         try:
-            rows += PARTS[name](folder / name)
+            rows += NAMED[name](folder / name)
         except Skipped as reason:
             print(f"skipped: {name}: {reason}", file=sys.stderr)
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
@@ -59,8 +67,8 @@ def measure_all(folder: Path) -> tuple[list[Row], list[str]]:
 
 
 def main(names: list[str]) -> int:
-    if unknown := set(names) - set(PARTS):
-        print(f"error: no part {unknown.pop()}\nhint:  {', '.join(PARTS)}", file=sys.stderr)
+    if unknown := set(names) - set(NAMED):
+        print(f"error: no part {unknown.pop()}\nhint:  {', '.join(NAMED)}", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory(prefix="rolecall-bench-") as made:
         folder = Path(made)

@@ -5,10 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
+import socket
+import socketserver
+import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,9 +30,10 @@ from daemon.fleet.finding import Finding
 from daemon.queue import migrating
 from daemon.queue.database import MISSING, connect
 from daemon.queue.opening import open_queue
+from tests.farhosts import FarHosts
 from tests.postgres import Server
 from tests.queues import FileBackend
-from tests.workspace import ROOT, Workspace, wait_for
+from tests.workspace import PATIENCE, ROOT, Workspace, wait_for
 
 SECRETS = {
     "PGPASSWORD": "correct horse",
@@ -54,9 +62,8 @@ def test_agents_and_gates_know_nothing_of_the_database(
     ws.config.write_text(json.dumps(document))
     with connect(database, "test") as owner:
         migrating.migrate(owner)
-    queue = open_queue(load(str(ws.config)))
-    queue.add([TASK])
-    queue.close()
+    with closing(open_queue(load(str(ws.config)))) as queue:
+        queue.add([TASK])
     done = ws.run("--once", "--role", "builder", env={**os.environ, **SECRETS})
     assert done.returncode == 0, done.stderr
 
@@ -200,41 +207,113 @@ def test_a_password_that_libpq_does_not_read(
     assert password not in str(found)
 
 
-def test_what_is_said_of_tls(
-    doctor: Doctor, servers: Callable[..., Server], tmp_path: Path, home: Path
-) -> None:
-    """Plain text to another machine, TLS with anyone, TLS with the one whose name it is."""
+class Front(socketserver.ThreadingTCPServer):
+    """What stands in front of a server: TLS where it has a certificate, else a pooler.
+
+    The wheel's own server speaks no TLS; and a pooler shows another pid than that of the server.
+    """
+
+    allow_reuse_address = daemon_threads = True
+
+    def __init__(self, port: int, certificate: Path | None = None) -> None:
+        super().__init__(("127.0.0.1", 0), Relay)
+        self.behind = port
+        self.context = None
+        if certificate:
+            self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            self.context.load_cert_chain(certificate)
+
+    @property
+    def port(self) -> int:
+        return int(self.server_address[1])
+
+
+class Relay(socketserver.BaseRequestHandler):
+    """One connection through a Front."""
+
+    server: Front
+
+    def handle(self) -> None:
+        near: socket.socket = self.request
+        with socket.create_connection(("127.0.0.1", self.server.behind)) as far:
+            if self.server.context:
+                near.recv(8, socket.MSG_WAITALL)  # SSLRequest
+                near.sendall(b"S")
+                try:
+                    near = self.server.context.wrap_socket(near, server_side=True)
+                except OSError:
+                    return  # who calls does not like the certificate
+            with near:
+                while True:
+                    for one in select.select([near, far], [], [])[0]:
+                        data = one.recv(1 << 16)
+                        if not data:
+                            return
+                        if one is far and not self.server.context:
+                            data = re.sub(rb"(?s)K\0\0\0\x0c....", b"K\0\0\0\x0c\0\0\0\x01", data)
+                        (far if one is near else near).sendall(data)
+
+
+@pytest.fixture
+def front() -> Iterator[Callable[..., Front]]:
+    """Starts one; gone with the test."""
+    with ExitStack() as stack:
+
+        def start(port: int, certificate: Path | None = None) -> Front:
+            made = stack.enter_context(Front(port, certificate))
+            thread = threading.Thread(target=made.serve_forever, args=(0.05,))
+            thread.start()
+            stack.callback(thread.join, PATIENCE)
+            stack.callback(made.shutdown)
+            return made
+
+        yield start
+
+
+@pytest.fixture
+def remote(doctor: Doctor, servers: Callable[..., Server], home: Path) -> Server:
+    """A server with a queue, whose password the home knows."""
     server = servers()
-    make = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=db.example.com"
-    make += " -addext subjectAltName=DNS:db.example.com -keyout server.key -out server.crt"
-    subprocess.run(make.split(), cwd=tmp_path, check=True, capture_output=True)
     with connect(server.url("postgres"), "test") as owner:
         migrating.migrate(owner)
-        (home / ".pgpass").write_bytes(server.passfile.read_bytes())
-        (home / ".pgpass").chmod(0o600)
-        url = server.url("postgres", tcp=True).replace("127.0.0.1", "db.example.com")
-        url += "?hostaddr=127.0.0.1"
-        found = doctor.look(url)[0]
-        assert (found.state, found.what.endswith(", not encrypted")) == ("warn", True)
-        owner_id = os.stat(server.data)
-        for name in ("server.key", "server.crt"):
-            (server.data / name).write_bytes((tmp_path / name).read_bytes())
-            (server.data / name).chmod(0o600)
-            os.chown(server.data / name, owner_id.st_uid, owner_id.st_gid)
-        owner.execute("alter system set ssl = on")
-        owner.execute("select pg_reload_conf()")
+    (home / ".pgpass").write_bytes(server.passfile.read_bytes())
+    (home / ".pgpass").chmod(0o600)
+    return server
 
-    def encrypted() -> Finding | None:
-        one = doctor.look(url)[0]
-        return None if "not encrypted" in one.what else one
 
-    found = wait_for(encrypted, "a server that speaks TLS")
+def test_what_is_said_of_tls(
+    doctor: Doctor, remote: Server, front: Callable[..., Front], tmp_path: Path
+) -> None:
+    """Plain text to another machine, TLS with anyone, TLS with the one whose name it is."""
+    make = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=db.example.com"
+    make += " -addext subjectAltName=DNS:db.example.com -keyout server.pem -out server.crt"
+    subprocess.run(make.split(), cwd=tmp_path, check=True, capture_output=True)
+    with (tmp_path / "server.pem").open("a") as file:
+        file.write((tmp_path / "server.crt").read_text())
+
+    def url(port: int, more: str = "", host: str = "db.example.com") -> str:
+        return f"postgresql://postgres@{host}:{port}/postgres?hostaddr=127.0.0.1{more}"
+
+    found = doctor.look(url(remote.port))[0]
+    assert (found.state, found.what.endswith(", not encrypted")) == ("warn", True)
+    tls = front(remote.port, tmp_path / "server.pem").port
+    found = doctor.look(url(tls))[0]
     assert (found.state, "is not checked (sslmode=prefer)" in found.what) == ("warn", True)
-    checked = f"{url}&sslmode=verify-full&sslrootcert={tmp_path}/server.crt"
-    found = doctor.look(checked)[0]
+    checked = f"&sslmode=verify-full&sslrootcert={tmp_path}/server.crt"
+    found = doctor.look(url(tls, checked))[0]
     assert (found.state, found.what.endswith(", encrypted")) == ("ok", True)
-    (found,) = doctor.look(checked.replace("db.example.com", "other.example.com"))
+    (found,) = doctor.look(url(tls, checked, "other.example.com"))
     assert (found.state, "does not match host name" in found.what) == ("fail", True)
+
+
+def test_a_pooler_is_refused(doctor: Doctor, remote: Server, front: Callable[..., Front]) -> None:
+    """By the doctor and by what claims; with what to name instead."""
+    url = f"postgresql://postgres@127.0.0.1:{front(remote.port).port}/postgres"
+    server, *_, queue = doctor.look(url)
+    assert (server.check, server.state) == ("server", "fail")
+    assert "is a pooler, which passes no notifications on" in server.what
+    assert server.hint.startswith("name PostgreSQL's own host and port")
+    assert (queue.check, queue.state, "pooler" in queue.what) == ("queue", "fail", True)
 
 
 def test_clocks_that_differ(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +349,7 @@ def test_without_psycopg_the_doctor_says_how_to_get_it(tmp_path: Path) -> None:
         "from daemon.config import load\n"
         "from daemon.fleet.connection import Local\n"
         "config = load(sys.argv[1])\n"
-        "for place in (Local(), Local()._replace(releases='/r')):\n"
+        "for place in (Local(), Local(checkout='/r/current')):\n"
         "    print(*[f'{each.what}|{each.hint}' for each in server.findings(config, place, str)])\n"
     )
     path = tmp_path / "c.yml"
@@ -281,3 +360,31 @@ def test_without_psycopg_the_doctor_says_how_to_get_it(tmp_path: Path) -> None:
         f"{MISSING}|make postgres (or pip install -e '.[postgres]')",
         f"{MISSING}|invoke deploy brings it",
     ]
+
+
+def test_hosts_share_a_queue(tmp_path: Path, database: str) -> None:
+    """Copied releases bring psycopg; the workers do each task of the one queue once; all goes."""
+    script = 'cat >/dev/null; echo "$ROLECALL_TASK_ID" >>../did'
+    hosts = FarHosts(tmp_path, "web1", "web2", script=script)
+    hosts.configure(queue=database)
+    before = [hosts.files(name) for name in hosts.names]
+    assert hosts.do("queue.init")[-1].endswith(f"is version {migrating.newest()} now")
+    hosts.do("install")
+    assert hosts.do("agents.start") == [f"{name}: builder: started" for name in hosts.names]
+    for name in hosts.names:
+        (release,) = (hosts.homes / name / ".local/share/rolecall/agent/releases").iterdir()
+        assert (release / "psycopg" / "__init__.py").exists()
+        assert (release / "daemon" / "queue" / "sql" / "001.sql").exists()
+    config = Doctor(tmp_path, database).config._replace(queue=database)
+    with closing(open_queue(config)) as queue:
+        queue.add([{**TASK, "id": f"T{number}"} for number in range(8)])
+        wait_for(lambda: len(queue.snapshot().tasks.in_status("awaiting_test")) == 8, "all done")
+    did = [path.read_text().split() for path in hosts.homes.glob("*/did")]
+    assert sorted(chain(*did)) == [f"T{number}" for number in range(8)]
+    said = hosts.invoke("doctor").stdout
+    assert said.count("PostgreSQL 1") == 2, said
+    assert said.count("8 tasks in") == 2, said
+    assert hosts.do("install") == [f"{name}: nothing to do" for name in hosts.names]
+    hosts.do("agents.stop")
+    hosts.do("uninstall")
+    assert [[f for f in hosts.files(name) if f != "did"] for name in hosts.names] == before

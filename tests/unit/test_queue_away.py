@@ -71,7 +71,7 @@ def worker(tmp_path: Path) -> Worker:
         owner=lambda _: "me",
         notifier=Notifier(),
         signals=cast("Signals", None),
-        watch=queue.watch(),
+        watch=queue.watch(["builder"]),
         environ={},
         reload=lambda: (config, queue),
     )

@@ -30,6 +30,7 @@ CREATE TABLE rolecall.task (
     priority double precision,
     stuck boolean NOT NULL,               -- nothing unblocks it by itself
     waiting integer NOT NULL DEFAULT 0,   -- dependencies that are not satisfied
+    free boolean NOT NULL GENERATED ALWAYS AS (waiting = 0 AND id IS NOT NULL) STORED,
     open_children integer NOT NULL DEFAULT 0,  -- its children that have not ended
     good_children integer NOT NULL DEFAULT 0,  -- its children that are satisfied
     free_at timestamptz,                  -- not claimable before
@@ -49,13 +50,14 @@ CREATE TABLE rolecall.task (
     wished_by text
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500);
 
-CREATE INDEX task_claimable ON rolecall.task (status, priority, place)
-    WHERE waiting = 0 AND owner IS NULL AND id IS NOT NULL;
-CREATE INDEX task_status ON rolecall.task (status);
-CREATE INDEX task_leased ON rolecall.task (role) WHERE owner IS NOT NULL;
+-- A task is in the one or in the other of these. The first one's second column keeps apart what can
+-- never be claimed as it stands, so that a claim meets no such task on its way.
+CREATE INDEX task_unleased ON rolecall.task (status, free, priority, place)
+    WHERE owner IS NULL;
+CREATE INDEX task_leased ON rolecall.task (status) WHERE owner IS NOT NULL;
 CREATE INDEX task_free_at ON rolecall.task (status, free_at) WHERE free_at IS NOT NULL;
 CREATE INDEX task_blocked ON rolecall.task (place)
-    WHERE status = 'blocked' AND waiting = 0 AND NOT stuck AND id IS NOT NULL;
+    WHERE status = 'blocked' AND free AND NOT stuck;
 CREATE INDEX task_planned ON rolecall.task (place)
     WHERE status = 'planning_complete' AND open_children = 0 AND good_children > 0
         AND id IS NOT NULL;
@@ -78,6 +80,8 @@ CREATE TABLE rolecall.family (
 );
 CREATE INDEX family_place ON rolecall.family (place);
 
+-- A function in SQL that is not inlined is planned anew in each transaction; one in plpgsql once.
+
 -- The one clock. Tests put one of their own in its place.
 CREATE FUNCTION rolecall.now() RETURNS timestamptz
 LANGUAGE sql VOLATILE AS 'SELECT clock_timestamp()';
@@ -94,9 +98,11 @@ LANGUAGE sql IMMUTABLE AS $$ SELECT status IN ('done', 'completed', 'cancelled')
 
 -- Remember, until this session's next wake(), whom to tell that tasks may be claimable.
 CREATE FUNCTION rolecall.will_wake(status text) RETURNS void
-LANGUAGE sql AS
-$$ SELECT set_config('rolecall.wake',
-    coalesce(current_setting('rolecall.wake', true), '') || status || E'\n', false) $$;
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('rolecall.wake',
+        coalesce(current_setting('rolecall.wake', true), '') || status || E'\n', false);
+END $$;
 
 -- Tell them. Apart from the write: while a transaction that notifies commits, no other such can.
 CREATE FUNCTION rolecall.wake() RETURNS void
@@ -155,15 +161,20 @@ CREATE FUNCTION rolecall.move_on(unblock boolean, close_stories boolean) RETURNS
 LANGUAGE plpgsql AS $$
 DECLARE
     moves jsonb := '[]';
-    more boolean := true;
+    more boolean;
     each record;
 BEGIN
+    more := EXISTS (
+            SELECT FROM rolecall.task WHERE status = 'blocked' AND free AND NOT stuck AND unblock)
+        OR EXISTS (
+            SELECT FROM rolecall.task WHERE status = 'planning_complete' AND open_children = 0
+                AND good_children > 0 AND id IS NOT NULL AND close_stories);
     WHILE more LOOP
         more := false;
         FOR each IN
             SELECT place, id, status, start AS target, 'its dependencies are satisfied' AS why
             FROM rolecall.task
-            WHERE unblock AND status = 'blocked' AND waiting = 0 AND NOT stuck AND id IS NOT NULL
+            WHERE unblock AND status = 'blocked' AND free AND NOT stuck
             ORDER BY place FOR UPDATE SKIP LOCKED
         LOOP
             more := true;
@@ -186,13 +197,24 @@ BEGIN
 END $$;
 
 CREATE FUNCTION rolecall.move(at bigint, target text) RETURNS void
-LANGUAGE sql AS $$
-    SELECT rolecall.will_wake(target);
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM rolecall.will_wake(target);
     UPDATE rolecall.task SET status = target, version = version + 1,
         ours = ours || jsonb_build_object(
             'status', target, 'updated_at', rolecall.in_words(rolecall.now()))
     WHERE place = at;
-$$;
+END $$;
+
+-- Whether so many tasks are in a held status, with a lease or without.
+CREATE FUNCTION rolecall.is_full(held text, most integer) RETURNS boolean
+LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+BEGIN
+    RETURN most <= (SELECT count(*) FROM (
+            SELECT FROM rolecall.task WHERE status = held AND owner IS NOT NULL LIMIT most) leased)
+        + (SELECT count(*) FROM (
+            SELECT FROM rolecall.task WHERE status = held AND owner IS NULL LIMIT most) others);
+END $$;
 
 -- Win the role's next task. One at a time of those that hold in the same status: so that the WIP
 -- limit is exact. It need not last before the attempt's take_over, which comes before its agent.
@@ -215,27 +237,28 @@ BEGIN
     IF NOT ignore_wip THEN
         SELECT (q.wip_limits ->> a_role)::integer INTO most FROM rolecall.queue q;
         most := coalesce(most, a_limit);
-        IF most <= (SELECT count(*) FROM (SELECT FROM rolecall.task t WHERE t.status = a_holds LIMIT most) held) THEN
+        IF rolecall.is_full(a_holds, most) THEN
             RETURN;
         END IF;
     END IF;
-    IF a_slots <= (SELECT count(*) FROM rolecall.task t
-                   WHERE t.owner IS NOT NULL AND t.role = a_role AND t.host = a_host
+    IF a_slots IS NOT NULL AND a_slots <= (SELECT count(*) FROM rolecall.task t
+                   WHERE t.owner IS NOT NULL AND t.status = a_holds AND t.role = a_role
+                       AND t.host = a_host
                        AND t.heartbeat_at + make_interval(secs => t.ttl) > clock) THEN
         RETURN;
     END IF;
     IF array_length(a_claims, 1) = 1 THEN
         SELECT t.place, t.status INTO place, source FROM rolecall.task t
-        WHERE t.status = a_claims[1] AND t.waiting = 0 AND t.owner IS NULL AND t.id IS NOT NULL
+        WHERE t.status = a_claims[1] AND t.free AND t.owner IS NULL
             AND (t.free_at IS NULL OR t.free_at <= clock) AND t.id <> ALL (but_not)
-        ORDER BY t.status, t.priority, t.place LIMIT 1 FOR UPDATE SKIP LOCKED;
+        ORDER BY t.status, t.free, t.priority, t.place LIMIT 1 FOR UPDATE SKIP LOCKED;
     ELSE
         SELECT first.place, first.status INTO place, source FROM unnest(a_claims) each,
             LATERAL (
                 SELECT t.place, t.status, t.priority FROM rolecall.task t
-                WHERE t.status = each AND t.waiting = 0 AND t.owner IS NULL AND t.id IS NOT NULL
+                WHERE t.status = each AND t.free AND t.owner IS NULL
                     AND (t.free_at IS NULL OR t.free_at <= clock) AND t.id <> ALL (but_not)
-                ORDER BY t.status, t.priority, t.place LIMIT 1 FOR UPDATE SKIP LOCKED
+                ORDER BY t.status, t.free, t.priority, t.place LIMIT 1 FOR UPDATE SKIP LOCKED
             ) first
         ORDER BY first.priority, first.place LIMIT 1;
     END IF;
@@ -361,18 +384,23 @@ BEGIN
         SELECT DISTINCT status AS s FROM rolecall.task WHERE place > base) fresh;
 END $$;
 
--- What one write puts into a task; a status that is another one ends the lease.
-CREATE FUNCTION rolecall.put(at bigint, change jsonb) RETURNS void
-LANGUAGE sql AS $$
+-- What one write puts into a task, which ends its lease; false where the row is of another version.
+CREATE FUNCTION rolecall.put(at bigint, of bigint, change jsonb, a_write text) RETURNS boolean
+LANGUAGE plpgsql AS $$
+BEGIN
     UPDATE rolecall.task t SET
         status = change ->> 'status', attempts = (change ->> 'attempts')::integer,
         free_at = to_timestamp((change ->> 'free_at')::double precision),
+        settled = coalesce(a_write, t.settled),
         ours = t.ours || (change -> 'ours'), version = t.version + 1,
         owner = NULL, role = NULL, host = NULL, started_at = NULL, ttl = NULL, heartbeat_at = NULL,
         lease = NULL, wish = NULL, wished_by = NULL
-    WHERE t.place = at;
-    SELECT rolecall.will_wake(change ->> 'status');
-$$;
+    WHERE t.place = at AND t.version = of;
+    IF FOUND THEN
+        PERFORM rolecall.will_wake(change ->> 'status');
+    END IF;
+    RETURN FOUND;
+END $$;
 
 -- Write what an attempt came to. ``how``: own, or for one that is gone died, expired or vanished.
 -- Returns what became of it: settled, again (this very write was made before), changed (look anew),
@@ -384,11 +412,13 @@ CREATE FUNCTION rolecall.settle(
 )
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    t rolecall.task;
+    t record;
     full_at integer;
+    full_before boolean;
 BEGIN
     moves := '[]';
-    SELECT * INTO t FROM rolecall.task WHERE id = an_id FOR UPDATE;
+    SELECT place, status, token, version, settled, owner, role, started_at, ttl, heartbeat_at, lease
+    INTO t FROM rolecall.task WHERE id = an_id;
     IF t.settled = a_write THEN
         became := 'again';
     ELSIF t.place IS NULL THEN
@@ -401,16 +431,18 @@ BEGIN
     ELSIF how = 'expired' AND t.heartbeat_at + make_interval(secs => t.ttl) > rolecall.now()
         OR how = 'died' AND (t.lease ->> 'pid')::bigint <> from_pid THEN
         became := 'lost: its attempt is alive';
-    ELSIF t.version <> a_version THEN
-        became := 'changed';
     ELSE
-        SELECT coalesce((q.wip_limits ->> t.role)::integer, a_limit) INTO full_at FROM rolecall.queue q;
-        IF full_at <= (SELECT count(*) FROM (
-            SELECT FROM rolecall.task o WHERE o.status = t.status LIMIT full_at) held) THEN
+        SELECT coalesce((wip_limits ->> t.role)::integer, a_limit) INTO full_at FROM rolecall.queue;
+        full_before := rolecall.is_full(t.status, full_at);
+        IF NOT rolecall.put(t.place, a_version, change, a_write) THEN
+            -- Perhaps by this very write, sent before over a connection that was lost.
+            SELECT CASE WHEN settled = a_write THEN 'again' ELSE 'changed' END
+            INTO became FROM rolecall.task WHERE id = an_id;
+            RETURN;
+        END IF;
+        IF full_before THEN
             PERFORM rolecall.will_wake(t.status);
         END IF;
-        PERFORM rolecall.put(t.place, change);
-        UPDATE rolecall.task SET settled = a_write WHERE place = t.place;
         IF facts <> '[]' THEN
             PERFORM rolecall.append(facts, documents);
         END IF;
@@ -438,7 +470,7 @@ BEGIN
         END IF;
     END LOOP;
     FOR each IN SELECT c FROM jsonb_array_elements(changes) c LOOP
-        PERFORM rolecall.put((each ->> 'place')::bigint, each);
+        PERFORM rolecall.put((each ->> 'place')::bigint, (each ->> 'version')::bigint, each, NULL);
     END LOOP;
     IF facts <> '[]' THEN
         PERFORM rolecall.append(facts, documents);
@@ -456,20 +488,20 @@ BEGIN
     RETURN FOUND;
 END $$;
 
--- Begin the queue anew; its tasks are appended afterwards, in the same transaction. False, and
--- nothing is changed, where attempts are live.
-CREATE FUNCTION rolecall.begin_anew(a_document text, some_limits jsonb) RETURNS text[]
+-- Begin the queue anew; its tasks are appended afterwards, in the same transaction. Returns the
+-- ids of the tasks that are leased: where there are any, nothing is changed.
+CREATE FUNCTION rolecall.begin_anew(a_document text, some_limits jsonb) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    live text[];
+    live jsonb;
 BEGIN
     LOCK TABLE rolecall.task, rolecall.queue IN ACCESS EXCLUSIVE MODE;
-    SELECT array_agg(id ORDER BY id) INTO live FROM rolecall.task WHERE owner IS NOT NULL;
+    SELECT jsonb_agg(id ORDER BY id) INTO live FROM rolecall.task WHERE owner IS NOT NULL;
     IF live IS NULL THEN
         TRUNCATE rolecall.task, rolecall.needs, rolecall.family, rolecall.queue;
         INSERT INTO rolecall.queue (document, wip_limits) VALUES (a_document, some_limits);
     END IF;
-    RETURN coalesce(live, '{}');
+    RETURN coalesce(live, '[]');
 END $$;
 
 -- Append what is imported; a status that was never written by us moves nothing here.
