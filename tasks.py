@@ -341,7 +341,7 @@ def list_(
     from daemon.fleet import board as boards
     from daemon.fleet import here
 
-    found = boards.Board(here.fleet(inventory, limit).config(workspace))
+    found = boards.Board(here.fleet(inventory, limit).queue_config(workspace))
     found.hint()
     statuses = [name.strip() for name in (status or "").split(",") if name.strip()]
     picked = found.pick(statuses, role, type, standing)
@@ -361,7 +361,7 @@ def show(
     from daemon.fleet import here
     from daemon.fleet.output import Style, as_json
 
-    board = boards.Board(here.fleet(inventory, limit).config(workspace))
+    board = boards.Board(here.fleet(inventory, limit).queue_config(workspace))
     board.hint()
     wait = board.find(task_id)
     print(
@@ -397,7 +397,7 @@ def add(
     """Add a task to the queue, or those of a JSON file."""
     from daemon.fleet import adding, here
 
-    config = here.fleet(inventory, limit).config(workspace)
+    config = here.fleet(inventory, limit).queue_config(workspace)
     tasks = adding.new_tasks(
         json,
         title=title,
@@ -428,7 +428,7 @@ def retry(
     """Have tasks tried again at once: parked ones, or those that wait after an error."""
     from daemon.fleet import asking, here
 
-    config = here.fleet(inventory, limit).config(workspace)
+    config = here.fleet(inventory, limit).queue_config(workspace)
     for line in asking.retry(config, task_ids, status, standing):
         print(line)
 
@@ -443,7 +443,7 @@ def cancel(
     """Cancel a task; what works on it is ended first."""
     from daemon.fleet import asking, here
 
-    for line in asking.cancel(here.fleet(inventory, limit).config(workspace), task_id):
+    for line in asking.cancel(here.fleet(inventory, limit).queue_config(workspace), task_id):
         print(line)
 
 
@@ -457,7 +457,7 @@ def release(
     """Take a task from who holds it: it goes back, and nothing is counted."""
     from daemon.fleet import asking, here
 
-    for line in asking.release(here.fleet(inventory, limit).config(workspace), task_id):
+    for line in asking.release(here.fleet(inventory, limit).queue_config(workspace), task_id):
         print(line)
 
 
@@ -476,7 +476,7 @@ def import_(
     """Take in the tasks of another queue: all, or none where one is another task here."""
     from daemon.fleet import here, transfer
 
-    for line in transfer.load(here.fleet(inventory, limit).config(workspace), path, replace):
+    for line in transfer.load(here.fleet(inventory, limit).queue_config(workspace), path, replace):
         print(line)
 
 
@@ -490,7 +490,7 @@ def export(
     """Write the queue out as it is, every byte."""
     from daemon.fleet import here, transfer
 
-    for line in transfer.export(here.fleet(inventory, limit).config(workspace), to):
+    for line in transfer.export(here.fleet(inventory, limit).queue_config(workspace), to):
         print(line)
 
 
@@ -518,7 +518,7 @@ def check(
     from daemon.fleet import here
     from daemon.fleet.output import Style, as_json
 
-    board = boards.Board(here.fleet(inventory, limit).config(workspace))
+    board = boards.Board(here.fleet(inventory, limit).queue_config(workspace))
     board.hint()
     print(as_json(boards.check_facts(board)) if json else boards.check(board, Style.of(sys.stdout)))
     return int(bool(board.problems))

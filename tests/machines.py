@@ -109,7 +109,10 @@ class Many:
 
         ``timeout``: seconds of silence; hosts that answer are waited for on a busy machine, too.
         """
-        started = self.start(*arguments, f"--timeout={timeout:g}")
+        return self._ended(*arguments, f"--timeout={timeout:g}")
+
+    def _ended(self, *arguments: str) -> Done:
+        started = self.start(*arguments)
         try:
             out, err = started.communicate(timeout=120)
         finally:
@@ -130,9 +133,11 @@ class Many:
 
     def do(self, *arguments: str) -> str:
         """An invoke command that must succeed on every host; returns what it prints."""
-        done = self.invoke(*arguments)
-        assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
+        return _out(self.invoke(*arguments))
+
+    def do_here(self, *arguments: str) -> str:
+        """One that asks no host, and must succeed; returns what it prints."""
+        return _out(self._ended(*arguments))
 
     def rows(
         self, *arguments: str, exit_status: int | None = 0, timeout: float = PATIENCE
@@ -153,6 +158,11 @@ class Many:
         """Take away what the test has left, on hosts that it may have broken."""
         for member in self.members.values():
             member.sh("rm -rf work")
+
+
+def _out(done: Done) -> str:
+    assert done.returncode == 0, f"{done.args}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
 
 
 @contextmanager

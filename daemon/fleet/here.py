@@ -77,6 +77,25 @@ class Fleet(NamedTuple):
         home = os.path.expanduser("~")  # of a host that is this machine by its name alone
         return self.inventory.config(self.here(), workspace=workspace, home=home)
 
+    def queue_config(self, workspace: str | None = None) -> Config:
+        """The config by which this machine looks at the queue.
+
+        Its own; or, where it is none of the hosts, that of those which share a queue in a database,
+        with all the roles that they run.
+        """
+        try:
+            return self.config(workspace)
+        except RolecallError:
+            configs = [] if workspace else [*self.inventory.configs(self.hosts).values()]
+            queues = {config.queue for config in configs}
+            if len(queues) != 1 or not configs[0].on_postgres:
+                raise
+        home = os.path.expanduser("~")
+        first = self.inventory.config(self.hosts[0], home=home)
+        roles = {name: role for config in (*configs, first) for name, role in config.roles.items()}
+        run = tuple(dict.fromkeys(name for config in configs for name in config.run))
+        return first._replace(run=run, roles=roles)
+
 
 def fleet(inventory: str | None = None, limit: str | None = None) -> Fleet:
     """The hosts that ``--inventory`` and ``--limit`` name."""

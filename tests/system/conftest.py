@@ -30,6 +30,11 @@ class Machine:
         hosts = (self.state / "hosts").read_text().splitlines()
         return next(each.split()[0] for each in hosts if each.split()[1] == self.name)
 
+    @property
+    def gateway(self) -> str:
+        """The address of the host that carries the test bed, in that network."""
+        return self.address.rpartition(".")[0] + ".1"
+
     def _testbed(self, *arguments: str, seconds: float = 120) -> Done:
         return subprocess.run(
             [str(TESTBED), *arguments],

@@ -1,0 +1,303 @@
+"""One queue on PostgreSQL for several machines: cut off, switched off, and without it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.fleet import build
+from tests.machines import Many, Member, reachable, switched_on
+from tests.postgres import Server
+from tests.system.conftest import Machine
+from tests.workspace import PATIENCE, wait_for
+
+NAMES = ("one", "two", "three")
+WIP = 3
+TASKS, LATER = 300, 90  # of these, so many come when all machines are there again
+AWAY = 80  # of the test in which the server is away
+TTL = 10  # seconds that a lease lives
+OUTAGE = 20.0  # seconds
+PASSWORD = "kept in ~/.pgpass alone"  # noqa: S105  # of a server that the test starts
+#: Says in the machine's own record what it does, by the one clock of the test bed. It takes one of
+#: the files in ``hold`` where there is one, and does not end before that is gone.
+AGENT = """
+cat >/dev/null
+say() { echo "$ROLECALL_TASK_ID $ROLECALL_TOKEN $1 $(date +%s.%N)" >>record; }
+say began
+for each in hold/*; do
+    if mv "$each" "held/$ROLECALL_TASK_ID" 2>/dev/null; then
+        while [ -e "held/$ROLECALL_TASK_ID" ]; do sleep 0.1; say lives; done
+        break
+    fi
+done
+sleep 0.03
+say ended
+"""
+LOGINS = {"deploy": "rolecall_worker", "olga": "rolecall_operator"}
+LOST = re.compile(r"(T\d+) \(token \d+\): lost, nothing was written")
+
+
+class Run(NamedTuple):
+    """One run of the agent, from its first word to its last."""
+
+    task: str
+    began: float
+    ended: float
+
+
+class Shared:
+    """A queue in a database, and the machines whose workers share it."""
+
+    def __init__(self, many: Many, server: Server) -> None:
+        self.many, self.server = many, server
+        self.owner = server.create("shop")
+        gateway = many.members["one"].machine.gateway
+        self.url = f"postgresql://{gateway}:{server.port}/shop"
+        many.do_here("queue.init", f"--queue={self.owner}")
+        self.kept = self.connect()
+        for name, group in LOGINS.items():
+            self.kept.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{PASSWORD}' IN ROLE {group}")
+
+    def configure(self, ttl: float) -> None:
+        """What the operator's inventory says; ``ttl``: how many seconds a lease lives."""
+        role = {"script": AGENT, "on_success": "done", "wip_limit": WIP, "timeout": 120}
+        role |= {"heartbeat": 2, "lease_ttl": ttl}
+        self.many.configure({"builder": role}, queue=self.url)
+
+    def connect(self) -> Any:
+        """As the owner, by the server's socket: nothing on the network is in its way."""
+        import psycopg  # noqa: PLC0415  # an extra: without it there is no server, and no test
+
+        return psycopg.connect(self.owner, autocommit=True)
+
+    def count(self, condition: str, *values: Any) -> int:
+        """How many tasks are so."""
+        if self.kept.closed:  # the server was away
+            self.kept = self.connect()
+        query = f"SELECT count(*) FROM rolecall.task WHERE {condition}"  # noqa: S608  # ours
+        return int(self.kept.execute(query, values).fetchone()[0])
+
+    def done(self, *tasks: str) -> bool:
+        return self.count("status = 'done' AND id = ANY (%s)", [*tasks]) == len(tasks)
+
+    def wait_done(self, many: int, seconds: float = PATIENCE) -> None:
+        try:
+            wait_for(lambda: self.count("status = 'done'") >= many, f"{many} tasks done", seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.said()}") from None
+
+    def said(self) -> str:
+        """How the queue stands, and the last words of each machine, for whoever mends a test."""
+        lines = [self.many.do_here("queue.check")]
+        for member in self.many.members.values():
+            lines += [member.sh("journalctl --user -n 40 -o short-precise")]
+        return "\n".join(lines)
+
+    def add(self, first: int, last: int) -> None:
+        """As an operator does, from her own machine."""
+        file = self.many.folder / "new.json"
+        file.write_text(json.dumps([build(f"T{number}") for number in range(first, last + 1)]))
+        self.many.do_here("queue.add", f"--json={file}")
+
+    @contextmanager
+    def sampled(self) -> Iterator[dict[str, int]]:
+        """The most that were ever seen at once: ``live`` leases, and ``held`` tasks."""
+        most, ended = {"live": 0, "held": 0, "looks": 0}, threading.Event()
+
+        def look() -> None:
+            with closing(self.connect()) as owner:
+                while not ended.wait(0.05):
+                    found = owner.execute(
+                        "SELECT count(*) FILTER (WHERE owner IS NOT NULL AND"
+                        " heartbeat_at + make_interval(secs => ttl) > rolecall.now()), count(*)"
+                        " FROM rolecall.task WHERE status = 'in_progress'"
+                    ).fetchone()
+                    for name, number in zip(("live", "held"), found, strict=True):
+                        most[name] = max(most[name], number)
+                    most["looks"] += 1
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        try:
+            yield most
+        finally:
+            ended.set()
+            thread.join()
+
+    def pids(self, *names: str) -> dict[str, str]:
+        """The workers' processes, asked without the network."""
+        ask = "systemctl --user show -p MainPID --value agent-builder"
+        return {name: self.many.members[name].sh(ask).strip() for name in names}
+
+    def hold(self, name: str, many: int) -> list[str]:
+        """Have so many attempts on a machine not end by themselves; their tasks, once they run."""
+        member = self.many.members[name]
+        member.sh(f"cd work && rm -f held/* && touch $(seq -f hold/%g {many})")
+
+        def held() -> list[str]:
+            found = member.sh("ls work/held").split()
+            return found if len(found) == many else []
+
+        return wait_for(held, f"{many} attempts held on {name}", 2 * PATIENCE)
+
+    def let_go(self, name: str, task: str) -> None:
+        """The agent on that task ends."""
+        self.many.members[name].sh(f"rm work/held/{task}")
+
+    def runs(self, name: str) -> list[Run]:
+        """All runs of the agent on a machine."""
+        told: dict[tuple[str, str], list[float]] = {}
+        for line in self.many.members[name].sh("cat work/record 2>/dev/null || :").splitlines():
+            task, token, what, when = line.split()
+            assert (what == "began") == ((task, token) not in told), f"{name}: {line}: twice"
+            told.setdefault((task, token), []).append(float(when))
+        return [Run(task, times[0], times[-1]) for (task, _), times in told.items()]
+
+    def all_runs(self) -> list[Run]:
+        """Those on all machines."""
+        return [run for name in self.many.members for run in self.runs(name)]
+
+    def began_after(self, name: str, moment: float) -> bool:
+        """Whether an agent has been started on a machine since then."""
+        return any(run.began > moment for run in self.runs(name))
+
+    def journal(self, name: str) -> list[dict[str, str]]:
+        """What the workers and attempts of a machine have told."""
+        said = self.many.members[name].sh("journalctl --user -o json SYSLOG_IDENTIFIER=rolecall")
+        return [json.loads(line) for line in said.splitlines()]
+
+    def lost(self, name: str) -> set[str]:
+        """The tasks of which attempts on a machine have told that nothing of theirs counts."""
+        found = (LOST.match(event["MESSAGE"]) for event in self.journal(name))
+        return {match[1] for match in found if match}
+
+    def settled(self) -> Counter[str]:
+        """How often each task's success was written, as the machines tell it."""
+        return Counter(
+            event["ROLECALL_TASK"]
+            for name in self.many.members
+            for event in self.journal(name)
+            if event.get("ROLECALL_OUTCOME") == "success"
+        )
+
+
+def most_at_once(runs: Iterable[Run]) -> int:
+    """How many agents have run at the same time."""
+    changes = [each for run in runs for each in ((run.began, 1), (run.ended, -1))]
+    return max(itertools.accumulate(change for _, change in sorted(changes)))
+
+
+@pytest.fixture(scope="module")
+def members(testbed: Callable[[str], Machine]) -> Iterator[dict[str, Member]]:
+    """Three machines that share nothing with this one but its /usr and /etc."""
+    with switched_on({name: testbed(name) for name in NAMES}, "--ssh") as made:
+        for member in made.values():
+            member.sh("git init --quiet work && mkdir work/hold work/held")
+            member.write(".pgpass", f"*:*:*:deploy:{PASSWORD}\n")
+            member.sh("chmod 600 .pgpass")
+        yield made
+
+
+@pytest.fixture
+def many(members: dict[str, Member], tmp_path: Path) -> Iterator[Many]:
+    """The operator, who has a login of her own. All is taken away afterwards."""
+    made = Many(tmp_path, members)
+    passfile = tmp_path / "pgpass"
+    passfile.write_text(f"*:*:*:olga:{PASSWORD}\n")
+    passfile.chmod(0o600)
+    made.configure({"builder": {"script": AGENT}})
+    made.environ |= {"PGUSER": "olga", "PGPASSFILE": str(passfile)}
+    yield made
+    made.do("uninstall")
+    for member in members.values():
+        member.sh("rm -rf work/record work/hold/* work/held/* work/.a*")
+
+
+@pytest.fixture
+def shared(many: Many, servers: Callable[..., Server]) -> Iterator[Shared]:
+    """A server that the machines reach over the network, with logins that may do little."""
+    gateway = many.members["one"].machine.gateway
+    made = Shared(many, servers(settings={"listen_addresses": f"127.0.0.1,{gateway}"}))
+    yield made
+    made.kept.close()
+
+
+def test_three_machines_share_a_queue_through_a_cut_and_a_power_cut(
+    shared: Shared, record_property: Callable[[str, object], None]
+) -> None:
+    """Each task is done once, and never more than the WIP limit at the same time."""
+    many, one, two = shared.many, *(shared.many.members[name] for name in ("one", "two"))
+    shared.configure(ttl=TTL)
+    many.do("install")
+    many.do("agents.start", "--limit", "one,two")
+    with shared.sampled() as most:
+        shared.add(1, TASKS - LATER)
+        shared.wait_done(TASKS // 10)
+
+        # One is cut off, and of two attempts there one ends meanwhile.
+        on_one, before = shared.hold("one", 2), shared.pids("one")
+        one.machine.cut()
+        began = time.monotonic()
+        shared.let_go("one", on_one[0])
+        wait_for(lambda: shared.done(*on_one), "what one had is done by two", TTL + PATIENCE)
+        record_property("redone after a cut", time.monotonic() - began)
+        one.machine.heal()
+        healed, began = time.time(), time.monotonic()
+        wait_for(lambda: shared.began_after("one", healed), "one goes on", 2 * PATIENCE)
+        record_property("goes on after healing", time.monotonic() - began)
+        wait_for(lambda: shared.lost("one") >= {*on_one}, "one's late results refused")
+        assert shared.pids("one") == before
+
+        # Two loses its power, with all that may be at work in its hands.
+        on_two = shared.hold("two", WIP)
+        two.machine.kill()
+        began = time.monotonic()
+        wait_for(lambda: shared.done(*on_two), "what two had is done by one", TTL + PATIENCE)
+        record_property("redone after a power cut", time.monotonic() - began)
+        two.machine.up("--ssh", shown=())
+        reachable(many, "two")
+
+        # All are there in the end; three, too, which comes late.
+        many.do("agents.start", "--limit", "three")
+        again = time.time()
+        shared.add(TASKS - LATER + 1, TASKS)
+        shared.wait_done(TASKS, 3 * PATIENCE)
+    record_property("looks", most["looks"])
+    assert (most["live"], most["held"]) == (WIP, WIP)
+    assert most_at_once(shared.all_runs()) == WIP
+    assert shared.settled() == Counter(f"T{number}" for number in range(1, TASKS + 1))
+    for name in NAMES:
+        assert shared.began_after(name, again), f"{name} has done nothing at last"
+
+
+def test_a_server_that_is_away_under_load(shared: Shared) -> None:
+    """No worker exits, and no attempt is in vain."""
+    many, names = shared.many, ("one", "two")
+    shared.configure(ttl=3 * OUTAGE)
+    many.do("install", "--limit", "one,two")
+    many.do("agents.start", "--limit", "one,two")
+    shared.add(1, AWAY)
+    shared.wait_done(AWAY // 4)
+    before = shared.pids(*names)
+    shared.server.stop()
+    until = time.monotonic() + OUTAGE
+    wait_for(
+        lambda: shared.pids(*names) != before or time.monotonic() > until, "the time", 2 * OUTAGE
+    )
+    assert shared.pids(*names) == before
+    shared.server.start()
+    shared.wait_done(AWAY, 2 * PATIENCE)
+    assert shared.pids(*names) == before
+    every = Counter(f"T{number}" for number in range(1, AWAY + 1))
+    assert Counter(run.task for run in shared.all_runs()) == every
+    assert shared.settled() == every
