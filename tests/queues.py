@@ -328,7 +328,7 @@ BACKENDS = {"file": FileBackend, "postgres": PostgresBackend}
 
 
 EMPTY = """
-TRUNCATE rolecall.task, rolecall.needs, rolecall.family, rolecall.queue;
+TRUNCATE rolecall.task, rolecall.needs, rolecall.family, rolecall.queue, rolecall.note;
 INSERT INTO rolecall.queue (document) VALUES ('{"tasks": []}');
 """
 OTHERS = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
