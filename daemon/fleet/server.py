@@ -72,7 +72,7 @@ def _passed(config: Config) -> Iterator[Finding]:
 
 
 def _passfile(config: Config, connection: Local) -> Iterator[Finding]:
-    """Libpq takes a password file that others may read for none, and says so nowhere we see it."""
+    """Libpq takes a password file that others may read for none."""
     try:
         from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415  # only here
     except ImportError:
@@ -90,6 +90,7 @@ def _passfile(config: Config, connection: Local) -> Iterator[Finding]:
 
 
 def _reached(made: Connection[Any]) -> Iterator[Finding]:
+    """Which server it is, and how it is reached. Raises RolecallError where a pooler answers."""
     info = made.info
     version = ".".join(str(part) for part in divmod(info.server_version, 10000))
     where = info.host if info.host.startswith("/") else f"{info.host}:{info.port}"
@@ -97,10 +98,9 @@ def _reached(made: Connection[Any]) -> Iterator[Finding]:
     mode = info.get_parameters().get("sslmode") or os.environ.get("PGSSLMODE") or "prefer"
     before, (pid, clock), after = time.time(), _row(made, PID), time.time()
     if pid != info.backend_pid:
-        hint = "name PostgreSQL's own host and port: a worker needs one connection"
-        what = f"{where} is a pooler, which passes no notifications on"
-        yield Finding("server", FAIL, what, hint)
-    elif _is_local(info.host):
+        hint = "name PostgreSQL's own host and port: a worker takes one connection"
+        raise RolecallError(f"{where} is a pooler, which passes no notifications on", hint=hint)
+    if _is_local(info.host):
         yield Finding("server", OK, what)
     elif not (info.pgconn.ssl_in_use or _row(made, GSS)[0]):
         hint = f"have the server speak TLS, then: {VERIFIED}"

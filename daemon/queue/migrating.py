@@ -34,6 +34,7 @@ select array_agg(acl order by acl) from (
         where pronamespace = to_regnamespace('rolecall')
 ) as every (acl) where acl is not null
 """
+OWNER = "select pg_get_userbyid(nspowner) from pg_namespace where nspname = 'rolecall'"
 HOLDERS = """
 select distinct pid, coalesce(nullif(application_name, ''), usename, ''), coalesce(state, '')
 from pg_locks join pg_stat_activity using (pid)
@@ -226,17 +227,21 @@ def _told(connection: Connection[Any], path: str = "") -> Iterator[None]:
             raise _held(connection, "another who changes the schema") from None
         raise
     except errors.InsufficientPrivilege as error:
-        info = connection.info
-        what = f"{info.user} may not change the queue's schema: {reason(error)}"
-        user = named(connection, info.user)
-        hint = (
-            "type it as the schema's owner; or, where there is none yet, an administrator types: "
-        )
-        hint += f"GRANT CREATE ON DATABASE {named(connection, info.dbname)} TO {user}"
-        raise RolecallError(what, hint=hint) from None
+        user = connection.info.user
+        what = f"{user} may not change the queue's schema: {reason(error)}"
+        raise RolecallError(what, hint=_who_may(connection)) from None
     except Error as error:
         said = reason(error).partition("; ")[0]
         raise RolecallError(said, where=_where(path, error)) from None
+
+
+def _who_may(connection: Connection[Any]) -> str:
+    row = connection.execute(OWNER).fetchone()
+    if row:
+        return f"it is {row[0]}'s: {INIT} --queue postgresql://{row[0]}@..."
+    info = connection.info
+    database, user = named(connection, info.dbname), named(connection, info.user)
+    return f"an administrator types: GRANT CREATE ON DATABASE {database} TO {user}"
 
 
 def _where(path: str, error: Error) -> str:

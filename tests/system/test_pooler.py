@@ -62,8 +62,13 @@ def migrated(url: str) -> None:
 
 
 def test_a_queue_behind_a_pooler_is_refused(pooled: str, tmp_path: Path) -> None:
-    """Nobody would be told of its changes: so it says at once, in whatever mode the pooler is."""
-    queue = open_queue(FileBackend(tmp_path / "host").config._replace(queue=pooled))
+    """Nobody would be told of its changes: so it says at once, in whatever mode the pooler is.
+
+    And as often as it is asked: a server's connection then knows what the first one has said.
+    Broken once by asking under a name: this failed.
+    """
+    config = FileBackend(tmp_path / "host").config._replace(queue=pooled)
+    queue = open_queue(config)
 
     def answer() -> str:
         with pytest.raises(RolecallError) as refused:
@@ -74,3 +79,8 @@ def test_a_queue_behind_a_pooler_is_refused(pooled: str, tmp_path: Path) -> None
     assert "is reached through a pooler, which passes no notifications on" in said
     assert "hint:  name PostgreSQL's own host and port" in said
     queue.close()
+    for _ in range(3):
+        queue = open_queue(config)
+        with pytest.raises(RolecallError, match="through a pooler"):
+            queue.claim("builder", "me")
+        queue.close()

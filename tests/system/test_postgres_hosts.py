@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from daemon.config import load
+from daemon.errors import RolecallError
 from daemon.fleet import clone
 from daemon.fleet import doctor as whole
 from daemon.fleet.connection import Local
@@ -257,11 +258,12 @@ def test_what_is_said_of_tls(
 def test_a_pooler_is_refused(doctor: Doctor, remote: Server, front: Callable[..., int]) -> None:
     """By the doctor and by what claims; with what to name instead."""
     url = f"postgresql://postgres@127.0.0.1:{front(remote.port)}/postgres"
-    server, *_, queue = doctor.look(url)
-    assert (server.check, server.state) == ("server", "fail")
-    assert "is a pooler, which passes no notifications on" in server.what
-    assert server.hint.startswith("name PostgreSQL's own host and port")
-    assert (queue.check, queue.state, "pooler" in queue.what) == ("queue", "fail", True)
+    (found,) = doctor.look(url)
+    assert (found.check, found.state) == ("queue", "fail")
+    assert "is a pooler, which passes no notifications on" in found.what
+    assert found.hint.startswith("name PostgreSQL's own host and port")
+    with pytest.raises(RolecallError, match="through a pooler"):
+        open_queue(doctor.config._replace(queue=url)).snapshot()
 
 
 def test_clocks_that_differ(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,14 +208,16 @@ def test_an_owner_who_may_make_no_roles(servers: Callable[..., Server], folder: 
         migrating.check(worker, path)
         with pytest.raises(errors.InsufficientPrivilege, match="function work"):
             worker.execute("select rolecall.work()")
-        with pytest.raises(RolecallError, match="fay may not change the queue's schema"):
+        with pytest.raises(RolecallError, match="fay may not change the queue's schema") as told:
             migrating.migrate(worker, folder(TASKS, WORK, "create table rolecall.x ()"))
+        hint = "it is shop_owner's: invoke queue.init --queue postgresql://shop_owner@..."
+        assert told.value.problems[0].hint == hint
     other = server.url("postgres").replace("//postgres@", "//fay@")
     with connect(other, "test") as stranger:
         with pytest.raises(RolecallError) as refused:
             migrating.migrate(stranger, path)
         hint = refused.value.problems[0].hint
-        assert hint.endswith("types: GRANT CREATE ON DATABASE postgres TO fay")
+        assert hint == "an administrator types: GRANT CREATE ON DATABASE postgres TO fay"
 
 
 def test_queue_init_as_it_is_typed(database: str, tmp_path: Path) -> None:
