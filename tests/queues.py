@@ -20,6 +20,7 @@ from daemon.queue import Queue
 from daemon.queue.file import FileQueue
 from tests.postgres import Databases
 
+MOST = 10  # connections that one test holds open
 FAR = Identity("far", "machine-of-far", "boot-of-far", "pid:[1]", 4711, 1)
 
 
@@ -235,6 +236,8 @@ class PostgresBackend(Backend):
             teller=self.told,
         )
         self._opened.append(queue)
+        if len(self._opened) > MOST:
+            self._opened.pop(0).close()  # it connects anew, should it still be asked
         return queue
 
     @property
