@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.postgres import GIVEN, Databases, Missing, Server, shared
+from tests.queues import BACKENDS, Backend, Copies, FileBackend, PostgresBackend
 from tests.workspace import Workspace
 
 SESSION = "ROLECALL_TEST_SESSION"  # in the environment of every process that a test starts
@@ -96,6 +97,29 @@ def database(postgres: Databases) -> Iterator[str]:
     """The URL of an empty database, dropped with the test."""
     with postgres.fresh() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def copies(postgres: Databases) -> Iterator[Copies]:
+    """Databases with an empty queue each."""
+    with Copies(postgres) as found:
+        yield found
+
+
+@pytest.fixture
+def on_postgres(copies: Copies) -> Iterator[Callable[..., PostgresBackend]]:
+    """Makes queues in databases of their own."""
+    with copies.taken() as make:
+        yield make
+
+
+@pytest.fixture(params=BACKENDS)
+def queues(request: pytest.FixtureRequest) -> Callable[..., Backend]:
+    """Makes queues of each kind."""
+    made: Callable[..., Backend] = FileBackend
+    if request.param == "postgres":
+        made = request.getfixturevalue("on_postgres")
+    return made
 
 
 @pytest.fixture

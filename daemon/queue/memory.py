@@ -16,6 +16,7 @@ from daemon.queue.budgets import Bar, Budgets
 class Memory:
     """The small files beside the run folders, and the judgement by them.
 
+    ``waits`` are those of credentials, which a queue of several hosts keeps for all of them.
     ``leases`` gives all that there are now, by task id; ``is_live`` whether the attempt of one is.
     """
 
@@ -25,9 +26,11 @@ class Memory:
         clock: Callable[[], float],
         leases: Callable[[], Mapping[str, Lease]],
         is_live: Callable[[Lease], bool],
+        waits: throttle.Waits | None = None,
     ) -> None:
         self.config, self.clock = config, clock
         self.leases, self.is_live = leases, is_live
+        self.waits = waits or throttle.Files(config.paths.runs)
         self.budgets = Budgets(config, clock)
 
     def breaker(self, role: str) -> breaker.State:
@@ -39,7 +42,7 @@ class Memory:
         """What is known of the role's credential on this host; ``live``: all that are."""
         if role.credential is None:
             return throttle.State()
-        found = throttle.read(self.config.paths.runs, role.credential)
+        found = self.waits.read(role.credential)
         found = throttle.remembered(found, role.backoff, self.clock())
         if not found.denied:
             return found
@@ -99,13 +102,13 @@ class Memory:
             state = state._replace(why=move.why) if state.failures else state
             breaker.write(runs, role.name, state)
         if role.credential is not None:
-            known = throttle.read(runs, role.credential)
+            known = self.waits.read(role.credential)
             began = now - (0.0 if move.seconds is None else move.seconds)
             told, denied = result.retry_after, result.denied
             wait = throttle.after(known, role.backoff, outcome, told, began, now, denied=denied)
             if wait != known:
                 wait = wait._replace(why=move.why) if throttle.met(outcome, denied=denied) else wait
-                throttle.write(runs, role.credential, wait)
+                self.waits.write(role.credential, wait)
 
     def resume(self, role: str) -> None:
         """A person has done something about it: what a person is waited for is forgotten."""
@@ -114,4 +117,4 @@ class Memory:
 
     def end_wait(self, credential: str) -> None:
         """Forget that a credential met its limit: a person wants it tried."""
-        throttle.write(self.config.paths.runs, credential, throttle.State())
+        self.waits.write(credential, throttle.State())

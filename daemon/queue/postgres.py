@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from daemon import lifecycle, process
 from daemon.config import Config
-from daemon.errors import LeaseLost, RolecallError
+from daemon.errors import LeaseLost, QueueUnreadable, RolecallError
 from daemon.index import Entry, Tasks
 from daemon.model import Claim, Lease, Move, Outcome, Result, format_time
 from daemon.process import Identity
@@ -30,6 +30,7 @@ from daemon.queue import (
     rows,
     settling,
     staleness,
+    throttle,
 )
 from daemon.queue import breaker as breakers
 from daemon.queue.lease import is_here
@@ -42,6 +43,7 @@ from daemon.queue.update import Update
 RESTARTS = 100  # times that somebody else's write may come between our look and our write
 CHUNK = 1000  # tasks that one statement imports
 KNOWN = 100  # tasks whose documents are kept for their settling
+OWN = 1000  # claims that are remembered as known to their process
 
 
 def _places(many: int) -> str:
@@ -57,6 +59,7 @@ ALL_LEASES: str = f"SELECT {LEASE} FROM rolecall.task WHERE owner IS NOT NULL"
 EVERYTHING: str = (
     f"SELECT {TASK}, task.version, task.problem, {LEASE} FROM rolecall.task ORDER BY place"
 )
+DOCUMENT: str = "SELECT document FROM rolecall.queue"
 HELD: str = (
     f"SELECT {TASK} FROM rolecall.task"
     " WHERE status = ANY ($1) AND owner IS NULL AND id IS NOT NULL ORDER BY place"
@@ -81,6 +84,13 @@ class Known(NamedTuple):
 
     task: dict[str, Any]
     version: int
+
+
+class Sent(NamedTuple):
+    """A settling write under way: the name that it is written under once, and what it moves."""
+
+    name: str
+    moves: tuple[Move, ...] = ()
 
 
 class Draft(Update):
@@ -123,12 +133,15 @@ class PostgresQueue:
         self.clock, self.random = clock or self._server_time, random
         self._me, self._ahead = me, 0.0
         self.session = Session(config.queue, "rolecall", self._greet)
-        self.memory = Memory(config, self.clock, self._leases, lambda lease: not self.gone(lease))
+        waits = Waits(self.session)
+        self.memory = Memory(config, self.clock, self._leases, self._is_live, waits)
         self._problems: tuple[str, ...] = ()
+        self._passed: tuple[str, ...] = ()  # what stood in the way of the last claim
         self._known: dict[tuple[str, int], Known] = {}
-        #: The settling writes that were sent and not answered, each by its name.
-        self._names: dict[tuple[str, int, str], str] = {}
-        self._mine: set[tuple[str, int]] = set()  # claims of this process that came back to it
+        #: The settling writes that were sent and not answered.
+        self._sent: dict[tuple[str, int, str], Sent] = {}
+        #: Claims of this process that came back to it, the last ones.
+        self._mine: dict[tuple[str, int], None] = {}
         self._in_doubt = False  # a claim's answer was lost: it may have been won
         self._expired: set[tuple[str, int]] = set()
 
@@ -185,24 +198,21 @@ class PostgresQueue:
 
     def snapshot(self) -> Snapshot:
         """Everything as it is now. Raises QueueUnreachable."""
-        document, tasks, leases, _ = self._everything()
+        ((document,),) = self.session.call(DOCUMENT)
+        tasks, leases, _ = self._everything()
         limits = json.loads(document).get("wip_limits")
         live = {name: lease for name, lease in leases.items() if not self.gone(lease)}
         barred = {name: self._barred(lease) for name, lease in leases.items() if name not in live}
         return Snapshot(tasks, limits, live, barred)
 
-    def _everything(self) -> tuple[str, Tasks, dict[str, Lease], list[tuple[int, int]]]:
-        """The document, the tasks, the leases by id, and each task's place and version."""
-        found = self.session.calls(
-            Call("SELECT document FROM rolecall.queue"),
-            Call(EVERYTHING),
-        )
-        every = [rows.Row(*row[:4]) for row in found[1]]
-        entries, _ = rows.together(every)
+    def _everything(self) -> tuple[Tasks, dict[str, Lease], list[tuple[int, int]]]:
+        """The tasks, the leases by id, and each task's place and version."""
+        found = self.session.call(EVERYTHING)
+        entries, _ = rows.together(rows.Row(*row[:4]) for row in found)
         tasks = Tasks(entries)
-        leases = {row[6]: self._lease(row[6:]) for row in found[1] if row[8] is not None}
+        leases = {row[6]: self._lease(row[6:]) for row in found if row[8] is not None}
         self._problems = tuple(tasks.problems)
-        return found[0][0][0], tasks, leases, [(row[0], row[4]) for row in found[1]]
+        return tasks, leases, [(row[0], row[4]) for row in found]
 
     def _barred(self, lease: Lease) -> str:
         who = "a worker" if lease.role in self.machine.roles else f"a worker of {lease.role}"
@@ -211,7 +221,7 @@ class PostgresQueue:
 
     def problems(self) -> tuple[str, ...]:
         """What was found wrong with single tasks at the last look, for a person."""
-        return self._problems
+        return (*self._problems, *self._passed)
 
     def _lease(self, row: Sequence[Any]) -> Lease:
         name, role, owner, started, ttl, beat, token, attempts, host, holder, wish, by, late = row
@@ -258,6 +268,9 @@ class PostgresQueue:
             return "died"
         return "expired" if (lease.task_id, lease.token) in self._expired else ""
 
+    def _is_live(self, lease: Lease) -> bool:
+        return not self.gone(lease)
+
     def live(self, role: str | None = None, host: str | None = None) -> list[Lease]:
         """The live leases (of a role, of a host)."""
         return [
@@ -288,8 +301,10 @@ class PostgresQueue:
         """Win the role's next task, or None. A dry run writes nothing."""
         if role not in self.machine.roles:
             raise RolecallError(f"there is no role {role!r} in this config")
-        self._problems = ()
+        self._passed = ()
         if dry_run:
+            if not self._may(role):
+                return None
             with self.session.transaction(undone=True):
                 (found,) = self.session.call(CLAIM, self._asked(role, owner, ignore_wip, ()))
                 claim = self._won(role, owner, found)
@@ -305,26 +320,30 @@ class PostgresQueue:
         while True:
             self._in_doubt = True
             (found,) = self.session.call(CLAIM, self._asked(role, owner, ignore_wip, passed))
-            self._in_doubt = False
             claim = self._won(role, owner, found)
-            if found[8]:
-                self.session.call(WAKE)
             if claim is None:
+                self._in_doubt = False
                 self._tell(_moved(found[8]))
+                if found[8]:
+                    self.session.call(WAKE)
                 return None
-            lease = claim.lease
-            self._mine.add((lease.task_id, lease.token))
+            self._own(claim.lease)
+            self._in_doubt = False
             try:
-                claim = self._prepared(claim)
+                if found[8]:
+                    self.session.call(WAKE)
+                prepared = self._prepared(claim)
             except BaseException as error:
-                self._put_back(claim)
-                if isinstance(error, durable.DiskError) or not isinstance(error, RolecallError):
+                self._tell(claim.moves[:-1])
+                self._put_back(claim.lease)
+                passing = isinstance(error, QueueUnreadable | durable.DiskError)
+                if passing or not isinstance(error, RolecallError):
                     raise
-                self._problems = (*self._problems, str(error))
-                passed.append(lease.task_id)
+                self._passed = (*self._passed, str(error))
+                passed.append(claim.lease.task_id)
                 continue
-            self._tell(claim.moves)
-            return claim
+            self._tell(prepared.moves)
+            return prepared
 
     def _asked(self, role: str, owner: str, ignore_wip: bool, passed: Sequence[str]) -> list[Any]:  # noqa: FBT001  # passed on
         rules, own = self.machine.roles[role], self.config.roles[role]
@@ -401,14 +420,17 @@ class PostgresQueue:
         lease, runs = claim.lease, self.config.paths.runs
         largest = folder.largest(runs, lease.task_id)
         if largest >= lease.token:
-            ((_, ours, version),) = self.session.call(
+            raised = self.session.call(
                 "SELECT * FROM rolecall.raise_token($1, $2, $3, $4)",
                 [lease.task_id, lease.token, lease.started_at, largest + 1],
             )
+            if not raised:
+                raise self._lost(lease)
+            _, ours, version = raised[0]
             lease = lease._replace(token=largest + 1)
             task = {**claim.task, **ours}
             self._keep(lease, Known(task, version))
-            self._mine.add((lease.task_id, lease.token))
+            self._own(lease)
             moves = (*claim.moves[:-1], claim.moves[-1]._replace(token=lease.token))
             claim = claim._replace(lease=lease, task=task, moves=moves)
         role = self.config.roles[lease.role]
@@ -420,10 +442,16 @@ class PostgresQueue:
         run_dir, _ = folder.make(runs, lease.task_id, lease.token)
         return claim._replace(run_dir=run_dir)
 
-    def _put_back(self, claim: Claim) -> None:
-        """As if it had not been claimed; where that cannot be told, the next look sees to it."""
+    def _own(self, lease: Lease) -> None:
+        if len(self._mine) >= OWN:
+            del self._mine[next(iter(self._mine))]
+        self._mine[lease.task_id, lease.token] = None
+
+    def _put_back(self, lease: Lease) -> None:
+        """As if it had not been claimed; where that cannot be told, the next claim sees to it."""
         self._in_doubt = True
-        self._mine.discard((claim.lease.task_id, claim.lease.token))
+        for who in [who for who in self._mine if who[0] == lease.task_id]:
+            del self._mine[who]
         with contextlib.suppress(RolecallError):
             self._end_doubt()
 
@@ -436,7 +464,8 @@ class PostgresQueue:
             mine = is_here(lease, me) and (lease.pid, lease.pid_started) == (me.pid, me.pid_started)
             if mine and (lease.task_id, lease.token) not in self._mine:
                 with contextlib.suppress(LeaseLost):
-                    self._settle(lease, Result(Outcome.RELEASED, "claimed in vain"), "own")
+                    _, *moves = self._settle(lease, Result(Outcome.RELEASED), "own")
+                    self._tell(moves)  # nobody was told of the claim
         self._in_doubt = False
 
     @contextlib.contextmanager
@@ -500,6 +529,8 @@ class PostgresQueue:
             [lease.task_id, lease.token, lease.started_at, json.dumps(list(sessions))],
         )
         if not found:
+            if self._is_written((lease.task_id, lease.token, lease.started_at)):
+                return lease  # settle() will find it so
             raise self._lost(lease)
         holder, wish, wished_by, moment = found[0]
         self._ahead = moment - time.time()
@@ -527,7 +558,9 @@ class PostgresQueue:
         over = self._charge(lease, result)
         if over:
             result = result._replace(note="; ".join(filter(None, [result.note, over])))
-        return self._settle(lease, result, "own")
+        moves = self._settle(lease, result, "own")
+        self._tell(moves)
+        return moves
 
     def _charge(self, lease: Lease, result: Result) -> str:
         """Write down what the attempt has spent, where anybody counts it or it tells."""
@@ -539,9 +572,15 @@ class PostgresQueue:
     def _settle(self, lease: Lease, result: Result, how: str) -> tuple[Move, ...]:
         """Send it under one name until an answer comes: what has that name is written once."""
         who = (lease.task_id, lease.token, lease.started_at)
-        name = self._names.setdefault(who, os.urandom(8).hex())
+        name = self._sent.setdefault(who, Sent(os.urandom(8).hex())).name
         for _ in range(RESTARTS):
-            draft, entry, lease = self._drafted(lease, result)
+            try:
+                draft, entry, lease = self._drafted(lease, result)
+            except LeaseLost:
+                if not self._is_written(who):
+                    self._forget(who)
+                    raise
+                return self._forget(who).moves
             move = settling.conclude(
                 draft,
                 entry,
@@ -552,31 +591,36 @@ class PostgresQueue:
                 random=self.random,
                 spent=lambda role: self.memory.spent(role, who[:1]).get(who[0], ""),
             )
+            self._sent[who] = Sent(name, tuple(draft.moves))
             became, moves = self._send(lease, name, how, draft, entry)
             if became == "changed":
                 self._known.pop(who[:2], None)
                 continue
-            self._forget(who)
+            sent = self._forget(who)
             if became.startswith("lost"):
                 raise LeaseLost(f"{lease.task_id} {became.partition(': ')[2]}")
             if self.memory.minds(move):
                 with self._local_lock():
                     self.memory.count(move, result)
-            told = (*draft.moves, *_moved(moves))
-            self._tell(told)
-            return told
+            return (*sent.moves, *_moved(moves))
         raise RolecallError(f"{lease.task_id} was changed {RESTARTS} times while it was settled")
 
-    def _forget(self, who: tuple[str, int, str]) -> None:
-        self._names.pop(who, None)
+    def _is_written(self, who: tuple[str, int, str]) -> bool:
+        """Whether a settling write of ours is there whose answer never came."""
+        name = self._sent[who].name if who in self._sent else None
+        query = "SELECT FROM rolecall.task WHERE id = $1 AND settled = $2"
+        return bool(name and self.session.call(query, [who[0], name]))
+
+    def _forget(self, who: tuple[str, int, str]) -> Sent:
         self._known.pop(who[:2], None)
-        self._mine.discard(who[:2])
+        self._mine.pop(who[:2], None)
+        return self._sent.pop(who)
 
     def _drafted(self, lease: Lease, result: Result) -> tuple[Draft, Entry, Lease]:
         """What to change, the task in it, and the lease with what a person wishes by now."""
         known = self._known.get((lease.task_id, lease.token))
         if result.add_tasks:  # they have to fit into the whole queue
-            _, tasks, leases, rows_ = self._everything()
+            tasks, leases, rows_ = self._everything()
             draft = Draft(tasks, leases, rows_)
         else:
             if known is None:
@@ -585,7 +629,11 @@ class PostgresQueue:
             draft = Draft(tasks, {lease.task_id: lease}, [(0, known.version)])
         if lease.task_id not in draft.tasks.by_id:
             raise LeaseLost(f"{lease.task_id} is no longer in the queue")
-        return draft, settling.held(draft, lease, lease, self.machine), lease
+        entry = settling.held(draft, lease, lease, self.machine)
+        # A failover that lost writes may have given the token out once more.
+        if str(entry.task["lease"].get("started_at", "")) != lease.started_at:
+            raise LeaseLost(f"{lease.task_id} is held by another attempt of the same token")
+        return draft, entry, lease
 
     def _seen(self, lease: Lease) -> tuple[Known, Lease]:
         """The task and the wish as they are now."""
@@ -664,9 +712,11 @@ class PostgresQueue:
             result = Result(Outcome.ERROR, notes.get(stale.why, "its attempt is gone"))
         self._charge(lease, result)
         try:
-            return self._settle(lease, result, stale.why)
+            moves = self._settle(lease, result, stale.why)
         except LeaseLost:
             return ()
+        self._tell(moves)
+        return moves
 
     # --- what people change ----------------------------------------------------------------------
 
@@ -688,7 +738,7 @@ class PostgresQueue:
         ``change`` may be called again, on newer tasks. What it raises leaves all as it was.
         """
         for _ in range(RESTARTS):
-            _, tasks, leases, places = self._everything()
+            tasks, leases, places = self._everything()
             draft = Draft(tasks, leases, places)
             change(draft)
             new = rows.apart(draft.new)
@@ -719,10 +769,10 @@ class PostgresQueue:
 
     def export(self) -> bytes:
         """The queue as JSON, as ``load`` takes it."""
-        document, found = self.session.calls(
-            Call("SELECT document FROM rolecall.queue"),
-            Call(f"SELECT {TASK} FROM rolecall.task ORDER BY place"),
-        )
+        with self.session.transaction():  # as it is at one moment
+            self.session.call("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            document = self.session.call(DOCUMENT)
+            found = self.session.call(f"SELECT {TASK} FROM rolecall.task ORDER BY place")
         _, tops = rows.together(rows.Row(*row) for row in found)
         made = rows.whole(document[0][0], tops)
         return (rows.text(made, indent=2) + "\n").encode()
@@ -730,9 +780,7 @@ class PostgresQueue:
     def load(self, data: bytes, name: str, *, replace: bool = False) -> Imported:
         """Take the tasks of another queue's text in; see ``Queue.load``."""
         incoming = Incoming.of(data, name)
-        ((many,),) = self.session.call("SELECT count(*) FROM (SELECT FROM rolecall.task LIMIT 1) t")
-        if replace or not many:
-            self._replace(data, incoming)
+        if self._replace(data, incoming, only_empty=not replace):
             return incoming.as_whole
         done: list[Imported] = []
 
@@ -742,13 +790,24 @@ class PostgresQueue:
         self.update(change)
         return done[0]
 
-    def _replace(self, data: bytes, incoming: Incoming) -> None:
+    def _replace(self, data: bytes, incoming: Incoming, *, only_empty: bool) -> bool:
+        """Put the text in the queue's place; False, where that is to be empty, and is not."""
+        if only_empty and self.session.call("SELECT FROM rolecall.task LIMIT 1"):
+            return False
         document = json.loads(data.removeprefix(BOM))
-        root, limits = rows.root(document)
-        apart = rows.apart(incoming.tops)
+        try:
+            root, limits = rows.root(document)
+            apart = rows.apart(incoming.tops)
+        except ValueError as error:
+            what = f"nothing was imported: {error}"
+            raise RolecallError(what, where=incoming.name) from None
         with self.session.transaction():
-            begin = "SELECT rolecall.begin_anew($1, $2)"
-            ((live,),) = self.session.call(begin, [root, json.dumps(limits)])
+            ((taken, live),) = self.session.call(
+                "SELECT taken, to_json(live) FROM rolecall.begin_anew($1, $2, $3)",
+                [root, json.dumps(limits), only_empty],
+            )
+            if taken:
+                return False
             if live:
                 more = f" and {len(live) - SHOWN} more" if len(live) > SHOWN else ""
                 raise RolecallError(
@@ -758,9 +817,10 @@ class PostgresQueue:
                 )
             for facts, documents in apart.parts(CHUNK):
                 self.session.call("SELECT rolecall.import($1, $2)", [json.dumps(facts), documents])
-            self.session.call("ANALYZE rolecall.task")
+            self.session.call("SELECT rolecall.imported()")
         self._tell(incoming.moves)
         self.session.call(WAKE)
+        return True
 
     # --- telling ---------------------------------------------------------------------------------
 
@@ -790,6 +850,24 @@ class PostgresQueue:
     def end_wait(self, credential: str) -> None:
         """Forget that a credential met its limit: a person wants it tried."""
         self.memory.end_wait(credential)
+
+
+class Waits(NamedTuple):
+    """The waits of credentials, kept for all hosts of the queue."""
+
+    session: Session
+
+    def read(self, credential: str) -> throttle.State:
+        """What is known of the credential."""
+        query = "SELECT value FROM rolecall.note WHERE name = $1"
+        found = self.session.call(query, [rows.plain(credential)])
+        return throttle.of_note(found[0][0]) if found else throttle.State()
+
+    def write(self, credential: str, state: throttle.State) -> None:
+        """Remember it."""
+        note = throttle.note_of(state)
+        values = [rows.plain(credential), note and json.dumps(rows.plainly(note))]
+        self.session.call("SELECT rolecall.remember($1, $2)", values)
 
 
 class Watch:

@@ -14,6 +14,8 @@ from daemon import lifecycle
 from daemon.index import Entry, Tasks, number, status_of
 from daemon.model import parse_time
 
+MANY = 10**9  # tasks: as good as no limit
+LAST = 250_000_000_000.0  # seconds since the epoch: no server knows a time as far away as JSON does
 Facts = dict[str, Any]  # a row's columns, as ``rolecall.append`` takes them
 
 
@@ -47,9 +49,9 @@ def root(document: Mapping[str, Any]) -> tuple[str, dict[str, int]]:
     """The document without its tasks, and its sane WIP limits by role."""
     limits = document.get("wip_limits")
     numbers = {
-        role: int(limit)
+        plain(role): int(min(limit, MANY))
         for role, value in (limits.items() if isinstance(limits, dict) else ())
-        if (limit := number(value)) is not None and 0 <= limit < lifecycle.LARGEST
+        if (limit := number(value)) is not None and limit >= 0
     }
     return text({**document, "tasks": _slots(document["tasks"])}), numbers
 
@@ -76,12 +78,13 @@ def apart(values: list[Any]) -> Apart:
 
 def columns(task: dict[str, Any]) -> Facts:
     """What of a task's own values is looked for, as columns."""
-    free = [parse_time(task.get("not_before")), _hand_expiry(task)]
+    times = (parse_time(task.get("not_before")), _hand_expiry(task))
+    free = max((each for each in times if each is not None), default=None)
     return {
         "status": plain(status_of(task)),
         "start": lifecycle.STARTS.get(str(task.get("type")), lifecycle.START),
         "priority": number(task.get("priority")),
-        "free_at": max((each for each in free if each is not None), default=None),
+        "free_at": None if free is None else min(free, LAST),
         "attempts": lifecycle.attempts_of(task),
         "token": lifecycle.token_of(task),
     }
@@ -89,19 +92,14 @@ def columns(task: dict[str, Any]) -> Facts:
 
 def _relations(task: dict[str, Any], own: object) -> Facts:
     needed = lifecycle.dependencies(task)
-    named = {task.get("parent"), task.get("parent_task")} if _hashable(task) else set()
-    parents = {each for each in (*named, own) if isinstance(each, str)} - {task.get("id")}
+    named = (task.get("parent"), task.get("parent_task"), own)
+    parents = {each for each in named if isinstance(each, str) and each != task.get("id")}
     return {
         "stuck": bool(task.get("blocked_reason") or task.get("blocker") or not needed),
         "never": sum(not isinstance(each, str) for each in needed),
         "needs": sorted({plain(each) for each in needed if isinstance(each, str)}),
         "parents": sorted(plain(each) for each in parents),
     }
-
-
-def _hashable(task: dict[str, Any]) -> bool:
-    keys = ("id", "parent", "parent_task")
-    return not any(isinstance(task.get(key), list | dict) for key in keys)
 
 
 def _hand_expiry(task: dict[str, Any]) -> float | None:
@@ -178,8 +176,14 @@ def _fill(values: list[Any], slots: Iterator[int], task: dict[str, Any]) -> None
 
 
 def text(value: Any, indent: int | None = None) -> str:
-    """JSON as a database takes it: half a character of a pair only escaped."""
-    made = json.dumps(value, ensure_ascii=False, indent=indent)
+    """JSON as a database takes it: half a character of a pair only escaped.
+
+    Raises ValueError for a number that JSON has no words for.
+    """
+    try:
+        made = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+    except ValueError:
+        raise ValueError("a number in it is larger than any that can be written") from None
     return made if _is_whole(made) else json.dumps(value, indent=indent)
 
 

@@ -2,13 +2,14 @@
 
 A provider's limit is one of the account, not of the task or the role that meets it; and so is a
 login that is not accepted: it would send one task after the other to a person. What is remembered
-stands in one small file a credential, beside the run folders.
+stands in one small file a credential, beside the run folders; or in the queue's database, for all
+of its hosts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 from daemon.config import Backoff
 from daemon.model import Outcome, format_time
@@ -98,10 +99,10 @@ def path(runs: str, credential: str) -> str:
     return notes.path(runs, f"throttle-{credential}")
 
 
-def read(runs: str, credential: str) -> State:
-    """What the file says; nothing is known where it is absent or cannot be understood."""
+def of_note(note: Mapping[str, Any]) -> State:
+    """What a note says; nothing is known where it cannot be understood."""
     try:
-        state = State(**notes.read(path(runs, credential)))
+        state = State(**note)
         return State(
             float(state.until),
             int(state.times),
@@ -113,7 +114,40 @@ def read(runs: str, credential: str) -> State:
         return State()
 
 
+def note_of(state: State) -> dict[str, object] | None:
+    """The note of a state; nothing is known is none."""
+    return state._replace(why=state.why[: notes.WORDS])._asdict() if state.times else None
+
+
+def read(runs: str, credential: str) -> State:
+    """What the credential's file says."""
+    return of_note(notes.read(path(runs, credential)))
+
+
 def write(runs: str, credential: str, state: State) -> None:
-    """Remember it; nothing is known is no file."""
-    state = state._replace(why=state.why[: notes.WORDS])
-    notes.write(path(runs, credential), state._asdict() if state.times else None)
+    """Remember it in the credential's file."""
+    notes.write(path(runs, credential), note_of(state))
+
+
+class Waits(Protocol):
+    """Where the waits of credentials are remembered."""
+
+    def read(self, credential: str) -> State:
+        """What is known of the credential."""
+
+    def write(self, credential: str, state: State) -> None:
+        """Remember it."""
+
+
+class Files(NamedTuple):
+    """In small files of this host."""
+
+    runs: str
+
+    def read(self, credential: str) -> State:
+        """What its file says."""
+        return read(self.runs, credential)
+
+    def write(self, credential: str, state: State) -> None:
+        """Put it into its file."""
+        write(self.runs, credential, state)

@@ -5,13 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import select
-import socket
-import socketserver
-import ssl
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -33,7 +28,7 @@ from daemon.queue.opening import open_queue
 from tests.farhosts import FarHosts
 from tests.postgres import Server
 from tests.queues import FileBackend
-from tests.workspace import PATIENCE, ROOT, Workspace, wait_for
+from tests.workspace import ROOT, Workspace, wait_for
 
 SECRETS = {
     "PGPASSWORD": "correct horse",
@@ -207,65 +202,18 @@ def test_a_password_that_libpq_does_not_read(
     assert password not in str(found)
 
 
-class Front(socketserver.ThreadingTCPServer):
-    """What stands in front of a server: TLS where it has a certificate, else a pooler.
-
-    The wheel's own server speaks no TLS; and a pooler shows another pid than that of the server.
-    """
-
-    allow_reuse_address = daemon_threads = True
-
-    def __init__(self, port: int, certificate: Path | None = None) -> None:
-        super().__init__(("127.0.0.1", 0), Relay)
-        self.behind = port
-        self.context = None
-        if certificate:
-            self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            self.context.load_cert_chain(certificate)
-
-    @property
-    def port(self) -> int:
-        return int(self.server_address[1])
-
-
-class Relay(socketserver.BaseRequestHandler):
-    """One connection through a Front."""
-
-    server: Front
-
-    def handle(self) -> None:
-        near: socket.socket = self.request
-        with socket.create_connection(("127.0.0.1", self.server.behind)) as far:
-            if self.server.context:
-                near.recv(8, socket.MSG_WAITALL)  # SSLRequest
-                near.sendall(b"S")
-                try:
-                    near = self.server.context.wrap_socket(near, server_side=True)
-                except OSError:
-                    return  # who calls does not like the certificate
-            with near:
-                while True:
-                    for one in select.select([near, far], [], [])[0]:
-                        data = one.recv(1 << 16)
-                        if not data:
-                            return
-                        if one is far and not self.server.context:
-                            data = re.sub(rb"(?s)K\0\0\0\x0c....", b"K\0\0\0\x0c\0\0\0\x01", data)
-                        (far if one is near else near).sendall(data)
-
-
 @pytest.fixture
-def front() -> Iterator[Callable[..., Front]]:
-    """Starts one; gone with the test."""
+def front() -> Iterator[Callable[..., int]]:
+    """Starts one (tests/front.py), whose port it gives; gone with the test."""
     with ExitStack() as stack:
 
-        def start(port: int, certificate: Path | None = None) -> Front:
-            made = stack.enter_context(Front(port, certificate))
-            thread = threading.Thread(target=made.serve_forever, args=(0.05,))
-            thread.start()
-            stack.callback(thread.join, PATIENCE)
-            stack.callback(made.shutdown)
-            return made
+        def start(*arguments: object) -> int:
+            command = [sys.executable, "-m", "tests.front", *map(str, arguments)]
+            made = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+            stack.enter_context(made)
+            stack.callback(made.kill)
+            assert made.stdout
+            return int(made.stdout.readline())
 
         yield start
 
@@ -282,7 +230,7 @@ def remote(doctor: Doctor, servers: Callable[..., Server], home: Path) -> Server
 
 
 def test_what_is_said_of_tls(
-    doctor: Doctor, remote: Server, front: Callable[..., Front], tmp_path: Path
+    doctor: Doctor, remote: Server, front: Callable[..., int], tmp_path: Path
 ) -> None:
     """Plain text to another machine, TLS with anyone, TLS with the one whose name it is."""
     make = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=db.example.com"
@@ -296,7 +244,7 @@ def test_what_is_said_of_tls(
 
     found = doctor.look(url(remote.port))[0]
     assert (found.state, found.what.endswith(", not encrypted")) == ("warn", True)
-    tls = front(remote.port, tmp_path / "server.pem").port
+    tls = front(remote.port, tmp_path / "server.pem")
     found = doctor.look(url(tls))[0]
     assert (found.state, "is not checked (sslmode=prefer)" in found.what) == ("warn", True)
     checked = f"&sslmode=verify-full&sslrootcert={tmp_path}/server.crt"
@@ -306,9 +254,9 @@ def test_what_is_said_of_tls(
     assert (found.state, "does not match host name" in found.what) == ("fail", True)
 
 
-def test_a_pooler_is_refused(doctor: Doctor, remote: Server, front: Callable[..., Front]) -> None:
+def test_a_pooler_is_refused(doctor: Doctor, remote: Server, front: Callable[..., int]) -> None:
     """By the doctor and by what claims; with what to name instead."""
-    url = f"postgresql://postgres@127.0.0.1:{front(remote.port).port}/postgres"
+    url = f"postgresql://postgres@127.0.0.1:{front(remote.port)}/postgres"
     server, *_, queue = doctor.look(url)
     assert (server.check, server.state) == ("server", "fail")
     assert "is a pooler, which passes no notifications on" in server.what

@@ -34,7 +34,7 @@ CREATE TABLE rolecall.task (
     open_children integer NOT NULL DEFAULT 0,  -- its children that have not ended
     good_children integer NOT NULL DEFAULT 0,  -- its children that are satisfied
     free_at timestamptz,                  -- not claimable before
-    attempts integer NOT NULL DEFAULT 0,
+    attempts bigint NOT NULL DEFAULT 0,
     token bigint NOT NULL DEFAULT 0,
     version bigint NOT NULL DEFAULT 0,    -- of all but the lease's heartbeat
     settled text,                         -- the settling write that was the last
@@ -80,6 +80,9 @@ CREATE TABLE rolecall.family (
 );
 CREATE INDEX family_place ON rolecall.family (place);
 
+-- Until when those who spend from one credential wait, by its name.
+CREATE TABLE rolecall.note (name text PRIMARY KEY, value jsonb NOT NULL);
+
 -- A function in SQL that is not inlined is planned anew in each transaction; one in plpgsql once.
 
 -- The one clock. Tests put one of their own in its place.
@@ -114,7 +117,7 @@ BEGIN
         SELECT DISTINCT s FROM unnest(string_to_array(current_setting('rolecall.wake', true), E'\n')) s
         WHERE s <> ''
     LOOP
-        PERFORM pg_notify('rolecall.' || each, '');
+        PERFORM pg_notify(('rolecall.' || each)::name::text, '');  -- as LISTEN cuts it
     END LOOP;
     PERFORM set_config('rolecall.wake', '', false);
 END $$;
@@ -155,6 +158,23 @@ CREATE TRIGGER follow AFTER UPDATE OF status ON rolecall.task FOR EACH ROW
 WHEN (rolecall.ended(OLD.status) <> rolecall.ended(NEW.status)
     OR rolecall.satisfied(OLD.status) <> rolecall.satisfied(NEW.status))
 EXECUTE FUNCTION rolecall.follow();
+
+-- A status that somebody writes who is no function of ours (they count the version): as if it had
+-- been changed in a file. What holds the task holds it no more, and who may claim it is told.
+CREATE FUNCTION rolecall.by_hand() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.version := OLD.version + 1;
+    NEW.ours := NEW.ours || jsonb_build_object('status', NEW.status);
+    NEW.owner := NULL; NEW.role := NULL; NEW.host := NULL; NEW.started_at := NULL; NEW.ttl := NULL;
+    NEW.heartbeat_at := NULL; NEW.lease := NULL; NEW.wish := NULL; NEW.wished_by := NULL;
+    PERFORM pg_notify(('rolecall.' || each)::name::text, '') FROM unnest(ARRAY[OLD.status, NEW.status]) each;
+    RETURN NEW;
+END $$;
+
+CREATE TRIGGER by_hand BEFORE UPDATE OF status ON rolecall.task FOR EACH ROW
+WHEN (NEW.status <> OLD.status AND NEW.version = OLD.version)
+EXECUTE FUNCTION rolecall.by_hand();
 
 -- The moves that happen by themselves, to a fixed point; as a JSON list, in order.
 CREATE FUNCTION rolecall.move_on(unblock boolean, close_stories boolean) RETURNS jsonb
@@ -223,7 +243,7 @@ CREATE FUNCTION rolecall.claim(
     an_owner text, a_host text, a_ttl double precision, a_lease jsonb, but_not text[],
     ignore_wip boolean, unblock boolean, close_stories boolean,
     OUT place bigint, OUT document text, OUT ours jsonb, OUT token bigint, OUT version bigint,
-    OUT attempt integer, OUT started_at text, OUT source text, OUT moves jsonb, OUT moment double precision
+    OUT attempt bigint, OUT started_at text, OUT source text, OUT moves jsonb, OUT moment double precision
 )
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET synchronous_commit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
@@ -332,7 +352,7 @@ BEGIN
     SELECT base + n, f ->> 'id', coalesce(f ->> 'problem', ''), base + (f ->> 'parent')::bigint,
         documents[n], '{}', f ->> 'status', f ->> 'start', (f ->> 'priority')::double precision,
         (f ->> 'stuck')::boolean, (f ->> 'never')::integer,
-        to_timestamp((f ->> 'free_at')::double precision), (f ->> 'attempts')::integer,
+        to_timestamp((f ->> 'free_at')::double precision), (f ->> 'attempts')::bigint,
         (f ->> 'token')::bigint
     FROM jsonb_array_elements(facts) WITH ORDINALITY AS listed(f, n);
     INSERT INTO rolecall.needs (id, place)
@@ -389,7 +409,7 @@ CREATE FUNCTION rolecall.put(at bigint, of bigint, change jsonb, a_write text) R
 LANGUAGE plpgsql AS $$
 BEGIN
     UPDATE rolecall.task t SET
-        status = change ->> 'status', attempts = (change ->> 'attempts')::integer,
+        status = change ->> 'status', attempts = (change ->> 'attempts')::bigint,
         free_at = to_timestamp((change ->> 'free_at')::double precision),
         settled = coalesce(a_write, t.settled),
         ours = t.ours || (change -> 'ours'), version = t.version + 1,
@@ -425,8 +445,9 @@ BEGIN
         became := 'lost: is no longer in the queue';
     ELSIF t.token > a_token THEN
         became := 'lost: has a later attempt than this one of token ' || a_token;
-    ELSIF how = 'vanished' AND (t.token <> a_token OR t.owner IS NOT NULL)
-        OR how <> 'vanished' AND (t.token <> a_token OR t.started_at IS DISTINCT FROM a_start) THEN
+    ELSIF t.token <> a_token OR how = 'vanished' AND t.owner IS NOT NULL
+        OR how IN ('died', 'expired') AND t.owner IS NULL
+        OR how <> 'vanished' AND t.owner IS NOT NULL AND t.started_at <> a_start THEN
         became := 'lost: is held by this attempt no more: its status is ' || t.status;
     ELSIF how = 'expired' AND t.heartbeat_at + make_interval(secs => t.ttl) > rolecall.now()
         OR how = 'died' AND (t.lease ->> 'pid')::bigint <> from_pid THEN
@@ -470,6 +491,7 @@ BEGIN
         END IF;
     END LOOP;
     FOR each IN SELECT c FROM jsonb_array_elements(changes) c LOOP
+        PERFORM rolecall.will_wake(status) FROM rolecall.task WHERE place = (each ->> 'place')::bigint;
         PERFORM rolecall.put((each ->> 'place')::bigint, (each ->> 'version')::bigint, each, NULL);
     END LOOP;
     IF facts <> '[]' THEN
@@ -488,23 +510,41 @@ BEGIN
     RETURN FOUND;
 END $$;
 
--- Begin the queue anew; its tasks are appended afterwards, in the same transaction. Returns the
--- ids of the tasks that are leased: where there are any, nothing is changed.
-CREATE FUNCTION rolecall.begin_anew(a_document text, some_limits jsonb) RETURNS jsonb
+-- Begin the queue anew; its tasks are appended afterwards, in the same transaction. Where that is
+-- not to be, nothing is changed: ``taken``, because there are tasks by now; ``live`` attempts.
+CREATE FUNCTION rolecall.begin_anew(
+    a_document text, some_limits jsonb, only_empty boolean, OUT taken boolean, OUT live text[]
+)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    live jsonb;
 BEGIN
     LOCK TABLE rolecall.task, rolecall.queue IN ACCESS EXCLUSIVE MODE;
-    SELECT jsonb_agg(id ORDER BY id) INTO live FROM rolecall.task WHERE owner IS NOT NULL;
-    IF live IS NULL THEN
+    taken := only_empty AND EXISTS (SELECT FROM rolecall.task);
+    SELECT coalesce(array_agg(id ORDER BY id), '{}') INTO live FROM rolecall.task
+    WHERE heartbeat_at + make_interval(secs => ttl) > rolecall.now();
+    IF NOT taken AND live = '{}' THEN
         TRUNCATE rolecall.task, rolecall.needs, rolecall.family, rolecall.queue;
         INSERT INTO rolecall.queue (document, wip_limits) VALUES (a_document, some_limits);
     END IF;
-    RETURN coalesce(live, '[]');
 END $$;
 
 -- Append what is imported; a status that was never written by us moves nothing here.
 CREATE FUNCTION rolecall.import(facts jsonb, documents text[]) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
 $$ SELECT rolecall.append(facts, documents) $$;
+
+-- After the last part of it: what the server knows of the tasks is to fit them at once.
+CREATE FUNCTION rolecall.imported() RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
+$$ BEGIN ANALYZE rolecall.task; END $$;
+
+-- Remember something of a credential; null is to forget it.
+CREATE FUNCTION rolecall.remember(a_name text, a_value jsonb) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF a_value IS NULL THEN
+        DELETE FROM rolecall.note WHERE name = a_name;
+    ELSE
+        INSERT INTO rolecall.note (name, value) VALUES (a_name, a_value)
+        ON CONFLICT (name) DO UPDATE SET value = excluded.value;
+    END IF;
+END $$;
