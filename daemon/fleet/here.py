@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from daemon.inventory import Host, Inventory
 
 
+STATE = ".local/state/rolecall"  # in HOME: what a machine keeps that is no host
+
+
 class UsageError(RolecallError):
     """What was typed cannot be meant."""
 
@@ -78,22 +81,22 @@ class Fleet(NamedTuple):
         return self.inventory.config(self.here(), workspace=workspace, home=home)
 
     def queue_config(self, workspace: str | None = None) -> Config:
-        """The config by which this machine looks at the queue.
+        """The config by which this machine looks at the queue: its own.
 
-        Its own; or, where it is none of the hosts, that of those which share a queue in a database,
-        with all the roles that they run.
+        Where it is none of the hosts: that of those which share a queue in a database, with all the
+        roles that they run. What is told of a person's changes is kept in HOME then.
         """
         try:
             return self.config(workspace)
         except RolecallError:
             configs = [] if workspace else [*self.inventory.configs(self.hosts).values()]
-            queues = {config.queue for config in configs}
-            if len(queues) != 1 or not configs[0].on_postgres:
+            if len({config.queue for config in configs}) != 1 or not configs[0].on_postgres:
                 raise
         home = os.path.expanduser("~")
-        first = self.inventory.config(self.hosts[0], home=home)
-        roles = {name: role for config in (*configs, first) for name, role in config.roles.items()}
-        run = tuple(dict.fromkeys(name for config in configs for name in config.run))
+        state = os.path.join(home, STATE, configs[0].unit_prefix)
+        first = self.inventory.config(self.hosts[0], workspace=state, home=home)
+        roles = {name: role for each in (*configs, first) for name, role in each.roles.items()}
+        run = tuple(dict.fromkeys(name for each in configs for name in each.run))
         return first._replace(run=run, roles=roles)
 
 

@@ -24,7 +24,7 @@ from tests.workspace import PATIENCE, wait_for
 NAMES = ("one", "two", "three")
 WIP = 3
 TASKS, LATER = 300, 90  # of these, so many come when all machines are there again
-AWAY = 80  # of the test in which the server is away
+AWAY = 60  # of the test in which the server is away
 TTL = 10  # seconds that a lease lives
 OUTAGE = 20.0  # seconds
 PASSWORD = "kept in ~/.pgpass alone"  # noqa: S105  # of a server that the test starts
@@ -210,7 +210,7 @@ def members(testbed: Callable[[str], Machine]) -> Iterator[dict[str, Member]]:
 
 @pytest.fixture
 def many(members: dict[str, Member], tmp_path: Path) -> Iterator[Many]:
-    """The operator, who has a login of her own. All is taken away afterwards."""
+    """The operator, who has a login of her own."""
     made = Many(tmp_path, members)
     passfile = tmp_path / "pgpass"
     passfile.write_text(f"*:*:*:olga:{PASSWORD}\n")
@@ -218,7 +218,6 @@ def many(members: dict[str, Member], tmp_path: Path) -> Iterator[Many]:
     made.configure({"builder": {"script": AGENT}})
     made.environ |= {"PGUSER": "olga", "PGPASSFILE": str(passfile)}
     yield made
-    made.do("uninstall")
     for member in members.values():
         member.sh("rm -rf work/record work/hold/* work/held/* work/.a*")
 
@@ -229,6 +228,7 @@ def shared(many: Many, servers: Callable[..., Server]) -> Iterator[Shared]:
     gateway = many.members["one"].machine.gateway
     made = Shared(many, servers(settings={"listen_addresses": f"127.0.0.1,{gateway}"}))
     yield made
+    made.many.do("uninstall")  # the workers leave the server before it ends
     made.kept.close()
 
 
@@ -289,6 +289,7 @@ def test_a_server_that_is_away_under_load(shared: Shared) -> None:
     shared.add(1, AWAY)
     shared.wait_done(AWAY // 4)
     before = shared.pids(*names)
+    shared.kept.close()
     shared.server.stop()
     until = time.monotonic() + OUTAGE
     wait_for(
