@@ -29,7 +29,14 @@ from daemon import (
 )
 from daemon.agents import preset as presets
 from daemon.brief import Brief, Stop, read_brief
-from daemon.errors import ConfigError, Interrupted, LeaseLost, QueueUnreadable, RolecallError
+from daemon.errors import (
+    ConfigError,
+    Interrupted,
+    LeaseLost,
+    QueueUnreachable,
+    QueueUnreadable,
+    RolecallError,
+)
 from daemon.launch import DEFERRED, marker
 from daemon.log import Log
 from daemon.model import Move, Outcome, Result
@@ -301,6 +308,8 @@ class Attempt:
         """What a run that did not end by itself comes to."""
         if ended.why == "stopped":
             return Result(Outcome.RELEASED, self.stop.why)
+        if ended.why == "unrenewed":
+            return Result(Outcome.RELEASED, "the queue's server was away for too long")
         if ended.why == "stalled":
             return Result(
                 Outcome.ERROR, f"{what} stalled: it printed nothing for {self.role.stall_after:g} s"
@@ -334,7 +343,10 @@ class Attempt:
         return ended
 
     def tick(self) -> float:
-        """Renew the lease; returns the seconds until it is due again. Raises LeaseLost."""
+        """Renew the lease; returns the seconds until it is due again.
+
+        Raises LeaseLost, and Interrupted where the queue's server was away for too long.
+        """
         sent = time.monotonic()  # the answer may be long on its way
         try:
             self.lease = self.queue.renew(self.lease, executor.sessions())
@@ -345,6 +357,8 @@ class Attempt:
         except (OSError, RolecallError) as error:
             left = self.renewed + self.role.lease_ttl * (1 - MARGIN) - time.monotonic()
             self.log.once("renew", f"{self.lease.task_id}: cannot renew the lease: {error}")
+            if left <= 0 and isinstance(error, QueueUnreachable):
+                raise Interrupted("unrenewed") from error  # it is told when the server is back
             if left <= 0:
                 raise LeaseLost("the lease could not be renewed before it ran out") from error
             return min(RETRY, left)

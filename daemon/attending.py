@@ -60,6 +60,7 @@ class Attempts:
         self.ended: list[tuple[launch.Child, int]] = []  # whose leases could not be read yet
         self.spared_until = 0.0  # until then they may renew what a full disk has kept from it
         self.moved: dict[tuple[str, int], float] = {}  # since when their tasks are not theirs
+        self.known: list[Lease] = []  # of this host, as they were read last
         self.failed = False  # one ended in error
         self.look_at = math.inf
 
@@ -101,7 +102,31 @@ class Attempts:
 
     def leases(self) -> list[Lease]:
         """The leases of this host that are alive, or whose holder we are."""
-        return self.queue.live(host=self.me.host)
+        self.known = self.queue.live(host=self.me.host)
+        return self.known
+
+    def remembered(self) -> list[Lease]:
+        """As they were told last, while the queue cannot be asked; less those that have ended."""
+        known = {lease.task_id: lease for lease in self.known}
+        for child in self.children.values():
+            held = known.get(child.lease.task_id)
+            if held is None or held.token != child.lease.token or held.pid == self.me.pid:
+                known[child.lease.task_id] = self.as_started(child)
+        ended = {child.lease.task_id for child, _ in self.ended}
+        return [
+            lease
+            for lease in known.values()
+            if lease.task_id not in ended
+            and (not is_here(lease, self.me) or process.is_alive(lease.pid, lease.pid_started))
+        ]
+
+    @staticmethod
+    def as_started(child: launch.Child) -> Lease:
+        """The child's lease with its process as the holder, which it has become or is to become."""
+        found = None if child.unit else process.stat(child.pid)
+        if found is None:
+            return child.lease
+        return child.lease._replace(pid=child.pid, pid_started=found.started)
 
     def has_started(self) -> bool:
         """Whether each that was started holds its own lease by now."""
@@ -155,12 +180,12 @@ class Attempts:
             if self.foreground:
                 self.recover()
             return
-        result = Result(
-            Outcome.RELEASED if self.stopping else Outcome.ERROR,
-            "stopped"
-            if self.stopping
-            else f"the attempt ended before it began (exit status {code})",
-        )
+        if self.stopping or code == 0:  # it could not take its lease over: no fault of the task
+            why = "stopped" if self.stopping else "the attempt could not take its lease over"
+            result = Result(Outcome.RELEASED, why)
+        else:
+            why = f"the attempt ended before it began (exit status {code})"
+            result = Result(Outcome.ERROR, why)
         self.unsettled.append((left[0], result))
         self.settle_rest()
 

@@ -62,7 +62,12 @@ class QueueUnreadable(RolecallError):
 
 
 class QueueUnreachable(QueueUnreadable):
-    """The server that keeps the queue cannot be asked now; it is asked again before long."""
+    """The server that keeps the queue cannot be asked now; it is asked again before long.
+
+    ``again``: the seconds until asking is of use; 0 where nobody knows.
+    """
+
+    again = 0.0
 
 
 class LeaseLost(RolecallError):
@@ -74,7 +79,10 @@ class LockTimeout(RolecallError):
 
 
 class Interrupted(RolecallError):
-    """What we did ourselves for an attempt was cut short; ``why``: "stopped" or "timeout"."""
+    """What we did ourselves for an attempt was cut short.
+
+    ``why``: "stopped", "timeout" or "unrenewed" (nobody could be asked to renew its lease).
+    """
 
     def __init__(self, why: str) -> None:
         self.why = why

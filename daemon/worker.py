@@ -75,6 +75,7 @@ class Worker:
         self.problems: tuple[str, ...] = ()  # of single tasks and leases, as they were last told
         self.seen: object = None  # the queue's signature at the last look
         self.look_at = 0.0
+        self.is_away = False  # the queue's server; said once
 
     # --- the three ways to run -------------------------------------------------------------
 
@@ -209,14 +210,20 @@ class Worker:
         except (OSError, RolecallError) as error:
             self.watch.changed()  # what we took back ourselves must not wake us
             text = str(error).replace("\n", "; ")
-            self.log.once("queue", text, "error")
+            if not (self.is_away and isinstance(error, QueueUnreachable)):  # told of it already
+                self.log.once("queue", text, "error")
+            self.is_away = isinstance(error, QueueUnreachable)
             self.notifier.status(text)
             if isinstance(error, durable.DiskError):
                 self.attempts.spare()
             # A text is mended by somebody, who wakes us; a server that is back tells nobody.
-            if isinstance(error, QueueUnreachable) or not isinstance(error, QueueUnreadable):
-                self.look_at = min(self.look_at, time.monotonic() + RETRY)
+            if self.config.on_postgres or not isinstance(error, QueueUnreadable):
+                again = (isinstance(error, QueueUnreachable) and error.again) or RETRY
+                self.look_at = min(self.look_at, time.monotonic() + again)
             return
+        if self.is_away:
+            self.is_away = False
+            self.log.say("the queue's server answers again")
         self.log.once("queue", "")
         self.tell_problems()
 
@@ -255,8 +262,9 @@ class Worker:
         try:
             leases = self.attempts.leases()
         except (OSError, RolecallError) as error:
-            self.log.once("queue", str(error), "error")
-            return [child.lease for child in self.attempts.children.values()]
+            if not self.is_away:
+                self.log.once("queue", str(error), "error")
+            leases = self.attempts.remembered()
         return [
             lease
             for lease in leases

@@ -36,12 +36,14 @@ from daemon.queue import breaker as breakers
 from daemon.queue.lease import is_here
 from daemon.queue.memory import Memory
 from daemon.queue.outbox import Teller
-from daemon.queue.session import Between, Call, Session
+from daemon.queue.session import ANSWER, Between, Call, Session
 from daemon.queue.transfer import BOM, SHOWN, Imported, Incoming
 from daemon.queue.update import Update
 
 RESTARTS = 100  # times that somebody else's write may come between our look and our write
 CHUNK = 1000  # tasks that one statement imports
+SHARE = 0.125  # of the ttl: how long a call of an attempt may take; less than attempt.MARGIN
+RETURN = 10.0  # seconds for attempts to renew what they could not while the server was away
 KNOWN = 100  # tasks whose documents are kept for their settling
 OWN = 1000  # claims that are remembered as known to their process
 
@@ -287,6 +289,8 @@ class PostgresQueue:
         ((soonest,),) = self.session.call(SOONEST, [list(rules.claims)])
         if soonest is not None:
             times.append(now + soonest)
+        returned = now + self.session.since + RETURN - time.monotonic()
+        times.append(returned)
         # A lease that is given out later may run out before our interval does.
         shortest = min(each.lease_ttl for each in self.config.roles.values())
         if shortest < self.config.roles[role].interval:
@@ -497,7 +501,11 @@ class PostgresQueue:
     # --- the lease of an attempt -----------------------------------------------------------------
 
     def take_over(self, lease: Lease, me: Identity, unit: str = "") -> Lease:
-        """Make the lease the attempt's own. Raises LeaseLost."""
+        """Make the lease the attempt's own. Raises LeaseLost.
+
+        From now on no call keeps the attempt from watching its agent for long.
+        """
+        self.session.answer = min(ANSWER, lease.ttl_seconds * SHARE)
         found = self.session.call(
             "SELECT * FROM rolecall.take_over($1, $2, $3, $4, $5, $6)",
             [
@@ -688,10 +696,14 @@ class PostgresQueue:
             Call("SELECT problem FROM rolecall.task WHERE id IS NULL ORDER BY place LIMIT 20"),
         )
         self._problems = tuple(row[0] for row in strange)
+        # Whoever was away like us has a result in hand, perhaps, and is to write it first.
+        returned = self.session.since + RETURN
         found = [
             Stale(lease, name, why)
             for name, lease in self._read(leased).items()
-            if lease.role in self.machine.roles and (why := self.gone(lease))
+            if lease.role in self.machine.roles
+            and (why := self.gone(lease))
+            and not (why == "expired" and time.monotonic() < returned)
         ]
         for row in held:
             task = {**json.loads(row[2]), **row[3]}

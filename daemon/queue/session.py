@@ -12,18 +12,19 @@ import json
 import math
 import os
 import select
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import psycopg
 from psycopg import pq
-from psycopg.conninfo import make_conninfo
 
 from daemon.errors import QueueUnreachable, RolecallError
 
 ANSWER = 10.0  # seconds in which the server has to answer; without one it counts as gone
-FIRST, CAP = 0.2, 5.0  # seconds between tries to connect, which double
+CONNECT = 5  # seconds for one address of the server
+FIRST, CAP = 0.2, 5.0  # seconds between tries of what failed, which double
 AGAIN = 5  # times that a call is made anew which met others' (a deadlock)
 #: Of the session: nobody's defaults may change what a claim sees, or let a lock wait for ever.
 SETTINGS = {
@@ -33,7 +34,6 @@ SETTINGS = {
     "tcp_keepalives_interval": "10",
     "tcp_keepalives_count": "3",
 }
-KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 
 Values = Sequence[object]
 Row = list[Any]
@@ -66,11 +66,58 @@ class Refused(Exception):  # it becomes one of ours
         self.what, self.state = what, state
 
 
+class _Making:
+    """A connection in the making, in a thread: a name server's silence cannot be cut short.
+
+    Whoever has not waited long enough for it takes it later.
+    """
+
+    def __init__(self, url: str, name: str) -> None:
+        self._url, self._name = url, name
+        self._made: psycopg.Connection | None = None
+        self._error: psycopg.Error | None = None
+        self._wanted = True
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._made = psycopg.Connection.connect(
+                self._url,
+                autocommit=True,
+                connect_timeout=CONNECT,
+                application_name=self._name,
+                client_encoding="UTF8",
+                keepalives_idle=30,
+                keepalives_interval=10,
+                keepalives_count=3,
+                tcp_user_timeout=int(ANSWER * 1000),
+            )
+        except psycopg.Error as error:
+            self._error = error
+        if not self._wanted:
+            self.leave()
+
+    def leave(self) -> None:
+        """Nobody waits for it any more."""
+        self._wanted = False
+        if self._made is not None:
+            self._made.close()
+
+    def within(self, seconds: float) -> psycopg.Connection | None:
+        """The connection; None where it is not there yet. Raises Refused."""
+        self._thread.join(seconds)
+        if self._error is not None:
+            raise Refused(_in_a_line(str(self._error)))
+        return self._made
+
+
 class Session:
     """The one connection of a worker, of an attempt, or of a person's command.
 
     ``answer``: seconds that the server has. ``greet`` is called with each new connection's session,
-    and refuses what cannot be used.
+    and refuses what cannot be used. ``since``: when the server was there again after it had been
+    away, of time.monotonic().
     """
 
     def __init__(
@@ -78,12 +125,18 @@ class Session:
     ) -> None:
         self.url, self.name, self.greet, self.answer = url, name, greet, answer
         self.channels: set[str] = set()
+        self.since = -math.inf
+        self._making: _Making | None = None
+        self._owner: psycopg.Connection | None = None  # of the line, which it would close
         self._line: pq.abc.PGconn | None = None
+        self._heard_of: set[str] = set()  # the channels that the connection listens on
         self._names: dict[str, bytes] = {}  # of the statements that this connection knows
         self._poll = select.poll()
         self._told = False  # something came that was listened for, or could not be heard
         self._inside = False  # a transaction
-        self._tries, self._try_at, self._why = 0, 0.0, ""
+        self._greeting = False  # the new connection is not in use yet
+        self._is_away, self._why = False, ""
+        self._tries, self._failed_at, self._try_at = 0, 0.0, 0.0
         self._until = 0.0  # of time.monotonic(): when the server has to have answered
         self._pid = os.getpid()
 
@@ -98,7 +151,10 @@ class Session:
         for _ in range(AGAIN):
             line = self._connected()
             try:
-                return self._asked(line, asked)
+                found = self._asked(line, asked)
+                if self._tries and not self._greeting:
+                    self._answered()
+                return found
             except Refused as refused:
                 if refused.state in COLLISIONS and not self._inside:
                     continue
@@ -107,6 +163,14 @@ class Session:
                     continue
                 raise self._error(refused) from None
         raise QueueUnreachable("the queue is too busy: its writers met again and again")
+
+    def _answered(self) -> None:
+        """It is back. What it answers to some and refuses to others is asked no more often."""
+        now = time.monotonic()
+        if self._is_away:
+            self._is_away, self._try_at, self.since = False, 0.0, now
+        if now > self._failed_at + CAP:
+            self._tries = 0
 
     @contextlib.contextmanager
     def transaction(self, *, undone: bool = False) -> Iterator[None]:
@@ -193,67 +257,75 @@ class Session:
         what, state = refused.what, refused.state
         line = self._line
         dead = line is None or line.status != pq.ConnStatus.OK
-        if dead or state == READ_ONLY:  # a standby, since a failover perhaps
+        # A standby, since a failover perhaps; or another schema, of which the next greeting tells.
+        if useless := dead or state == READ_ONLY or state in ANOTHER_SCHEMA:
             self.drop()
         if state == UNIQUE:
             return Between(what)
         if state == RIGHTS:
             hint = "GRANT rolecall_worker (or rolecall_operator, for people) TO its login role"
             return RolecallError(f"the queue may not be used: {what}", where=self.url, hint=hint)
-        if dead or state == READ_ONLY or state[:2] in PASSING:
-            return QueueUnreachable(f"the queue's server cannot be used: {what}", where=self.url)
+        if useless or state[:2] in PASSING:
+            return self._away(f"the queue's server cannot be used: {what}")
         return RolecallError(f"the queue's server refused: {what}", where=self.url)
+
+    def _away(self, why: str) -> QueueUnreachable:
+        """The error, and when to ask again: later and later, and not all at the same moment."""
+        longest = min(CAP, FIRST * 2 ** min(self._tries, 16))
+        self._failed_at = time.monotonic()
+        self._try_at = self._failed_at + longest * (0.5 + os.urandom(1)[0] / 512)
+        self._tries, self._is_away, self._why = self._tries + 1, True, why
+        return self._not_yet()
+
+    def _not_yet(self) -> QueueUnreachable:
+        error = QueueUnreachable(self._why, where=self.url)
+        error.again = max(0.0, self._try_at - time.monotonic())
+        return error
 
     # --- connecting --------------------------------------------------------------------------
 
     def _connected(self) -> pq.abc.PGconn:
         if self._pid != os.getpid():  # a fork: the connection is the parent's
-            self._line, self._names, self._pid = None, {}, os.getpid()
+            self._line, self._making, self._names, self._pid = None, None, {}, os.getpid()
         self._hear()
         if self._line is None and self._inside:
             raise QueueUnreachable("the connection was lost", where=self.url)
-        return self._line or self._connect()
+        line = self._line or self._connect()
+        if self.channels != self._heard_of and not (self._greeting or self._inside):
+            self._listen(line)
+        return line
 
     def _connect(self) -> pq.abc.PGconn:
-        if time.monotonic() < self._try_at:
-            raise QueueUnreachable(self._why, where=self.url)
+        """A new connection. Raises QueueUnreachable, and what ``greet`` raises."""
+        is_early = time.monotonic() < self._try_at
+        if self._making is None:
+            if is_early:
+                raise self._not_yet()
+            self._making = _Making(self.url, self.name)
         try:
-            line = self._line = self._connection()
-            self._names, self._poll = {}, select.poll()
-            self._poll.register(line.socket, select.POLLIN)
+            made = self._making.within(0 if is_early else self.answer)
+        except Refused as refused:
+            self._making = None
+            raise self._away(f"the queue's server cannot be reached: {refused.what}") from None
+        if made is None and is_early:
+            raise self._not_yet()
+        if made is None:
+            why = f"the queue's server cannot be reached: no answer within {self.answer:g} s"
+            raise self._away(why)
+        self._making, self._owner, line = None, made, made.pgconn
+        self._line, self._names, self._heard_of = line, {}, set()
+        self._poll = select.poll()
+        self._poll.register(line.socket, select.POLLIN)
+        self._greeting = True
+        try:
             self._settle_in(line)
         except Refused as refused:
-            self.drop()
-            self._why = f"the queue's server cannot be reached: {refused.what}"
-            longest = min(CAP, FIRST * 2 ** min(self._tries, 16))
-            self._tries += 1
-            self._try_at = time.monotonic() + longest * (0.5 + os.urandom(1)[0] / 512)
-            raise QueueUnreachable(self._why, where=self.url) from None
+            raise self._error(refused) from None
         except BaseException:
             self.drop()
             raise
-        self._tries, self._try_at = 0, 0.0
-        return line
-
-    def _connection(self) -> pq.abc.PGconn:
-        seconds = max(2, math.ceil(self.answer))  # a host; libpq waits for no less
-        try:
-            info = make_conninfo(
-                self.url,
-                connect_timeout=seconds,
-                application_name=self.name,
-                client_encoding="UTF8",
-                tcp_user_timeout=seconds * 1000,
-                **KEEPALIVES,
-            )
-        except psycopg.Error as error:
-            raise Refused(_in_a_line(str(error))) from None
-        line = pq.PGconn.connect(info.encode())
-        if line.status != pq.ConnStatus.OK:
-            what = _in_a_line(line.get_error_message())
-            line.finish()
-            raise Refused(what)
-        line.nonblocking = 1
+        finally:
+            self._greeting = False
         return line
 
     def _settle_in(self, line: pq.abc.PGconn) -> None:
@@ -269,24 +341,32 @@ class Session:
                 hint="name PostgreSQL's own host and port: a worker takes one connection",
             )
         self.greet(self)
-        for channel in sorted(self.channels):
-            name = channel.replace('"', '""')
-            self._asked(line, [Call(f'LISTEN "{name}"')])
+
+    def _listen(self, line: pq.abc.PGconn) -> None:
+        try:
+            for channel in sorted(self.channels - self._heard_of):
+                name = channel.replace('"', '""')
+                self._asked(line, [Call(f'LISTEN "{name}"')])
+                self._heard_of.add(channel)
+        except Refused as refused:
+            raise self._error(refused) from None
 
     def drop(self) -> None:
         """Let go of the connection; the next call makes a new one."""
-        line, self._line = self._line, None
-        if line is not None:
+        making, self._making = self._making, None
+        if making is not None:
+            making.leave()
+        owner, self._owner, self._line = self._owner, None, None
+        if owner is not None:
             self._told = True  # what came meanwhile is not known
             if self._pid == os.getpid():
-                line.finish()
+                owner.close()
 
     # --- listening ---------------------------------------------------------------------------
 
     def listen(self, channels: Iterable[str]) -> None:
-        """Be told of these on each connection that is made from now on."""
+        """Be told of these from the next call on, whatever connection it makes."""
         self.channels |= {*channels}
-        self.drop()
 
     @property
     def fd(self) -> int:
@@ -321,6 +401,7 @@ class Session:
 
 COLLISIONS = {"40P01", "40001"}  # deadlock, serialization: nothing was changed
 UNIQUE, RIGHTS, READ_ONLY, STALE_PLAN = "23505", "42501", "25006", "0A000"
+ANOTHER_SCHEMA = {"42883", "42P01", "42703", "3F000"}  # no such function, table, column, schema
 #: Classes of errors that another try may not meet: the line, resources, an operator, the system.
 PASSING = {"", "08", "53", "55", "57", "58", "XX"}
 
