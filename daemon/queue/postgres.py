@@ -37,7 +37,7 @@ from daemon.queue.lease import is_here
 from daemon.queue.memory import Memory
 from daemon.queue.outbox import Teller
 from daemon.queue.session import Between, Call, Session
-from daemon.queue.transfer import BOM, SHOWN, Imported, Incoming
+from daemon.queue.transfer import SHOWN, Imported, Incoming
 from daemon.queue.update import Update
 
 RESTARTS = 100  # times that somebody else's write may come between our look and our write
@@ -780,7 +780,7 @@ class PostgresQueue:
     def load(self, data: bytes, name: str, *, replace: bool = False) -> Imported:
         """Take the tasks of another queue's text in; see ``Queue.load``."""
         incoming = Incoming.of(data, name)
-        if self._replace(data, incoming, only_empty=not replace):
+        if self._replace(incoming, only_empty=not replace):
             return incoming.as_whole
         done: list[Imported] = []
 
@@ -790,14 +790,13 @@ class PostgresQueue:
         self.update(change)
         return done[0]
 
-    def _replace(self, data: bytes, incoming: Incoming, *, only_empty: bool) -> bool:
+    def _replace(self, incoming: Incoming, *, only_empty: bool) -> bool:
         """Put the text in the queue's place; False, where that is to be empty, and is not."""
         if only_empty and self.session.call("SELECT FROM rolecall.task LIMIT 1"):
             return False
-        document = json.loads(data.removeprefix(BOM))
         try:
-            root, limits = rows.root(document)
-            apart = rows.apart(incoming.tops)
+            root, limits = rows.root(incoming.document)
+            apart = rows.apart(incoming.tops).counted()
         except ValueError as error:
             what = f"nothing was imported: {error}"
             raise RolecallError(what, where=incoming.name) from None

@@ -25,17 +25,23 @@ class Imported(NamedTuple):
 
 
 class Incoming(NamedTuple):
-    """A whole queue's text, understood. ``name`` is the text's own; ``tops`` its ``tasks``."""
+    """A whole queue's text, understood. ``name`` is the text's own; ``document`` what it says."""
 
     name: str
     tasks: Tasks
-    tops: list[Any]
+    document: dict[str, Any]
 
     @classmethod
     def of(cls, data: bytes, name: str) -> Incoming:
         """Understand the text. Raises QueueUnreadable where it is none of a queue."""
         tasks = Tasks(jsontext.parse(data, name).entries)
-        return cls(name, tasks, json.loads(data.removeprefix(BOM))["tasks"])
+        return cls(name, tasks, json.loads(data.removeprefix(BOM)))
+
+    @property
+    def tops(self) -> list[Any]:
+        """Its ``tasks``, those that stand in no other."""
+        found: list[Any] = self.document["tasks"]
+        return found
 
     @property
     def as_whole(self) -> Imported:
