@@ -13,17 +13,21 @@ from daemon.queue import jsontext
 from daemon.queue.opening import open_queue
 
 
-def load(config: Config, path: str, replace: bool = False) -> list[str]:  # noqa: FBT001, FBT002  # as tasks.py passes it
-    """Import a file, or standard input ("-"). Returns lines for a person."""
+def read(path: str) -> tuple[bytes, str]:
+    """A file, or standard input ("-"), and what to call it. Raises UsageError."""
     name = "standard input" if path == "-" else path
     try:
         if path == "-":
-            data = sys.stdin.buffer.read(jsontext.LONGEST + 1)
-        else:
-            with open(path, "rb") as file:
-                data = file.read(jsontext.LONGEST + 1)
+            return sys.stdin.buffer.read(jsontext.LONGEST + 1), name
+        with open(path, "rb") as file:
+            return file.read(jsontext.LONGEST + 1), name
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror}", where=name) from error
+
+
+def load(config: Config, path: str, replace: bool = False) -> list[str]:  # noqa: FBT001, FBT002  # as tasks.py passes it
+    """Import a file, or standard input ("-"). Returns lines for a person."""
+    data, name = read(path)
     events = Events(config)
     done = open_queue(config, teller=events).load(data, name, replace=replace)
     whole = ", in place of all that was there" if done.whole else ""
