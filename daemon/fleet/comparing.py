@@ -8,6 +8,7 @@ from typing import Any
 
 from daemon import uri
 from daemon.config import FILE, Config
+from daemon.errors import ConfigError, Problem
 from daemon.fleet.output import escape
 from daemon.fleet.transfer import read
 from daemon.queue.opening import open_queue
@@ -26,11 +27,12 @@ def against(config: Config, other: str) -> list[str]:
     """
     queue = open_queue(config)
     ours = Incoming.of(queue.export(), queue.name)
-    if other.startswith((FILE, *(f"{each}:" for each in uri.SCHEMES))):
-        further = open_queue(config._replace(queue=other))
-        theirs = Incoming.of(further.export(), further.name)
+    if other.startswith(tuple(f"{each}:" for each in uri.SCHEMES)):
+        if wrong := [Problem("--against", *each) for each in uri.wrong(other)]:
+            raise ConfigError.of(wrong)
+        theirs = Incoming.of(open_queue(config._replace(queue=other)).export(), other)
     else:
-        theirs = Incoming.of(*read(other))
+        theirs = Incoming.of(*read(other.removeprefix(FILE)))
     return list(_differences("", ours.document, theirs.document))
 
 
@@ -61,11 +63,11 @@ def _differences(place: str, one: Any, other: Any) -> Iterator[str]:
 
 
 def _of_objects(place: str, one: dict[str, Any], other: dict[str, Any]) -> Iterator[str]:
-    for key in one:
+    for key, value in one.items():
         if key not in other:
             yield f"{_join(place, key)}: only here"
         else:
-            yield from _differences(_join(place, key), one[key], other[key])
+            yield from _differences(_join(place, key), value, other[key])
     yield from (f"{_join(place, key)}: only there" for key in other if key not in one)
     ours, theirs = [key for key in one if key in other], [key for key in other if key in one]
     if ours != theirs:
