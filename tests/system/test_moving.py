@@ -55,7 +55,7 @@ class Team(Operator):
         text = text.replace("~/src/shop", str(self.workspace))
         lines = [line.strip() for line in text.splitlines()]
         if kind == "yaml":
-            self.set(**dict(line.split(": ", 1) for line in lines))  # type: ignore[arg-type]
+            self.set(**dict(line.split(": ", 1) for line in lines))
             return []
         return [self.type(line) for line in lines]
 
