@@ -506,8 +506,9 @@ def queue_init(
         print(escape(line))
 
 
-@command()
+@command(against="compare instead: a queue's file, or a queue's URL; exit status 1: they differ")
 def check(
+    against: str | None = None,
     json: bool = False,
     workspace: str | None = None,
     limit: str | None = None,
@@ -515,10 +516,16 @@ def check(
 ) -> int:
     """Say why each task waits, and what is wrong with the queue. Exit status 1: something is."""
     from daemon.fleet import board as boards
-    from daemon.fleet import here
+    from daemon.fleet import comparing, here
     from daemon.fleet.output import Style, as_json
 
-    board = boards.Board(here.fleet(inventory, limit).queue_config(workspace))
+    config = here.fleet(inventory, limit).queue_config(workspace)
+    if against is not None:
+        found = comparing.against(config, against)
+        facts = (config, against, found)
+        print(as_json(comparing.facts(*facts)) if json else comparing.text(*facts))
+        return int(bool(found))
+    board = boards.Board(config)
     board.hint()
     print(as_json(boards.check_facts(board)) if json else boards.check(board, Style.of(sys.stdout)))
     return int(bool(board.problems))

@@ -157,8 +157,7 @@ class Attempt:
         if preset is None:
             return result
         if self.role.rules.on_success == lifecycle.PLANNED and not result.add_tasks:
-            found = lifecycle.children(self.queue.snapshot().tasks, {name})
-            result = verdict.of_plan(result, has_children=bool(found[name]))
+            result = verdict.of_plan(result, has_children=self.queue.has_children(name))
         started = result.usage != {}  # see run_agent
         hint = f"log in: {preset.login}" if started else f"install it: {preset.install}"
         return verdict.with_hint(result, hint, name)
@@ -178,7 +177,7 @@ class Attempt:
             self.brief.run_dir,
             self.cwd,
             self.changes.get("branch"),
-            lambda: self.queue.snapshot().tasks,
+            lambda names: self.queue.snapshot(names).tasks,
         )
         self.write_task()
         text = prompt.of(self.config, self.role, given)

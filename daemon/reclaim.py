@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -18,6 +18,8 @@ from daemon.queue import Snapshot
 from daemon.repository import common_folder, is_worktree, listed, own_folder
 from daemon.state import dirty, hidden, nested
 from daemon.worktree import MERGING, alone, branch_of, path_of
+
+Look = Callable[[Collection[str]], Snapshot]
 
 GONE = ".gone-"  # what the folder of a worktree is called while it is being removed
 HEADS = "refs/heads/"
@@ -33,11 +35,12 @@ class Kept(NamedTuple):
 class Reclaim:
     """One workspace's worktrees, seen in the light of its queue."""
 
-    def __init__(self, git: Git, config: Config, snapshot: Snapshot) -> None:
-        self.git, self.config, self.snapshot = git, config, snapshot
+    def __init__(self, git: Git, config: Config, look: Look) -> None:
+        self.git, self.config = git, config
         self.workspace, self.ours = config.workspace, own_paths(config)
         self.common = common_folder(git, config.workspace)
         self.merged = set(self.branches("--merged=HEAD"))
+        self.snapshot = look({*present(config), *self.merged})
 
     def branches(self, *which: str) -> list[str]:
         """The ids of the tasks that have a branch."""
@@ -111,17 +114,20 @@ def present(config: Config) -> list[str]:
         return []
 
 
-def reclaim(git: Git, config: Config, look: Callable[[], Snapshot]) -> list[str]:
+def reclaim(git: Git, config: Config, look: Look) -> list[str]:
     """Remove the worktrees and the branches of ended tasks that lose nothing; the tasks' ids.
 
-    ``look`` reads the queue; it is asked under the lock that makers of worktrees hold. Raises
-    RolecallError.
+    ``look`` reads these tasks of the queue; it is asked under the lock that makers of worktrees
+    hold. Raises RolecallError.
     """
     done: list[str] = []
-    if not _left(config) and not any(ended(look(), each) for each in present(config)):
-        return done  # most often
+    standing = present(config)
+    if not _left(config):
+        seen = look(standing) if standing else None
+        if seen is None or not any(ended(seen, each) for each in standing):
+            return done  # most often
     with alone(git, config, "worktrees"):
-        found = Reclaim(git, config, look())
+        found = Reclaim(git, config, look)
         for gone in _left(config):
             found.finish(gone)
         for task_id in present(config):
@@ -130,8 +136,7 @@ def reclaim(git: Git, config: Config, look: Callable[[], Snapshot]) -> list[str]
                     if mine:
                         found.remove(task_id)
                         done.append(task_id)
-        standing = set(present(config))
-        for task_id in found.merged - standing:
+        for task_id in found.merged - set(present(config)):
             if found.has_ended(task_id):
                 git.run(config.workspace, "branch", "--quiet", "-d", branch_of(task_id))
     return done

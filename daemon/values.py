@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from daemon.config import Config
 from daemon.errors import RolecallError
 from daemon.index import Tasks
+from daemon.lifecycle import dependencies
 from daemon.model import Lease
+
+Look = Callable[[Collection[str]], Tasks]
 
 
 def of(  # noqa: PLR0913, PLR0917  # what an attempt, or a preview of one, knows
@@ -24,12 +27,12 @@ def of(  # noqa: PLR0913, PLR0917  # what an attempt, or a preview of one, knows
     run_dir: str,
     cwd: str,
     branch: str | None,
-    tasks: Callable[[], Tasks],
+    tasks: Look,
 ) -> dict[str, Any]:
     """The values of one attempt: strings, numbers, and lists of mappings. docs/agents.md has them.
 
     ``branch`` is the one that the attempt's worktree is on (None without a worktree), ``tasks``
-    reads the queue.
+    reads these tasks of the queue.
     """
     role, main = config.roles[lease.role], main_branch(config.workspace)
     known = task.get("branch")
@@ -50,9 +53,7 @@ def of(  # noqa: PLR0913, PLR0917  # what an attempt, or a preview of one, knows
     }
 
 
-def _background(
-    config: Config, lease: Lease, task: dict[str, Any], tasks: Callable[[], Tasks]
-) -> dict[str, Any]:
+def _background(config: Config, lease: Lease, task: dict[str, Any], tasks: Look) -> dict[str, Any]:
     gates = config.roles[lease.role].gates
     first = lease.token == 1 and not task.get("last_error")
     if first and not task.get("dependencies") and not gates:
@@ -61,7 +62,7 @@ def _background(
 
     runs = config.paths.runs
     past = [] if lease.token == 1 else history.read(runs, lease.task_id, before=lease.token)
-    needs = background.needed(task, _known(tasks)) if task.get("dependencies") else []
+    needs = background.needed(task, _known(task, tasks)) if task.get("dependencies") else []
     for place, need in enumerate(needs):
         told = history.verdicts(runs, need.id, history.MOST) if need.status != "unknown" else []
         notes = [each.note for each in told if each.outcome == "success" and each.note]
@@ -76,10 +77,10 @@ def _background(
     }
 
 
-def _known(tasks: Callable[[], Tasks]) -> Tasks:
-    """The queue's tasks; while somebody is at its file, an attempt goes on without them."""
+def _known(task: dict[str, Any], tasks: Look) -> Tasks:
+    """What it depends on; while somebody is at the queue's file, an attempt goes on without."""
     try:
-        return tasks()
+        return tasks([each for each in dependencies(task) if isinstance(each, str)])
     except (RolecallError, OSError):
         return Tasks(())
 

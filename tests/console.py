@@ -39,6 +39,11 @@ class Operator:
         self.inventory = write_inventory(path / "inventory", **variables)
         self.queue = self.workspace / ".oodatcaa" / "work" / "SPRINT_QUEUE.json"
 
+    @property
+    def environ(self) -> dict[str, str]:
+        """That in which the person types."""
+        return {**os.environ, "ROLECALL_INVENTORY": str(self.inventory)}
+
     def invoke(
         self, *arguments: str, stdin: str = "", **environ: str
     ) -> subprocess.CompletedProcess[str]:
@@ -46,7 +51,7 @@ class Operator:
         return subprocess.run(
             [sys.executable, "-m", "invoke", *arguments],
             cwd=ROOT,
-            env={**os.environ, "ROLECALL_INVENTORY": str(self.inventory), **environ},
+            env={**self.environ, **environ},
             input=stdin,
             capture_output=True,
             text=True,

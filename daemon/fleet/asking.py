@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from daemon import executor, launch, process, tree
 from daemon.byhand import holder
@@ -49,9 +49,7 @@ def retry(
                 hint=f"invoke queue.retry {ALL} --standing {kind}",
             )
         ids = [str(wait.entry.task["id"]) for wait in Board(config).pick(kind=kind)]
-    known = open_queue(config).snapshot().tasks.by_id
-    for task_id in ids:
-        one_of("task", task_id, known)
+    _known(open_queue(config), ids)
     if status is not None:
         one_of("status", status, sorted(config.machine.claimed))
     problems: list[Problem] = []
@@ -79,16 +77,24 @@ def _retry(config: Config, task_id: str, status: str | None) -> list[str]:
 def _ask(config: Config, task_id: str, ask: Ask, did: str) -> list[str]:
     events = Events(config)
     queue = open_queue(config, teller=events)
-    one_of("task", task_id, queue.snapshot().tasks.by_id)
+    _known(queue, [task_id])
     lease = ask(queue, task_id, events.owner)
     if lease is not None:
         _see_through(config, queue, lease)
     if events.lines or lease is None:
         return events.lines
-    entry = queue.snapshot().tasks.by_id.get(task_id)  # its attempt has settled, and told it
+    entry = queue.snapshot([task_id]).tasks.by_id.get(task_id)  # as its attempt has settled it
     now = status_of(entry.task) if entry else "gone"
     again = ", claimed anew" if entry and holder(entry.task, config.machine) else ""
     return [f"{task_id}: {did}: its attempt has ended, the task is {now}{again}"]
+
+
+def _known(queue: Queue, ids: Sequence[str]) -> None:
+    """Raise UsageError for an id that the queue does not have."""
+    known = queue.snapshot(ids).tasks.by_id
+    for task_id in ids:
+        if task_id not in known:
+            one_of("task", task_id, queue.snapshot().tasks.by_id)
 
 
 def _can_answer(lease: Lease) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from daemon.config import Config, Role
-from daemon.fleet import runs
+from daemon.fleet import leftover, runs
 from daemon.fleet.agents import span
 from daemon.fleet.here import UsageError, one_of
 from daemon.fleet.output import Style, as_json, escape, table, value_text
@@ -82,6 +82,8 @@ class Board:
         self.taken = self.missing and not config.on_postgres and runs.are_left(config.paths.runs)
         if self.taken:
             self.problems.insert(0, f"{queue.name}: {runs.TAKEN}; {runs.LOOK_FOR_IT}")
+        if left := leftover.problem(config):
+            self.problems.append(f"{left}; {leftover.HINT}")
 
     def hint(self) -> None:
         """Say on stderr that there is no queue, where there is none."""

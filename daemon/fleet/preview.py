@@ -39,7 +39,7 @@ def text(config: Config, task_id: str, role: str | None = None) -> str:
         os.path.join(config.paths.runs, task_id, str(lease.token)),
         os.path.join(config.paths.worktrees, task_id) if own else config.workspace,
         branch_of(task_id) if own else None,
-        lambda: tasks,
+        lambda _: tasks,
     )
     return prompt.of(config, config.roles[name], given)
 

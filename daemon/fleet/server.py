@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from daemon.config import Config
 from daemon.errors import RolecallError
+from daemon.fleet import leftover
 from daemon.fleet.connection import Local
 from daemon.fleet.finding import FAIL, OK, WARN, Finding
 from daemon.queue import database
@@ -46,6 +47,8 @@ def findings(
         finally:
             queue.close()
         yield _filled(tasks, count(tasks, name))
+        if left := leftover.problem(config):
+            yield Finding("queue", WARN, left, leftover.HINT)
     except RolecallError as error:
         problem = error.problems[0]
         hint = problem.hint or connection.typed(f"psql {shlex.quote(config.queue)}")

@@ -187,7 +187,7 @@ def _working(
     trouble, parked = "", 0
     queue = open_queue(config)
     try:
-        parked = len(queue.snapshot().tasks.in_status(*PARKED - {"blocked"}))
+        parked = queue.count(PARKED - {"blocked"})
         for lease in queue.live(host=os.uname().nodename):
             if lease.role in roles:
                 seconds = max(0.0, now - (parse_time(lease.started_at) or now))

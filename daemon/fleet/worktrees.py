@@ -79,7 +79,7 @@ def findings(config: Config) -> Iterator[Finding]:
         return
     yield Finding("worktrees", OK, f"{found} in {config.paths.worktrees}")
     try:
-        kept = list(Reclaim(git, config, open_queue(config).snapshot()).kept())
+        kept = list(Reclaim(git, config, open_queue(config).snapshot).kept())
     except RolecallError:  # the queue, or git: both are looked at elsewhere
         return
     if kept:

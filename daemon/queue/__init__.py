@@ -112,8 +112,18 @@ class Queue(Protocol):
     def close(self) -> None:
         """Let go of what is open. The queue is not asked any more."""
 
-    def snapshot(self) -> Snapshot:
-        """Everything as it is now, without a lock. Raises QueueUnreadable."""
+    def snapshot(self, only: Collection[str] | None = None) -> Snapshot:
+        """Everything as it is now, without a lock. Raises QueueUnreadable.
+
+        ``only``: it is these ids that matter. A database leaves all other tasks out, and what
+        stands in these.
+        """
+
+    def count(self, statuses: Collection[str]) -> int:
+        """How many tasks are in any of these statuses. Raises QueueUnreadable."""
+
+    def has_children(self, task_id: str) -> bool:
+        """Whether any task names this one as its parent, or stands in it."""
 
     def claim(
         self, role: str, owner: str, *, ignore_wip: bool = False, dry_run: bool = False
@@ -156,9 +166,12 @@ class Queue(Protocol):
     def add(self, tasks: list[dict[str, Any]]) -> tuple[Move, ...]:
         """Append new tasks. Raises RolecallError with what is wrong with them."""
 
-    def update(self, change: Callable[[Update], None]) -> tuple[Move, ...]:
+    def update(
+        self, change: Callable[[Update], None], only: Collection[str] | None = None
+    ) -> tuple[Move, ...]:
         """Make a person's change on what the queue holds then, and what follows by itself.
 
+        ``only``: what ``change`` looks at, as ``snapshot`` has it.
         ``change`` may be called again, on newer tasks; ``read_lease``, ``gone`` and ``ask`` may be
         called in it. What it raises leaves all as it was.
         """

@@ -71,7 +71,7 @@ def retry(queue: Queue, task_id: str, who: str, status: str | None = None) -> En
         ]
         _move(update, entry, changes, f"tried again by {who}")
 
-    queue.update(change)
+    queue.update(change, [task_id])
     budgets = queue.memory.budgets
     parked = tuple(role for role in waited if budgets.parked(role))
     for role in parked:
@@ -105,7 +105,7 @@ def _asked(
             raise RolecallError(f"{task_id}: {error}") from None
         _move(update, entry, changes, wish_in_words(wish, who))
 
-    queue.update(change)
+    queue.update(change, [task_id])
     return found[0] if found else None
 
 

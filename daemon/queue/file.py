@@ -103,13 +103,23 @@ class FileQueue:
 
     # --- looking ---------------------------------------------------------------------------------
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, only: Collection[str] | None = None) -> Snapshot:  # noqa: ARG002  # read as a whole
         """Everything as it is now, without a lock. Raises QueueUnreadable."""
         text = self.ledger.read()
         tasks = Tasks(()) if text is None else text.tasks
         limits = None if text is None else text.document.root.get("wip_limits")
         found = self.ledger.every(tasks)
         return Snapshot(tasks, limits, self.ledger.live(found), self.ledger.barred(found))
+
+    def count(self, statuses: Collection[str]) -> int:
+        """How many tasks are in any of these statuses. Raises QueueUnreadable."""
+        text = self.ledger.read()
+        return 0 if text is None else len(text.tasks.in_status(*statuses))
+
+    def has_children(self, task_id: str) -> bool:
+        """Whether any task names this one as its parent, or stands in it."""
+        text = self.ledger.read()
+        return text is not None and bool(lifecycle.children(text.tasks, {task_id})[task_id])
 
     def problems(self) -> tuple[str, ...]:
         """What was found wrong with single tasks and leases at the last look, for a person."""
@@ -378,7 +388,11 @@ class FileQueue:
 
         return self.update(change)
 
-    def update(self, change: Callable[[Update], None]) -> tuple[Move, ...]:
+    def update(
+        self,
+        change: Callable[[Update], None],
+        only: Collection[str] | None = None,  # noqa: ARG002  # read as a whole
+    ) -> tuple[Move, ...]:
         """Make a person's change of the queue, under its lock, on what it holds then.
 
         ``change`` may be called again, on a newer text. What it raises leaves all as it was.

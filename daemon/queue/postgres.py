@@ -37,13 +37,14 @@ from daemon.queue.lease import is_here
 from daemon.queue.memory import Memory
 from daemon.queue.outbox import Teller
 from daemon.queue.session import ANSWER, Between, Call, Session
-from daemon.queue.transfer import BOM, SHOWN, Imported, Incoming
+from daemon.queue.transfer import SHOWN, Imported, Incoming
 from daemon.queue.update import Update
 
 RESTARTS = 100  # times that somebody else's write may come between our look and our write
 CHUNK = 1000  # tasks that one statement imports
 SHARE = 0.125  # of the ttl: how long a call of an attempt may take; less than attempt.MARGIN
 RETURN = 10.0  # seconds for attempts to renew what they could not while the server was away
+PART = 5000  # tasks that one statement reads
 KNOWN = 100  # tasks whose documents are kept for their settling
 OWN = 1000  # claims that are remembered as known to their process
 
@@ -57,10 +58,13 @@ LEASE = """task.id, task.role, task.owner, task.started_at, task.ttl,
     task.lease, task.wish, task.wished_by,
     task.heartbeat_at + make_interval(secs => task.ttl) <= rolecall.now()"""
 TASK = "task.place, task.parent, task.document, task.ours"
+#: Of single tasks: each as if it stood in no other.
+SINGLE: str = f"""SELECT place, NULL, document, ours, version, problem, {LEASE}
+    FROM rolecall.task WHERE id = ANY ($1) ORDER BY place"""
 ALL_LEASES: str = f"SELECT {LEASE} FROM rolecall.task WHERE owner IS NOT NULL"
-EVERYTHING: str = (
-    f"SELECT {TASK}, task.version, task.problem, {LEASE} FROM rolecall.task ORDER BY place"
-)
+#: In parts: no answer of the server may take as long as all of it would over a slow line.
+EVERYTHING: str = f"""SELECT {TASK}, task.version, task.problem, {LEASE} FROM rolecall.task
+    WHERE place > $1 ORDER BY place LIMIT {PART}"""
 DOCUMENT: str = "SELECT document FROM rolecall.queue"
 HELD: str = (
     f"SELECT {TASK} FROM rolecall.task"
@@ -198,23 +202,49 @@ class PostgresQueue:
         """Always the same: what changes is told on the connection, or seen at the next look."""
         return ()
 
-    def snapshot(self) -> Snapshot:
-        """Everything as it is now. Raises QueueUnreachable."""
-        ((document,),) = self.session.call(DOCUMENT)
-        tasks, leases, _ = self._everything()
+    def snapshot(self, only: Collection[str] | None = None) -> Snapshot:
+        """Everything, or single tasks, as they are now. Raises QueueUnreachable."""
+        document, tasks, leases, _ = self._seen_now(only)
         limits = json.loads(document).get("wip_limits")
         live = {name: lease for name, lease in leases.items() if not self.gone(lease)}
         barred = {name: self._barred(lease) for name, lease in leases.items() if name not in live}
         return Snapshot(tasks, limits, live, barred)
 
-    def _everything(self) -> tuple[Tasks, dict[str, Lease], list[tuple[int, int]]]:
-        """The tasks, the leases by id, and each task's place and version."""
-        found = self.session.call(EVERYTHING)
+    def _seen_now(
+        self, only: Collection[str] | None = None
+    ) -> tuple[str, Tasks, dict[str, Lease], list[tuple[int, int]]]:
+        """The document, the tasks, the leases by id, and each task's place and version."""
+        if only is None:
+            document, found = self._everything()
+        else:
+            names = [rows.plain(each) for each in only]
+            ((document,),), found = self.session.calls(Call(DOCUMENT), Call(SINGLE, [names]))
         entries, _ = rows.together(rows.Row(*row[:4]) for row in found)
         tasks = Tasks(entries)
         leases = {row[6]: self._lease(row[6:]) for row in found if row[8] is not None}
         self._problems = tuple(tasks.problems)
-        return tasks, leases, [(row[0], row[4]) for row in found]
+        return document, tasks, leases, [(row[0], row[4]) for row in found]
+
+    def _everything(self) -> tuple[str, list[list[Any]]]:
+        """The document and the rows of all tasks, of one moment."""
+        found: list[list[Any]] = []
+        with self.session.transaction():
+            self.session.call("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            ((document,),) = self.session.call(DOCUMENT)
+            while more := self.session.call(EVERYTHING, [found[-1][0] if found else 0]):
+                found += more
+        return document, found
+
+    def count(self, statuses: Collection[str]) -> int:
+        """How many tasks are in any of these statuses. Raises QueueUnreachable."""
+        query = "SELECT count(*) FROM rolecall.task WHERE status = ANY ($1) AND id IS NOT NULL"
+        ((many,),) = self.session.call(query, [list(statuses)])
+        return int(many)
+
+    def has_children(self, task_id: str) -> bool:
+        """Whether any task names this one as its parent, or stands in it."""
+        query = "SELECT FROM rolecall.family WHERE parent = $1 LIMIT 1"
+        return bool(self.session.call(query, [rows.plain(task_id)]))
 
     def _barred(self, lease: Lease) -> str:
         who = "a worker" if lease.role in self.machine.roles else f"a worker of {lease.role}"
@@ -628,7 +658,7 @@ class PostgresQueue:
         """What to change, the task in it, and the lease with what a person wishes by now."""
         known = self._known.get((lease.task_id, lease.token))
         if result.add_tasks:  # they have to fit into the whole queue
-            tasks, leases, rows_ = self._everything()
+            _, tasks, leases, rows_ = self._seen_now()
             draft = Draft(tasks, leases, rows_)
         else:
             if known is None:
@@ -744,13 +774,15 @@ class PostgresQueue:
 
         return self.update(change)
 
-    def update(self, change: Callable[[Update], None]) -> tuple[Move, ...]:
+    def update(
+        self, change: Callable[[Update], None], only: Collection[str] | None = None
+    ) -> tuple[Move, ...]:
         """Make a person's change of the queue, on what it holds then.
 
         ``change`` may be called again, on newer tasks. What it raises leaves all as it was.
         """
         for _ in range(RESTARTS):
-            tasks, leases, places = self._everything()
+            _, tasks, leases, places = self._seen_now(only)
             draft = Draft(tasks, leases, places)
             change(draft)
             new = rows.apart(draft.new)
@@ -781,18 +813,15 @@ class PostgresQueue:
 
     def export(self) -> bytes:
         """The queue as JSON, as ``load`` takes it."""
-        with self.session.transaction():  # as it is at one moment
-            self.session.call("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-            document = self.session.call(DOCUMENT)
-            found = self.session.call(f"SELECT {TASK} FROM rolecall.task ORDER BY place")
-        _, tops = rows.together(rows.Row(*row) for row in found)
-        made = rows.whole(document[0][0], tops)
+        document, found = self._everything()
+        _, tops = rows.together(rows.Row(*row[:4]) for row in found)
+        made = rows.whole(document, tops)
         return (rows.text(made, indent=2) + "\n").encode()
 
     def load(self, data: bytes, name: str, *, replace: bool = False) -> Imported:
         """Take the tasks of another queue's text in; see ``Queue.load``."""
         incoming = Incoming.of(data, name)
-        if self._replace(data, incoming, only_empty=not replace):
+        if self._replace(incoming, only_empty=not replace):
             return incoming.as_whole
         done: list[Imported] = []
 
@@ -802,14 +831,13 @@ class PostgresQueue:
         self.update(change)
         return done[0]
 
-    def _replace(self, data: bytes, incoming: Incoming, *, only_empty: bool) -> bool:
+    def _replace(self, incoming: Incoming, *, only_empty: bool) -> bool:
         """Put the text in the queue's place; False, where that is to be empty, and is not."""
         if only_empty and self.session.call("SELECT FROM rolecall.task LIMIT 1"):
             return False
-        document = json.loads(data.removeprefix(BOM))
         try:
-            root, limits = rows.root(document)
-            apart = rows.apart(incoming.tops)
+            root, limits = rows.root(incoming.document)
+            apart = rows.apart(incoming.tops).counted()
         except ValueError as error:
             what = f"nothing was imported: {error}"
             raise RolecallError(what, where=incoming.name) from None

@@ -44,6 +44,20 @@ class Apart(NamedTuple):
                 ]
             yield Apart(facts, self.documents[first : first + size])
 
+    def counted(self) -> Apart:
+        """The same as a queue of its own: what each waits for, and its children, counted."""
+        status = {each["id"]: each["status"] for each in self.facts if each["id"] is not None}
+        made = [{**each} for each in self.facts]
+        by_id = {each["id"]: each for each in made if each["id"] is not None}
+        for each in made:
+            each["waiting"] += sum(
+                status.get(name) not in lifecycle.SATISFIED for name in each["needs"]
+            )
+            for parent in filter(None, map(by_id.get, each["parents"])):
+                parent["open_children"] += each["status"] not in lifecycle.ENDED
+                parent["good_children"] += each["status"] in lifecycle.SATISFIED
+        return Apart(made, self.documents)
+
 
 def root(document: Mapping[str, Any]) -> tuple[str, dict[str, int]]:
     """The document without its tasks, and its sane WIP limits by role."""
@@ -96,9 +110,12 @@ def _relations(task: dict[str, Any], own: object) -> Facts:
     parents = {each for each in named if isinstance(each, str) and each != task.get("id")}
     return {
         "stuck": bool(task.get("blocked_reason") or task.get("blocker") or not needed),
-        "never": sum(not isinstance(each, str) for each in needed),
+        # Those that stand for no task are never satisfied; ``counted`` sees to all others.
+        "waiting": sum(not isinstance(each, str) for each in needed),
+        "open_children": 0,
+        "good_children": 0,
         "needs": sorted({plain(each) for each in needed if isinstance(each, str)}),
-        "parents": sorted(plain(each) for each in parents),
+        "parents": sorted({plain(each) for each in parents}),
     }
 
 

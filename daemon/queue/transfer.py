@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
+from daemon import lifecycle
 from daemon.errors import RolecallError
 from daemon.index import Tasks
 from daemon.model import Move
@@ -17,30 +18,47 @@ WHY = "imported"
 
 
 class Imported(NamedTuple):
-    """What an import did: the tasks that it added, by id, and those that were there already."""
+    """What an import did: the tasks that it added, by id, and those that were there already.
+
+    ``held``: those added on which an attempt was as the text was written, which no attempt of this
+    queue is on.
+    """
 
     added: tuple[str, ...]
     kept: tuple[str, ...]
     whole: bool = False
+    held: tuple[str, ...] = ()
 
 
 class Incoming(NamedTuple):
-    """A whole queue's text, understood. ``name`` is the text's own; ``tops`` its ``tasks``."""
+    """A whole queue's text, understood. ``name`` is the text's own; ``document`` what it says."""
 
     name: str
     tasks: Tasks
-    tops: list[Any]
+    document: dict[str, Any]
 
     @classmethod
     def of(cls, data: bytes, name: str) -> Incoming:
         """Understand the text. Raises QueueUnreadable where it is none of a queue."""
         tasks = Tasks(jsontext.parse(data, name).entries)
-        return cls(name, tasks, json.loads(data.removeprefix(BOM))["tasks"])
+        return cls(name, tasks, json.loads(data.removeprefix(BOM)))
+
+    @property
+    def tops(self) -> list[Any]:
+        """Its ``tasks``, those that stand in no other."""
+        found: list[Any] = self.document["tasks"]
+        return found
 
     @property
     def as_whole(self) -> Imported:
         """What its import did where it became the queue."""
-        return Imported(tuple(self.tasks.by_id), (), whole=True)
+        return Imported(tuple(self.tasks.by_id), (), whole=True, held=self._held)
+
+    @property
+    def _held(self) -> tuple[str, ...]:
+        return tuple(
+            name for name, each in self.tasks.by_id.items() if lifecycle.held_by_us(each.task)
+        )
 
     @property
     def moves(self) -> list[Move]:
@@ -74,7 +92,8 @@ class Incoming(NamedTuple):
             raise _refused(problems, self.name)
         update.append(fresh)
         update.moves += intake.told(fresh, WHY)
-        return Imported(tuple(added), tuple(kept))
+        held = tuple(name for name in self._held if name not in kept)
+        return Imported(tuple(added), tuple(kept), held=held)
 
 
 def _unwritable(tasks: list[dict[str, Any]]) -> list[str]:

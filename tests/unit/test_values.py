@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def backend(tmp_path: Path) -> FileBackend:
     return FileBackend(tmp_path)
 
 
-def unread() -> Tasks:
+def unread(_names: Collection[str]) -> Tasks:
     raise AssertionError("the queue is not needed")
 
 
@@ -55,7 +56,7 @@ def test_a_first_attempt_reads_nothing(backend: FileBackend) -> None:
 def test_a_queue_that_somebody_edits_stops_no_prompt(backend: FileBackend) -> None:
     """The dependencies are named, and what is known of them is left out."""
 
-    def broken() -> Tasks:
+    def broken(_names: Collection[str]) -> Tasks:
         raise QueueUnreadable("half-written")
 
     found = made(backend, {"dependencies": ["T0"]}, tasks=broken)
@@ -80,7 +81,7 @@ def test_dependencies_are_told_by_their_last_success(backend: FileBackend, tmp_p
         text = f'{{"token": {token}, "outcome": "{outcome}", "note": "{note}"}}'
         (folder / "result.json").write_text(text)
     known = Tasks([Entry(0, {"id": "T0", "status": "done"}, None)])
-    found = made(backend, {"dependencies": ["T0"]}, tasks=lambda: known)
+    found = made(backend, {"dependencies": ["T0"]}, tasks=lambda _: known)
     assert found["dependencies"][0]["note"] == "in cents"
 
 

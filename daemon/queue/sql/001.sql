@@ -337,9 +337,9 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     RETURNING t.lease, t.wish, t.wished_by, extract(epoch FROM t.heartbeat_at)::double precision;
 $$;
 
--- Put new tasks behind all others. ``facts``: a list of what the columns are to hold, with
--- "parent" as a number in this list; ``documents``: beside it.
-CREATE FUNCTION rolecall.append(facts jsonb, documents text[]) RETURNS void
+-- Put new tasks behind all others, and return the place that they are behind. ``facts``: a list of
+-- what the columns are to hold, with "parent" as a number in this list; ``documents``: beside it.
+CREATE FUNCTION rolecall.put_behind(facts jsonb, documents text[]) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
     base bigint;
@@ -347,22 +347,34 @@ BEGIN
     -- Whoever appends waits here for whoever else does: places, and what new tasks say of each other.
     UPDATE rolecall.queue SET last_place = last_place + jsonb_array_length(facts)
     RETURNING last_place - jsonb_array_length(facts) INTO base;
-    INSERT INTO rolecall.task (place, id, problem, parent, document, ours, status, start, priority,
-        stuck, waiting, free_at, attempts, token)
-    SELECT base + n, f ->> 'id', coalesce(f ->> 'problem', ''), base + (f ->> 'parent')::bigint,
-        documents[n], '{}', f ->> 'status', f ->> 'start', (f ->> 'priority')::double precision,
-        (f ->> 'stuck')::boolean, (f ->> 'never')::integer,
-        to_timestamp((f ->> 'free_at')::double precision), (f ->> 'attempts')::bigint,
-        (f ->> 'token')::bigint
-    FROM jsonb_array_elements(facts) WITH ORDINALITY AS listed(f, n);
+    INSERT INTO rolecall.task (place, id, problem, parent, document, status, start, priority,
+        stuck, waiting, open_children, good_children, free_at, attempts, token)
+    SELECT base + n, f.id, f.problem, base + f.parent, f.document, f.status, f.start, f.priority,
+        f.stuck, f.waiting, f.open_children, f.good_children, to_timestamp(f.free_at), f.attempts,
+        f.token
+    FROM ROWS FROM (jsonb_to_recordset(facts) AS (
+        id text, problem text, parent bigint, status text, start text, priority double precision,
+        stuck boolean, waiting integer, open_children integer, good_children integer,
+        free_at double precision, attempts bigint, token bigint
+    ), unnest(documents)) WITH ORDINALITY AS f(id, problem, parent, status, start, priority, stuck,
+        waiting, open_children, good_children, free_at, attempts, token, document, n);
     INSERT INTO rolecall.needs (id, place)
-    SELECT DISTINCT needed, base + n
+    SELECT needed, base + n
     FROM jsonb_array_elements(facts) WITH ORDINALITY AS listed(f, n),
         jsonb_array_elements_text(f -> 'needs') needed;
     INSERT INTO rolecall.family (parent, place)
-    SELECT DISTINCT named, base + n
+    SELECT named, base + n
     FROM jsonb_array_elements(facts) WITH ORDINALITY AS listed(f, n),
         jsonb_array_elements_text(f -> 'parents') named;
+    RETURN base;
+END $$;
+
+-- The same among tasks that are there already; each counts what it waits for, and its children.
+CREATE FUNCTION rolecall.append(facts jsonb, documents text[]) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    base bigint := rolecall.put_behind(facts, documents);
+BEGIN
     -- Nobody may move those that are counted below before this is done.
     PERFORM FROM rolecall.task t WHERE t.id IN (
         SELECT n.id FROM rolecall.needs n WHERE n.place > base) AND t.place <= base
@@ -527,15 +539,16 @@ BEGIN
     END IF;
 END $$;
 
--- Append what is imported; a status that was never written by us moves nothing here.
+-- Append what is imported, after begin_anew, in parts. Their counts are right already, for all of them
+-- are known to who sends them; a status that was never written by us moves nothing here.
 CREATE FUNCTION rolecall.import(facts jsonb, documents text[]) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
-$$ SELECT rolecall.append(facts, documents) $$;
+$$ SELECT rolecall.put_behind(facts, documents) $$;
 
 -- After the last part of it: what the server knows of the tasks is to fit them at once.
 CREATE FUNCTION rolecall.imported() RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
-$$ BEGIN ANALYZE rolecall.task; END $$;
+$$ BEGIN ANALYZE rolecall.task, rolecall.needs, rolecall.family; END $$;
 
 -- Remember something of a credential; null is to forget it.
 CREATE FUNCTION rolecall.remember(a_name text, a_value jsonb) RETURNS void
