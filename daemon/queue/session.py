@@ -332,6 +332,7 @@ class Session:
         chosen = [f"set_config('{key}', '{value}', false)" for key, value in SETTINGS.items()]
         limit = f"set_config('statement_timeout', '{math.ceil(self.answer * 1000)}', false)"
         query = f"SELECT pg_backend_pid(), {limit}, {', '.join(chosen)}"  # our own
+        self._until = time.monotonic() + self.answer
         line.send_query(query.encode())  # not by a name: through a pooler, others have given it
         ((pid, *_),) = _read(self._result(line))
         if pid != line.backend_pid:
