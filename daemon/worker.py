@@ -217,7 +217,8 @@ class Worker:
             if isinstance(error, durable.DiskError):
                 self.attempts.spare()
             # A text is mended by somebody, who wakes us; a server that is back tells nobody.
-            if self.config.on_postgres or not isinstance(error, QueueUnreadable):
+            silent = self.config.on_postgres or isinstance(error, QueueUnreachable)
+            if silent or not isinstance(error, QueueUnreadable):
                 again = (isinstance(error, QueueUnreachable) and error.again) or RETRY
                 self.look_at = min(self.look_at, time.monotonic() + again)
             return
