@@ -1,9 +1,9 @@
 """A worker, an attempt or an invoke command that names each of its steps, and dies at one of them.
 
-It runs ours unchanged: only what Python itself offers (``os.rename``, ``os.fsync``, ...) is
-wrapped, so that what is done to files, locks and processes is seen just before and just after it
-is done. A step's name is who does it, our functions on the stack, the call, its number, before or
-after:
+It runs ours unchanged: only what Python itself offers (``os.rename``, ``os.fsync``, ...) and what
+asks a queue's server is wrapped, so that what is done to files, locks, processes and the database
+is seen just before and just after it is done. A step's name is who does it, our functions on the
+stack, the call, its number, before or after:
 
     attempt: Attempt.settle > FileQueue.settle > FileQueue.lock > hold > unlock #1 before
 
@@ -49,9 +49,9 @@ CALLS = (
     (os, "waitpid", "wait"),
     (signal, "pidfd_send_signal", "signal"),
 )
-#: Steps that change nothing that anybody asks about: log lines, the making of a lock's file, and
-#: the child that reads a worker's config and touches no file.
-PASSED_OVER = {"_append", "_open", "load_apart"}
+#: Steps that change nothing that anybody asks about: log lines, the making of a lock's file, the
+#: child that reads a worker's config and touches no file, and the greeting of a server.
+PASSED_OVER = {"_append", "_open", "load_apart", "Session._connect"}
 real = {(module, name): getattr(module, name) for module, name, _ in CALLS}
 
 
@@ -68,7 +68,10 @@ class Steps:
 
     def wrap(self, module: Any, name: str, label: str) -> None:
         """See each such call before and after it."""
-        call = real[module, name]
+        setattr(module, name, self.around(real[module, name], label))
+
+    def around(self, call: Callable[..., Any], label: str) -> Callable[..., Any]:
+        """The call as it is seen."""
 
         def seen(*args: Any, **keys: Any) -> Any:
             path = ours(sys._getframe(1)) if self.is_step(label, args, keys) else []
@@ -91,7 +94,21 @@ class Steps:
                 self.reached(f"{step} #{number} after")
             return found
 
-        setattr(module, name, seen)
+        return seen
+
+    def wrap_sessions(self) -> None:
+        """See what is asked of a queue's server."""
+        from daemon.queue import opening  # noqa: PLC0415  # once its calls are wrapped
+
+        open_queue = opening.open_queue
+
+        def seen(*args: Any, **keys: Any) -> Any:
+            queue: Any = open_queue(*args, **keys)
+            if hasattr(queue, "session"):
+                queue.session.calls = self.around(queue.session.calls, "ask")
+            return queue
+
+        opening.open_queue = seen
 
     def count(self, step: str, more: int) -> int:
         """How often it was taken; folders are synced by threads, at once."""
@@ -195,6 +212,7 @@ def main(who: str, arguments: list[str]) -> None:
     steps = Steps(who)
     for call in CALLS:
         steps.wrap(*call)
+    steps.wrap_sessions()
     run: dict[str, Callable[[list[str]], None]] = {
         "worker": worker,
         "attempt": attempt,

@@ -34,9 +34,6 @@ from tests.queues import FAR
 from tests.workspace import wait_for
 
 SUCCESS = Result(Outcome.SUCCESS, "")
-#: A claim's commit is not flushed by itself while a test runs.
-LAZY = {"wal_writer_delay": "10s", "wal_writer_flush_after": "1GB"}
-
 
 # --- a crash -------------------------------------------------------------------------------------
 
@@ -47,10 +44,11 @@ def test_a_claim_that_a_crash_forgot_is_won_anew(servers: Servers, make: Make) -
     On another host, which has no folder of that number, the token comes again: the moment of the
     claim tells the two apart. Broken once by comparing tokens alone.
     """
-    server = servers(durable=True, settings=LAZY)
+    server = servers(durable=True)
     ws = make(server)
     ws.add(TASK)
     with ws.opened() as queue, ws.opened(me=FAR) as far:
+        flush_nothing(server)
         first = queue.claim("builder", "me")
         assert first is not None
         server.kill()
@@ -75,6 +73,13 @@ def test_a_claim_that_a_crash_forgot_is_won_anew(servers: Servers, make: Make) -
         assert third.lease.token == 2
 
 
+def flush_nothing(server: Server) -> None:
+    """Freeze who writes what was committed and not flushed."""
+    query = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'"
+    ((pid,),) = answer(server.uri, query)
+    os.kill(pid, signal.SIGSTOP)
+
+
 def claimed(queue: Any) -> Any:
     """A claim; None while the server is not back for the queue."""
     try:
@@ -88,11 +93,12 @@ def test_no_agent_runs_on_a_claim_that_a_crash_forgot(servers: Servers, make: Ma
 
     Broken once by starting the agent before the take-over.
     """
-    server = servers(durable=True, settings=LAZY)
+    server = servers(durable=True)
     with Way(server.uri) as way:
         ws = make(server, way)
         met = way.at("take_over", server.kill)
         ws.add(TASK)
+        flush_nothing(server)
         ws.start(*BUILDER)
         wait_for(lambda: met.is_set() and server.process is None, ws.log())
         assert ws.runs() == []

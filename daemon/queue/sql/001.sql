@@ -230,6 +230,7 @@ END $$;
 CREATE FUNCTION rolecall.is_full(held text, most integer) RETURNS boolean
 LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);  -- a SET of the function's ends before its commit
     RETURN most <= (SELECT count(*) FROM (
             SELECT FROM rolecall.task WHERE status = held AND owner IS NOT NULL LIMIT most) leased)
         + (SELECT count(*) FROM (
@@ -246,7 +247,7 @@ CREATE FUNCTION rolecall.claim(
     OUT attempt bigint, OUT started_at text, OUT source text, OUT moves jsonb, OUT moment double precision
 )
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET synchronous_commit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
 DECLARE
     clock timestamptz := rolecall.now();
     most integer;
