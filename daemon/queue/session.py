@@ -200,6 +200,15 @@ class Session:
         except psycopg.Error as error:  # libpq's own: the line is dead
             raise Refused(_in_a_line(str(error))) from None
 
+    def _plainly(self, line: pq.abc.PGconn, query: str) -> list[Row]:
+        """The rows of a statement without a name: through a pooler, others have given it."""
+        self._until = time.monotonic() + self.answer
+        try:
+            line.send_query(query.encode())
+            return _read(self._result(line))
+        except psycopg.Error as error:  # as above
+            raise Refused(_in_a_line(str(error))) from None
+
     def _prepare(self, line: pq.abc.PGconn, query: str) -> None:
         if query not in self._names:
             name = b"q%d" % len(self._names)
@@ -332,9 +341,7 @@ class Session:
         chosen = [f"set_config('{key}', '{value}', false)" for key, value in SETTINGS.items()]
         limit = f"set_config('statement_timeout', '{math.ceil(self.answer * 1000)}', false)"
         query = f"SELECT pg_backend_pid(), {limit}, {', '.join(chosen)}"  # our own
-        self._until = time.monotonic() + self.answer
-        line.send_query(query.encode())  # not by a name: through a pooler, others have given it
-        ((pid, *_),) = _read(self._result(line))
+        ((pid, *_),) = self._plainly(line, query)
         if pid != line.backend_pid:
             raise RolecallError(
                 "the queue is reached through a pooler, which passes no notifications on",
