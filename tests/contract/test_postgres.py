@@ -179,8 +179,9 @@ def test_a_claim_that_is_known_is_not_given_back(backend: PostgresBackend) -> No
 def test_a_claim_whose_family_cannot_be_read_is_given_back(backend: PostgresBackend) -> None:
     """The line dies between the claim and what it needs to know."""
     backend.fill(ready("T1", subtasks=[{"id": "T1.1", "status": "done"}]))
-    queue = backend.open()
-    session, asked = queue.session, queue.session._asked
+    queue: Any = backend.open()
+    session = queue.session
+    asked = session._asked
 
     def dying(line: Any, calls: Any) -> Any:
         if "RECURSIVE" not in calls[0].query:
@@ -233,7 +234,8 @@ def test_a_token_that_a_failover_gives_out_twice_settles_once(backend: PostgresB
 def test_two_planners_add_one_id_and_one_of_them_does(backend: PostgresBackend) -> None:
     """The other one's tasks are an error that says which id is taken; nothing is there twice."""
     backend.fill({"id": "S1", "status": "needs_plan"}, {"id": "S2", "status": "needs_plan"})
-    one, other = backend.open(), backend.open(FAR)
+    one: Any = backend.open()
+    other: Any = backend.open(FAR)
     first = claimed(one, "planner").lease
     second = other.claim("planner", "me", ignore_wip=True).lease
     send = one._send

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ statuses = st.sampled_from(
     + [*ENDED, "done", "done", "odd", "in_progress"]
     + [*["blocked"] * 3, *["planning_complete"] * 2]
 )
-priorities = st.sampled_from([None, 1, 1, 2, 2.5, -1, 0, "high", True, 10**400, [], 1e308])
+priorities: st.SearchStrategy[Any] = st.sampled_from(
+    [None, 1, 1, 2, 2.5, -1, 0, "high", True, 10**400, [], 1e308]
+)
 waits = st.sampled_from(
     [format_time(NOW - 1), format_time(NOW), format_time(NOW + 100), "soon", 5, None]
 )
@@ -343,7 +346,7 @@ def test_counts_stay_exact_whoever_writes_at_once(
             for number in range(TASKS)
         )
     )
-    pids = [forked(lambda seed=seed: busy(backend, seed)) for seed in range(USERS)]
+    pids = [forked(partial(busy, backend, seed)) for seed in range(USERS)]
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * USERS
     check(backend)
     backend.open().claim("builder", "me")  # what was passed over, because it was being written
