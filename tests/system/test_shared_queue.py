@@ -121,7 +121,7 @@ class Shared:
     @contextmanager
     def sampled(self) -> Iterator[dict[str, int]]:
         """The most that were ever seen at once: ``live`` leases, and ``held`` tasks."""
-        most, ended = {"live": 0, "held": 0, "looks": 0}, threading.Event()
+        most, ended = {"live": 0, "held": 0}, threading.Event()
 
         def look() -> None:
             with closing(self.connect()) as owner:
@@ -133,7 +133,6 @@ class Shared:
                     ).fetchone()
                     for name, number in zip(("live", "held"), found, strict=True):
                         most[name] = max(most[name], number)
-                    most["looks"] += 1
 
         thread = threading.Thread(target=look)
         thread.start()
@@ -158,7 +157,6 @@ class Shared:
         """Have so many attempts on a machine not end by themselves; their tasks, once they run."""
         member = self.many.members[name]
         member.sh(f"cd work && rm -f held/* && touch $(seq -f hold/%g {many})")
-
         member.sh(until(f"[ $(ls work/held | wc -l) = {many} ]", 2 * PATIENCE))
         return member.sh("ls work/held").split()
 
@@ -179,12 +177,11 @@ class Shared:
         """Those on all machines."""
         return [run for name in self.many.members for run in self.runs(name)]
 
-    def wait_more(self, name: str) -> float:
-        """Wait until one more agent is started on a machine; the seconds until then."""
-        member, began = self.many.members[name], time.monotonic()
+    def wait_more(self, name: str) -> None:
+        """Wait until one more agent is started on a machine."""
+        member = self.many.members[name]
         known = int(member.sh("cat work/record 2>/dev/null | wc -l"))
-        member.sh(until(f"tail -n +{known + 1} work/record | grep -q began", 2 * PATIENCE))
-        return time.monotonic() - began
+        member.sh(until(f"tail -n +{known + 1} work/record | grep -q began", PATIENCE))
 
     def journal(self, name: str) -> list[dict[str, str]]:
         """What the workers and attempts of a machine have told."""
@@ -196,6 +193,11 @@ class Shared:
         """The tasks of which attempts on a machine have told that nothing of theirs counts."""
         found = (LOST.match(event["MESSAGE"]) for event in self.journal(name))
         return {match[1] for match in found if match}
+
+    def recovered(self, name: str) -> set[str]:
+        """The tasks that a worker on a machine has taken from attempts that were gone."""
+        told = [each for each in self.journal(name) if "its lease ran out" in each["MESSAGE"]]
+        return {event["ROLECALL_TASK"] for event in told}
 
     def settled(self) -> Counter[str]:
         """How often each task's success was written, as the machines tell it."""
@@ -253,10 +255,12 @@ def shared(many: Many, servers: Callable[..., Server]) -> Iterator[Shared]:
     made.kept.close()
 
 
-def test_three_machines_share_a_queue_through_a_cut_and_a_power_cut(
-    shared: Shared, record_property: Callable[[str, object], None]
-) -> None:
-    """Each task is done once, and never more than the WIP limit at the same time."""
+def test_three_machines_share_a_queue_through_a_cut_and_a_power_cut(shared: Shared) -> None:
+    """Each task is done once, and never more than the WIP limit at the same time.
+
+    What a lost machine had is done by another when its leases have run out; a machine that is there
+    again goes on by itself, in seconds.
+    """
     many, one, two = shared.many, *(shared.many.members[name] for name in ("one", "two"))
     shared.configure(ttl=TTL)
     many.do("install")
@@ -269,21 +273,18 @@ def test_three_machines_share_a_queue_through_a_cut_and_a_power_cut(
         on_one, pids = shared.hold("one", 2), shared.pids("one")
         assert shared.that_know_the_password("one") == ["./.pgpass"]
         one.machine.cut()
-        began = time.monotonic()
         shared.let_go("one", on_one[0])
         wait_for(lambda: shared.done(*on_one), "what one had is done by two", TTL + PATIENCE)
-        record_property("redone after a cut", time.monotonic() - began)
         one.machine.heal()
-        record_property("goes on after healing", shared.wait_more("one"))
+        shared.wait_more("one")
         wait_for(lambda: shared.lost("one") >= {*on_one}, "one's late results refused")
         assert shared.pids("one") == pids
 
         # Two loses its power, with all that may be at work in its hands.
         on_two = shared.hold("two", WIP)
         two.machine.kill()
-        began = time.monotonic()
         wait_for(lambda: shared.done(*on_two), "what two had is done by one", TTL + PATIENCE)
-        record_property("redone after a power cut", time.monotonic() - began)
+        assert shared.recovered("one") >= {*on_two}
         two.machine.up("--ssh", shown=())
         reachable(many, "two")
 
@@ -292,7 +293,6 @@ def test_three_machines_share_a_queue_through_a_cut_and_a_power_cut(
         before = {name: len(shared.runs(name)) for name in NAMES}
         shared.add(TASKS - LATER + 1, TASKS)
         shared.wait_done(TASKS)
-    record_property("looks", most["looks"])
     assert (most["live"], most["held"]) == (WIP, WIP)
     assert most_at_once(shared.all_runs()) == WIP
     assert shared.settled() == Counter(f"T{number}" for number in range(1, TASKS + 1))
@@ -308,6 +308,7 @@ def test_a_server_that_is_away_under_load(shared: Shared) -> None:
     shared.add(1, AWAY)
     shared.wait_done(AWAY // 4)
     before = shared.pids(*names)
+    assert shared.count("status IN ('ready', 'in_progress')") > WIP
     shared.kept.close()
     shared.server.stop()
     back = time.monotonic() + OUTAGE
