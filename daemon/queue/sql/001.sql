@@ -231,7 +231,6 @@ END $$;
 CREATE FUNCTION rolecall.is_full(held text, most integer) RETURNS boolean
 LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 BEGIN
-    PERFORM set_config('synchronous_commit', 'off', true);  -- a SET of the function's ends before its commit
     RETURN most <= (SELECT count(*) FROM (
             SELECT FROM rolecall.task WHERE status = held AND owner IS NOT NULL LIMIT most) leased)
         + (SELECT count(*) FROM (
@@ -253,6 +252,9 @@ DECLARE
     clock timestamptz := rolecall.now();
     most integer;
 BEGIN
+    -- A SET of the function itself would end before the commit. take_over, which comes before the
+    -- agent, waits for the disk, and so makes the claim last.
+    PERFORM set_config('synchronous_commit', 'off', true);
     moment := extract(epoch FROM clock);
     moves := rolecall.move_on(unblock, close_stories);
     PERFORM pg_advisory_xact_lock(hashtextextended('rolecall ' || a_holds, 0));
