@@ -43,8 +43,10 @@ def worker(config: Path) -> Iterator[int]:
             command, cwd=ROOT, env=env, stdin=null, stdout=null, stderr=null, close_fds=True
         )
         try:
-            while b"STATUS=waiting" not in channel.recv(4096):
-                pass
+            deadline = time.monotonic() + PATIENCE
+            while b"STATUS=waiting" not in (said := channel.recv(4096)):
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"the worker does not come to rest: {said.decode()}")
             yield started.pid
         finally:
             end(started)
