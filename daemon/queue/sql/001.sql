@@ -155,8 +155,8 @@ BEGIN
 END $$;
 
 CREATE TRIGGER follow AFTER UPDATE OF status ON rolecall.task FOR EACH ROW
-WHEN (rolecall.ended(OLD.status) <> rolecall.ended(NEW.status)
-    OR rolecall.satisfied(OLD.status) <> rolecall.satisfied(NEW.status))
+WHEN ((OLD.status IN ('done', 'completed')) <> (NEW.status IN ('done', 'completed'))
+    OR (OLD.status = 'cancelled') <> (NEW.status = 'cancelled'))
 EXECUTE FUNCTION rolecall.follow();
 
 -- A status that somebody writes who is no function of ours (they count the version): as if it had
@@ -229,7 +229,7 @@ END $$;
 
 -- Whether so many tasks are in a held status, with a lease or without.
 CREATE FUNCTION rolecall.is_full(held text, most integer) RETURNS boolean
-LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+LANGUAGE plpgsql AS $$
 BEGIN
     RETURN most <= (SELECT count(*) FROM (
             SELECT FROM rolecall.task WHERE status = held AND owner IS NOT NULL LIMIT most) leased)
@@ -246,8 +246,7 @@ CREATE FUNCTION rolecall.claim(
     OUT place bigint, OUT document text, OUT ours jsonb, OUT token bigint, OUT version bigint,
     OUT attempt bigint, OUT started_at text, OUT source text, OUT moves jsonb, OUT moment double precision
 )
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     clock timestamptz := rolecall.now();
     most integer;
@@ -308,38 +307,41 @@ END $$;
 -- A claim's token is raised where the host has a run folder of that number already.
 CREATE FUNCTION rolecall.raise_token(an_id text, a_token bigint, a_start text, to_token bigint)
 RETURNS TABLE (document text, ours jsonb, version bigint)
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    UPDATE rolecall.task t SET token = to_token, version = t.version + 1,
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN QUERY UPDATE rolecall.task t SET token = to_token, version = t.version + 1,
         ours = jsonb_set(t.ours || jsonb_build_object('token', to_token), '{lease,token}', to_jsonb(to_token))
     WHERE t.id = an_id AND t.token = a_token AND t.started_at = a_start AND to_token > a_token
     RETURNING t.document, t.ours, t.version;
-$$;
+END $$;
 
 -- Make the lease the attempt's own: the holder is the process that claimed, or this one already.
 CREATE FUNCTION rolecall.take_over(
     an_id text, a_token bigint, a_start text, a_lease jsonb, from_pid bigint, from_started bigint
 ) RETURNS TABLE (
     document text, ours jsonb, version bigint, wish text, wished_by text, moment double precision)
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    UPDATE rolecall.task t SET lease = a_lease, heartbeat_at = rolecall.now()
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN QUERY UPDATE rolecall.task t SET lease = a_lease, heartbeat_at = rolecall.now()
     WHERE t.id = an_id AND t.token = a_token AND t.started_at = a_start AND t.owner IS NOT NULL
         AND ((t.lease ->> 'pid')::bigint, (t.lease ->> 'pid_started')::bigint) IN (
             (from_pid, from_started),
             ((a_lease ->> 'pid')::bigint, (a_lease ->> 'pid_started')::bigint))
     RETURNING t.document, t.ours, t.version, t.wish, t.wished_by,
         extract(epoch FROM t.heartbeat_at)::double precision;
-$$;
+END $$;
 
 -- Prolong a lease by its time to live.
 CREATE FUNCTION rolecall.renew(an_id text, a_token bigint, a_start text, some_sessions jsonb)
 RETURNS TABLE (lease jsonb, wish text, wished_by text, moment double precision)
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    UPDATE rolecall.task t SET heartbeat_at = rolecall.now(),
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN QUERY UPDATE rolecall.task t SET heartbeat_at = rolecall.now(),
         lease = CASE WHEN some_sessions = '[]' THEN t.lease
             ELSE t.lease || jsonb_build_object('sessions', some_sessions) END
     WHERE t.id = an_id AND t.token = a_token AND t.started_at = a_start AND t.owner IS NOT NULL
     RETURNING t.lease, t.wish, t.wished_by, extract(epoch FROM t.heartbeat_at)::double precision;
-$$;
+END $$;
 
 -- Put new tasks behind all others, and return the place that they are behind. ``facts``: a list of
 -- what the columns are to hold, with "parent" as a number in this list; ``documents``: beside it.
