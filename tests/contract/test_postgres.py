@@ -343,7 +343,7 @@ def test_a_status_of_any_length_wakes_nobody_wrongly_and_breaks_nothing(
 @pytest.fixture
 def login(backend: PostgresBackend) -> Iterator[Callable[[str], PostgresBackend]]:
     """The same queue for a login that has one group's rights and no more."""
-    made = list[str]()
+    made, opened = list[str](), list[PostgresBackend]()
 
     def make(group: str) -> PostgresBackend:
         name = f"{group}_{os.getpid()}_{len(made)}"
@@ -357,9 +357,12 @@ def login(backend: PostgresBackend) -> Iterator[Callable[[str], PostgresBackend]
         other.url = f"{front}://{quote(name)}@{where}"
         other._give_back = lambda _: None
         other.told = Told()
+        opened.append(other)
         return other
 
     yield make
+    for other in opened:
+        other.close()
     backend.sql(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = ANY (%s)", made
     )
@@ -376,8 +379,9 @@ WRITES = [
     "DELETE FROM rolecall.needs",
     "DELETE FROM rolecall.family",
     "SELECT rolecall.move(1, 'done')",
-    'SELECT rolecall.put(1, \'{"status": "done"}\')',
+    "SELECT rolecall.put(1, 0, '{}', NULL)",
     "SELECT rolecall.append('[]', '{}')",
+    "SELECT rolecall.put_behind('[]', '{}')",
     "SELECT rolecall.move_on(true, true)",
     "CREATE TABLE rolecall.mine ()",
 ]
@@ -432,7 +436,6 @@ def test_a_worker_s_login_does_what_workers_do_and_no_more(
     ):
         with pytest.raises(RolecallError, match="may not be used"):
             ask()
-    worker.close()
 
 
 def claimed_dry(queue: Any) -> str:
@@ -466,4 +469,3 @@ def test_an_operator_s_login_does_what_people_do(
     for write in WRITES:
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             operator.sql(write)
-    operator.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -282,9 +283,12 @@ def test_the_server_decides_as_lifecycle_does(
     Over dependencies that are unknown, double, no text, the task's own; parents of every kind;
     odd priorities and waits; leases by hand; ids that nobody can use.
     """
+    work = Work(backend)
+    backend.fill()
+    work.queues[0].load(json.dumps(document).encode(), "a file", replace=True)
+    check(backend)
     backend.put(document)
     check(backend)
-    work = Work(backend)
     for deed, by, place, outcome in todo:
         work.do(deed, work.queues[by], place, outcome)
     for role in TABLE:
