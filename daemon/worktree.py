@@ -167,6 +167,15 @@ class Worktree:
         if not isinstance(commit, str) or not OID.fullmatch(commit):
             return "HEAD"
         if self.git.run(self.workspace, "cat-file", "-e", f"{commit}^{{commit}}").status:
+            if (
+                self.config.on_postgres
+            ):  # anew from HEAD, others' roles would judge what is not there
+                raise GitError(
+                    f"what was done for {self.task_id} is not in this clone: {commit[:12]}, which"
+                    f" is on {self.branch} of the host that did it",
+                    where=self.workspace,
+                    hint=f"git fetch THAT_HOST:ITS_CLONE {self.branch}:{self.branch}",
+                )
             return "HEAD"
         merged = self.git.says(self.workspace, "merge-base", "--is-ancestor", commit, "HEAD")
         return "HEAD" if merged else commit

@@ -40,6 +40,11 @@ class Operator:
         self.queue = self.workspace / ".oodatcaa" / "work" / "SPRINT_QUEUE.json"
 
     @property
+    def variables(self) -> Path:
+        """The inventory's variables of all hosts."""
+        return self.inventory / "group_vars" / "all.yml"
+
+    @property
     def environ(self) -> dict[str, str]:
         """That in which the person types."""
         return {**os.environ, "ROLECALL_INVENTORY": str(self.inventory)}

@@ -9,6 +9,7 @@ import copy
 from typing import NamedTuple
 
 from tests.model import (
+    ENDED,
     TABLE,
     Change,
     Task,
@@ -94,6 +95,13 @@ class Model:
                 self._hold(task, lease.role, lease.token)
         return found + by_itself(self.document["tasks"], self.leases)
 
+    def _before(self, viewer: Who) -> list[Change]:
+        """What precedes a change that is no claim."""
+        return self._begin(viewer)
+
+    def by_hand(self) -> None:
+        """A person has put another document in place."""
+
     def _hold(self, task: Task, role: str, token: int) -> None:
         hold = {"owner": "me", "token": token}
         task.update(status=TABLE[role].holds, agent=role, lease=hold, token=token)
@@ -167,7 +175,7 @@ class Model:
     ) -> list[Change]:
         """All of it or, for one who may not, nothing but the end of the lease."""
         before, now = copy.deepcopy(self.document), self.leases.get(name)
-        changes, task = self._begin(viewer), self.tasks().get(name, {})
+        changes, task = self._before(viewer), self.tasks().get(name, {})
         if now is not None and now.token == token:
             del self.leases[name]
         late = self.largest.get(name, 0) > token and not dead
@@ -178,10 +186,11 @@ class Model:
         said = status if asked is None and status != TABLE[role].holds else asked
         outcome = weighed(role, outcome, said)
         good = new is not None and outcome in ("success", "rejected")
-        if good and not (self._acceptable(new or []) and self._proper(new or [])):
-            outcome, good = "error", False
-        elif good:
+        if good:
             new = [{**self._parent(name, role), **each} for each in copy.deepcopy(new or [])]
+            story = name if role == "planner" else ""
+            if not (self._acceptable(new) and self._proper(new)) or self._rings(new, story):
+                outcome, good = "error", False
         settle(task, role, outcome, wait=wait, luck=luck, now=self.wall)
         changes.append((name, status, task["status"]))
         if good:
@@ -209,6 +218,29 @@ class Model:
             for each in every
         )
 
+    def _rings(self, new: list[Task], planned: str) -> bool:
+        """Whether a new task waits for itself; a story that is planned waits for its children."""
+        tasks, fresh, more = self.tasks(), dict(in_order(new)), dict[object, list[str]]()
+        for each in new:
+            for story in {each[key] for key in ("parent", "parent_task") if each.get(key)}:
+                if story == planned or tasks.get(story, {}).get("status") == "planning_complete":
+                    more.setdefault(story, []).append(each["id"])
+
+        def needs(name: object) -> list[object]:
+            task = fresh.get(str(name)) or tasks.get(str(name), {})
+            over = task.get("status") in ENDED
+            return [] if over else [*(task.get("dependencies") or []), *more.get(name, [])]
+
+        for start in fresh:
+            seen, left = set[object](), needs(start)
+            while left:
+                name = left.pop()
+                if name == start:
+                    return True
+                left += needs(name) if name not in seen else []
+                seen.add(name)
+        return False
+
     def _parent(self, name: str, role: str) -> Task:
         """What a new task is a child of that does not say so."""
         if role == "planner":
@@ -219,7 +251,7 @@ class Model:
 
     def add(self, new: list[Task], viewer: Who) -> list[Change]:
         before = copy.deepcopy(self.document)
-        changes = self._begin(viewer)
+        changes = self._before(viewer)
         if not self._acceptable(new):
             self.document = before
             raise Refused
@@ -266,3 +298,30 @@ class Model:
             if status == row.holds:
                 return not held(task, role, count(task.get("token")))
         return True
+
+
+class Rows(Model):
+    """The same where a lease is part of its task: who moves a task by hand has ended it.
+
+    One clock judges all leases, and what moves by itself moves behind every change.
+    """
+
+    def gone(self, lease: Lease, viewer: Who) -> str:
+        who = lease.who
+        if who and who.machine == viewer.machine and (who.boot != viewer.boot or who in self.dead):
+            return "died"
+        return "expired" if self.wall - lease.wall >= TTL else ""
+
+    def _begin(self, viewer: Who) -> list[Change]:  # noqa: ARG002  # as it is called
+        return by_itself(self.document["tasks"], self.leases)
+
+    def _before(self, viewer: Who) -> list[Change]:  # noqa: ARG002  # as it is called
+        return []
+
+    def by_hand(self) -> None:
+        tasks = self.tasks()
+        for name, lease in list(self.leases.items()):
+            task = tasks.get(name, {})
+            hold = task.get("status") == TABLE[lease.role].holds
+            if not (hold and held(task, lease.role, lease.token)):
+                del self.leases[name]

@@ -104,6 +104,9 @@ class Backend(ABC):
     def change_lease(self, task_id: str, **values: Any) -> None:
         """Change what the lease says, by hand."""
 
+    def close(self) -> None:  # noqa: B027  # a file has nothing to let go of
+        """Nobody asks for it any more."""
+
     def fill(self, *tasks: dict[str, Any], **top: Any) -> None:
         """Make the queue hold these tasks."""
         self.put({"tasks": list(tasks), **top})
@@ -217,9 +220,11 @@ class PostgresBackend(Backend):
 
     kind = "postgres"
 
-    def __init__(self, folder: Path, *, url: str, **role: Any) -> None:
+    def __init__(
+        self, folder: Path, *, url: str, give_back: Callable[[str], None], **role: Any
+    ) -> None:
         super().__init__(folder, **role)
-        self.url = url
+        self.url, self._give_back = url, give_back
         self._hands: dict[int, Any] = {}  # a connection for each process: tests fork
         self._readers: dict[int, Queue] = {}
         self._opened: list[Queue] = []
@@ -320,11 +325,13 @@ class PostgresBackend(Backend):
             self.sql(query, value, task_id)
 
     def close(self) -> None:
-        """Let go of all connections."""
         for queue in self._opened:
             queue.close()
         if (mine := self._hands.pop(os.getpid(), None)) is not None:
             mine.close()
+        if self.url:
+            self._give_back(self.url)
+            self.url = ""
 
 
 BACKENDS = {"file": FileBackend, "postgres": PostgresBackend}
@@ -367,13 +374,12 @@ class Copies:
 
         def make(folder: Path, **role: Any) -> PostgresBackend:
             url = self._free.pop() if self._free else self._new()
-            made.append(PostgresBackend(folder, url=url, **role))
+            made.append(PostgresBackend(folder, url=url, give_back=self._clear, **role))
             return made[-1]
 
         yield make
         for backend in made:
             backend.close()
-            self._clear(backend.url)
 
     def _new(self) -> str:
         return self._stack.enter_context(self.databases.fresh(self.template))

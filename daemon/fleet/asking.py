@@ -16,7 +16,7 @@ from daemon.fleet.orphans import MARGIN, POLL, kill
 from daemon.fleet.telling import Events
 from daemon.index import status_of
 from daemon.model import Lease
-from daemon.queue import Queue, asking
+from daemon.queue import Queue, Stale, asking
 from daemon.queue.lease import is_here
 from daemon.queue.opening import open_queue
 
@@ -107,7 +107,8 @@ def _see_through(config: Config, queue: Queue, asked: Lease) -> None:
     """Wait until the attempt has settled; settle in its place where it can't.
 
     TERM wakes it, and it finds the wish when it settles. What has not ended after two kill graces,
-    or cannot hear us, is killed.
+    or cannot hear us, is killed. On another host it finds the wish when it renews; a lease that has
+    run out is recovered as a worker would.
     """
     role = config.roles[asked.role]
     marker = launch.marker(os.path.join(config.paths.runs, asked.task_id, str(asked.token)))
@@ -123,6 +124,9 @@ def _see_through(config: Config, queue: Queue, asked: Lease) -> None:
             break
         if here and not _can_answer(lease):
             break
+        if not here and (why := queue.gone(lease)):
+            queue.recover(Stale(lease, asked.task_id, why))  # its wish is in the lease
+            return
         if here and not woken and tree.is_marked(lease.pid, marker):
             woken = executor.terminate(lease)
         time.sleep(POLL)

@@ -596,6 +596,8 @@ class PostgresQueue:
         over = self._charge(lease, result)
         if over:
             result = result._replace(note="; ".join(filter(None, [result.note, over])))
+        if self._latest(lease.task_id) > lease.token:
+            raise LeaseLost(f"{lease.task_id} had a later attempt than that of {lease.token}")
         moves = self._settle(lease, result, "own")
         self._tell(moves)
         return moves
@@ -606,6 +608,13 @@ class PostgresQueue:
             return ""
         with self._local_lock():
             return self.memory.budgets.charge(lease, result)
+
+    def _latest(self, task_id: str) -> int:
+        """The token of the task's last attempt here: a run folder knows what a row has lost."""
+        try:
+            return folder.largest(self.config.paths.runs, task_id)
+        except RolecallError:  # an agent has put something in its place: the task's token decides
+            return 0
 
     def _settle(self, lease: Lease, result: Result, how: str) -> tuple[Move, ...]:
         """Send it under one name until an answer comes: what has that name is written once."""
@@ -730,7 +739,7 @@ class PostgresQueue:
         returned = self.session.since + RETURN
         found = [
             Stale(lease, name, why)
-            for name, lease in self._read(leased).items()
+            for name, lease in sorted(self._read(leased).items())
             if lease.role in self.machine.roles
             and (why := self.gone(lease))
             and not (why == "expired" and time.monotonic() < returned)
@@ -746,15 +755,21 @@ class PostgresQueue:
 
         What came back to life since, or was settled by somebody else, is left alone.
         """
-        lease = stale.lease
+        lease, why = stale.lease, stale.why
         notes = {"died": "its process died", "expired": "its lease ran out"}
-        if stale.why == "vanished":
+        if why == "vanished":
             result = Result(Outcome.RELEASED, "its lease is gone")
         else:
-            result = Result(Outcome.ERROR, notes.get(stale.why, "its attempt is gone"))
+            now = self.read_lease(stale.task_id)
+            if now is None or (now.token, now.started_at) != (lease.token, lease.started_at):
+                return ()
+            lease, why = now, self.gone(now)
+            if not why:
+                return ()
+            result = Result(Outcome.ERROR, notes[why])
         self._charge(lease, result)
         try:
-            moves = self._settle(lease, result, stale.why)
+            moves = self._settle(lease, result, why)
         except LeaseLost:
             return ()
         self._tell(moves)

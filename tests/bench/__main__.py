@@ -10,6 +10,7 @@ goal was missed or that something could not be measured.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -70,6 +71,7 @@ def main(names: list[str]) -> int:
     if unknown := set(names) - set(NAMED):
         print(f"error: no part {unknown.pop()}\nhint:  {', '.join(NAMED)}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what runs is ended
     with tempfile.TemporaryDirectory(prefix="rolecall-bench-") as made:
         folder = Path(made)
         rows, failed = measure(folder, names) if names else measure_all(folder)

@@ -469,3 +469,49 @@ def test_each_change_is_told_once_in_order(backend: Backend) -> None:
     assert chains["B"] == ["blocked", "ready"]
     assert (chains["T1.1"], chains["N"]) == (["needs_manual"], ["ready"])
     assert chains.keys() == {"S", "T1", "T1.1", "B", "N"}
+
+
+# --- asking for less than all of it --------------------------------------------------------------
+
+
+def test_single_tasks_are_asked_for_by_id(backend: Backend) -> None:
+    """As they are now, with their leases; what is not there is left out, and no id is an error."""
+    backend.fill(ready("T1"), ready("T2", subtasks=[ready("T2.1")]), ready("T3", status="done"))
+    queue = backend.open()
+    lease = claimed(queue).lease
+    found = queue.snapshot(["T1", "T2.1", "T3", "T9", "T\0", ""])
+    assert {"T1", "T2.1", "T3"} <= found.tasks.by_id.keys()
+    assert not {"T9", "T\0", ""} & found.tasks.by_id.keys()
+    assert found.tasks.by_id["T1"].task["status"] == "in_progress"
+    assert found.tasks.by_id["T3"].task["status"] == "done"
+    assert found.leases["T1"].token == lease.token
+    assert queue.snapshot(["T3"]).leases.get("T3") is None
+
+
+def test_statuses_are_counted_at_any_depth(backend: Backend) -> None:
+    """Tasks that are skipped do not count."""
+    parked = ready("T1", status="needs_manual", subtasks=[ready("T1.1", status="needs_manual")])
+    backend.fill(parked, ready("T2"), ready("T1", status="needs_manual"))
+    queue = backend.open()
+    assert queue.count(["needs_manual"]) == 2
+    assert queue.count(["needs_manual", "ready"]) == 3
+    assert queue.count(["odd"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("child", "has"),
+    [
+        ({"id": "C", "parent": "S"}, True),
+        ({"id": "C", "parent_task": "S"}, True),
+        ({"id": "C", "parent": "other"}, False),
+        ({"id": "S2", "subtasks": []}, False),
+    ],
+)
+def test_a_story_knows_whether_it_has_children(
+    backend: Backend, child: dict[str, Any], *, has: bool
+) -> None:
+    """By what they name, or by standing in it; it is no child of its own."""
+    backend.fill({"id": "S", "status": "planning", "parent": "S"}, {**child, "status": "ready"})
+    assert backend.open().has_children("S") is has
+    backend.fill({"id": "S", "status": "planning", "subtasks": [{"id": "C", "status": "ready"}]})
+    assert backend.open().has_children("S")

@@ -9,12 +9,10 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from daemon import process
 from daemon.config import Amounts, Budget
 from daemon.model import Outcome, Result
-from tests.queues import BACKENDS, FAR, FileBackend
+from tests.queues import FAR, Backend
 from tests.workspace import wait_for
 
 USERS, TASKS, LIMIT = 12, 60, 3
@@ -50,7 +48,7 @@ class Marks:
             file.write(task_id + "\n")
 
 
-def work(backend: FileBackend, marks: Marks) -> None:
+def work(backend: Backend, marks: Marks) -> None:
     """Claim, hold, settle and recover until every task is over."""
     queue, until = backend.open(random=0.0), time.monotonic() + PATIENCE
     while time.monotonic() < until:
@@ -67,9 +65,8 @@ def work(backend: FileBackend, marks: Marks) -> None:
     raise AssertionError("not in time")
 
 
-@pytest.mark.parametrize("kind", BACKENDS)
 def test_users_race_and_die_and_nothing_is_lost(
-    kind: str, tmp_path: Path, forked: Callable[[Callable[[], object]], int]
+    queues: Callable[..., Backend], tmp_path: Path, forked: Callable[[Callable[[], object]], int]
 ) -> None:
     """Never a fourth at once, by their own count and the queue's; none twice, none lost.
 
@@ -78,7 +75,7 @@ def test_users_race_and_die_and_nothing_is_lost(
     """
     until, rounds = time.monotonic() + ROUNDS, 0
     while not rounds or time.monotonic() < until:
-        backend = BACKENDS[kind](tmp_path / f"{rounds}", max_attempts=1000)
+        backend = queues(tmp_path / f"{rounds}", max_attempts=1000)
         backend.fill(
             *({"id": f"T{i}", "status": "ready"} for i in range(TASKS)),
             wip_limits={"builder": LIMIT},
@@ -92,10 +89,11 @@ def test_users_race_and_die_and_nothing_is_lost(
         assert {task for _, task in counts} == {"1"}
         assert {task["status"] for task in backend.document()["tasks"]} == {"awaiting_test"}
         assert (backend.open().live(), backend.open().stale()) == ([], [])
+        backend.close()
         rounds += 1
 
 
-def race(backend: FileBackend, marks: Marks, start: Callable[[], int]) -> None:
+def race(backend: Backend, marks: Marks, start: Callable[[], int]) -> None:
     """Let them run until all have ended by themselves, and look at the queue meanwhile."""
     pids, killed = [start() for _ in range(USERS)], 0
     while pids:
@@ -115,16 +113,15 @@ def race(backend: FileBackend, marks: Marks, start: Callable[[], int]) -> None:
                 break
 
 
-@pytest.mark.parametrize("kind", BACKENDS)
 def test_claims_at_once_never_overrun_a_budget(
-    kind: str, tmp_path: Path, forked: Callable[[Callable[[], object]], int]
+    queues: Callable[..., Backend], tmp_path: Path, forked: Callable[[Callable[[], object]], int]
 ) -> None:
     """Twelve processes, room for five reservations: five claims, in each of several rounds.
 
     Broken once by judging before the lock only, and once by reserving behind the queue's write.
     """
     for number in range(2):
-        backend = BACKENDS[kind](
+        backend = queues(
             tmp_path / f"{number}",
             wip_limit=USERS,
             budget=Budget(attempt=Amounts(tokens=100), day=Amounts(tokens=500)),
@@ -133,7 +130,7 @@ def test_claims_at_once_never_overrun_a_budget(
         ready, go = backend.folder / "ready", backend.folder / "go"
         ready.mkdir()
 
-        def compete(backend: FileBackend = backend, ready: Path = ready, go: Path = go) -> None:
+        def compete(backend: Backend = backend, ready: Path = ready, go: Path = go) -> None:
             queue = backend.open(FAR)  # of a process whose end nobody here can see
             (ready / str(os.getpid())).touch()
             wait_for(go.exists)

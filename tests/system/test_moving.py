@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from daemon.queue import migrating
+from daemon.queue import migrating, rows
 from daemon.queue.database import connect
 from tests.console import Operator
 from tests.workspace import QUICK, ROOT, wait_for
@@ -39,10 +39,6 @@ class Team(Operator):
         super().__init__(path, roles={"builder": builder}, run=["builder"])
         self.path, self.database = path, database
         self.set(workspace=str(self.workspace))
-
-    @property
-    def variables(self) -> Path:
-        return self.inventory / "group_vars" / "all.yml"
 
     def set(self, **values: str) -> None:
         """Change the inventory's variables."""
@@ -229,3 +225,32 @@ def test_a_file_that_was_left_behind_is_told(team: Team) -> None:
     assert what in team.invoke("doctor").stdout
     team.write_queue({"id": "T1", "title": "x", "status": "done"})
     assert team.invoke("queue.check").returncode == 0
+
+
+def test_an_import_counts_as_the_server_does(operator: Operator) -> None:
+    """What a task waits for, and its children: the same, taken in as a whole or one by one."""
+    tasks: list[dict[str, Any]] = [
+        {"id": "A", "status": "ready", "dependencies": ["D", "X", "gone", 7, None]},
+        {"id": "S", "status": "planning_complete", "dependencies": ["S"], "parent": "S"},
+        {"id": "D", "status": "done", "parent": "S", "parent_task": "S", "dependencies": "A"},
+        {"id": "X", "status": "cancelled", "parent": "S", "subtasks": [{"id": "X.1"}]},
+        {"id": "R", "status": "ready", "parent": "S", "dependencies": ["D", "D"]},
+        {"id": "R", "status": "ready", "parent": "S", "dependencies": ["A"]},
+        {"status": "completed", "parent": "X", "dependencies": ["D", "R"]},
+    ]
+    counts = """SELECT id, waiting, open_children, good_children,
+        ARRAY(SELECT n.id FROM rolecall.needs n WHERE n.place = t.place ORDER BY 1),
+        ARRAY(SELECT f.parent FROM rolecall.family f WHERE f.place = t.place ORDER BY 1)
+        FROM rolecall.task t ORDER BY place"""
+    done = operator.invoke("queue.import", "-", stdin=json.dumps({"tasks": tasks}))
+    assert done.returncode == 0, done.stderr
+    with connect(json.loads(operator.variables.read_text())["queue"], "test") as connection:
+        whole = connection.execute(counts).fetchall()
+        connection.execute("TRUNCATE rolecall.task, rolecall.needs, rolecall.family")
+        apart = rows.apart(tasks)
+        for part in apart.parts(1):
+            values = [json.dumps(part.facts), part.documents]
+            connection.execute("SELECT rolecall.append(%s, %s)", values)
+        one_by_one = connection.execute(counts).fetchall()
+    assert whole == one_by_one
+    assert [row[1:4] for row in whole][:2] == [(4, 0, 0), (1, 2, 1)]

@@ -1,4 +1,7 @@
-"""Leases and locks that are not ours: of people, of other tools, old, broken, from the future."""
+"""Leases and locks that are not ours: of people, of other tools, old, broken, from the future.
+
+All of them are files. On PostgreSQL a lease is in its task's row, which nobody else writes.
+"""
 
 from __future__ import annotations
 

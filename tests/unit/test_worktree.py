@@ -77,6 +77,18 @@ def test_what_a_killed_git_locked_is_unlocked(config: Config) -> None:
     assert inside(again).git("log", "-1", "--format=%s %an") == "x Rolecall agent"
 
 
+def test_what_another_host_did_is_missed_not_begun_anew(config: Config) -> None:
+    """The hosts of one queue have clones of their own: a tester must not pass what is not there.
+
+    With a file such a commit is only one that was thrown away: the work begins anew.
+    """
+    elsewhere = "1234567890" * 4
+    shared = config._replace(queue="postgresql://db.example.com/shop")
+    with pytest.raises(GitError, match="T1 is not in this clone: 123456789012, which is on agent"):
+        prepared(shared, commit=elsewhere)
+    prepared(config, "T2", commit=elsewhere).release()
+
+
 def test_it_comes_back_from_where_a_killed_attempt_has_left_it(config: Config) -> None:
     """A rebase and a branch that holds nothing of its own end; what would be lost is named."""
     tree = prepared(config)

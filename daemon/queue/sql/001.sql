@@ -165,7 +165,8 @@ CREATE FUNCTION rolecall.by_hand() RETURNS trigger
 LANGUAGE plpgsql AS $$
 BEGIN
     NEW.version := OLD.version + 1;
-    NEW.ours := NEW.ours || jsonb_build_object('status', NEW.status);
+    NEW.ours := NEW.ours || jsonb_build_object('status', NEW.status)
+        || CASE WHEN OLD.owner IS NULL THEN '{}'::jsonb ELSE '{"agent": null, "lease": null}' END;
     NEW.owner := NULL; NEW.role := NULL; NEW.host := NULL; NEW.started_at := NULL; NEW.ttl := NULL;
     NEW.heartbeat_at := NULL; NEW.lease := NULL; NEW.wish := NULL; NEW.wished_by := NULL;
     PERFORM pg_notify(('rolecall.' || each)::name::text, '') FROM unnest(ARRAY[OLD.status, NEW.status]) each;
