@@ -220,6 +220,12 @@ def most_at_once(runs: Iterable[Run]) -> int:
     return max(itertools.accumulate(change for _, change in sorted(changes)))
 
 
+def overlaps(runs: Iterable[Run]) -> list[tuple[Run, Run]]:
+    """Agents that were at work on the same task at the same time."""
+    pairs = itertools.pairwise(sorted(runs))
+    return [(a, b) for a, b in pairs if a.task == b.task and b.began < a.ended]
+
+
 @pytest.fixture(scope="module")
 def members(testbed: Callable[[str], Machine]) -> Iterator[dict[str, Member]]:
     """Three machines that share nothing with this one but its /usr and /etc."""
@@ -294,7 +300,9 @@ def test_three_machines_share_a_queue_through_a_cut_and_a_power_cut(shared: Shar
         shared.add(TASKS - LATER + 1, TASKS)
         shared.wait_done(TASKS)
     assert (most["live"], most["held"]) == (WIP, WIP)
-    assert most_at_once(shared.all_runs()) == WIP
+    runs = shared.all_runs()
+    assert most_at_once(runs) == WIP
+    assert overlaps(runs) == []
     assert shared.settled() == Counter(f"T{number}" for number in range(1, TASKS + 1))
     assert all(len(shared.runs(name)) > before[name] for name in NAMES)
 
