@@ -81,7 +81,7 @@ class _Making:
         self._url, self._name = url, name
         self._made: psycopg.Connection | None = None
         self._error: psycopg.Error | None = None
-        self._wanted = True
+        self._wanted, self._waited_for = True, False
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -110,8 +110,9 @@ class _Making:
             self._made.close()
 
     def within(self, seconds: float) -> psycopg.Connection | None:
-        """The connection; None where it is not there yet. Raises Refused."""
-        self._thread.join(seconds)
+        """The connection; None where it is not there yet. Waits once. Raises Refused."""
+        self._thread.join(0 if self._waited_for else seconds)
+        self._waited_for = self._waited_for or seconds > 0
         if self._error is not None:
             raise Refused(_in_a_line(str(self._error)))
         return self._made

@@ -37,7 +37,7 @@ def test_idle_workers_come_back_to_a_server_that_was_restarted(
     ws = make(server, way, interval=600)
     ws.add({**TASK, "id": "T0"})
     worker = ws.start(*BUILDER)
-    wait_for(lambda: ws.status("T0") == DONE, ws.log())
+    wait_for(lambda: ws.settled() and not ws.tree(), ws.log())
     server.stop()
     wait_for(lambda: ws.count(LOST) == 1, f"told: {ws.log()}")
     before = len(way.connects)
