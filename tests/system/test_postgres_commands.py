@@ -258,14 +258,15 @@ def test_a_sprint_of_five_roles_is_drained(
     invoke("invoke", "init")
     invoke("invoke", "queue.init")
     invoke("invoke", "queue.add", "--json", str(tmp_path / "sprint.json"))
-    told = invoke("daemon", "--drain")
+    invoke("daemon", "--drain")
     tasks = json.loads(invoke("invoke", "queue.export"))["tasks"]
     assert {task["status"] for task in tasks} == {"done"}
     planned = {task["id"] for task in tasks if task.get("parent") == "SHOP-1"}
     assert len(tasks) == 4 + len(planned)
     assert len(planned) >= 3
-    moves = [line.split() for line in told.splitlines() if " -> " in line]
-    assert any("SHOP-3" in words and "needs_adapt" in words for words in moves)  # and refined
+    events = (demo.shop / ".agent-daemon-logs" / "events.jsonl").read_text().splitlines()
+    moves = [(event.get("task"), event.get("to")) for event in map(json.loads, events)]
+    assert ("SHOP-3", "needs_adapt") in moves  # and refined
     merged = subprocess.run(
         ["git", "log", "--oneline", "main"],
         cwd=demo.shop,
