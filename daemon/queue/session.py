@@ -26,8 +26,8 @@ ANSWER = 10.0  # seconds in which the server has to answer; without one it count
 CONNECT = 5  # seconds for one address of the server
 FIRST, CAP = 0.2, 5.0  # seconds between tries of what failed, which double
 AGAIN = 5  # times that a call is made anew which met others' (a deadlock)
-#: Of the session: nobody's defaults may change what a claim sees, or let a lock wait for ever. Plans
-#: are made once, and go by indexes however many tasks there were then.
+#: Of the session: nobody's defaults may change what a claim sees, or let a lock wait for ever.
+#: Plans are made once, and go by indexes however many tasks there were then.
 SETTINGS = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
