@@ -95,7 +95,7 @@ def test_death_at_any_question_loses_nothing(
 ) -> None:
     """One agent at a time, the task ends once, and what died counts once at most.
 
-    Broken once by ``Attempts.recover`` that passed over leases whose process is dead: stuck.
+    Broken once by an ``Attempts.recover`` that passed over all: stuck.
     """
     steps = recorded(scene)
     assert steps
