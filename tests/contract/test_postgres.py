@@ -238,14 +238,14 @@ def test_two_planners_add_one_id_and_one_of_them_does(backend: PostgresBackend) 
     other: Any = backend.open(FAR)
     first = claimed(one, "planner").lease
     second = other.claim("planner", "me", ignore_wip=True).lease
-    send = one._send
+    send = one.writes._send
 
     def late(*values: Any) -> Any:
-        one._send = send
+        one.writes._send = send
         other.settle(second, Result(Outcome.SUCCESS, add_tasks=({"id": "N", "title": "2"},)))
         return send(*values)
 
-    one._send = late
+    one.writes._send = late
     (move,) = one.settle(first, Result(Outcome.SUCCESS, add_tasks=({"id": "N", "title": "1"},)))
     assert move.outcome == "error"
     assert "N" in backend.task("S1")["last_error"]

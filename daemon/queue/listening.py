@@ -1,0 +1,52 @@
+"""What the hosts of one queue learn of each other: that tasks came, what credentials wait for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from daemon.queue import rows, throttle
+from daemon.queue.session import Session
+
+
+class Waits(NamedTuple):
+    """The waits of credentials, kept for all hosts of the queue."""
+
+    session: Session
+
+    def read(self, credential: str) -> throttle.State:
+        """What is known of the credential."""
+        query = "SELECT value FROM rolecall.note WHERE name = $1"
+        found = self.session.call(query, [rows.plain(credential)])
+        return throttle.of_note(found[0][0]) if found else throttle.State()
+
+    def write(self, credential: str, state: throttle.State) -> None:
+        """Remember it."""
+        note = throttle.note_of(state)
+        values = [rows.plain(credential), note and json.dumps(rows.plainly(note))]
+        self.session.call("SELECT rolecall.remember($1, $2)", values)
+
+
+class Watch:
+    """What wakes a worker: the socket of its queue's own connection."""
+
+    def __init__(self, session: Session, channels: Sequence[str]) -> None:
+        self.session = session
+        session.listen(channels)
+
+    @property
+    def fd(self) -> int:
+        """Readable when something was told; -1 while there is no connection."""
+        return self.session.fd
+
+    def renew(self) -> None:
+        """Nothing: the session listens on each connection that it makes."""
+
+    def changed(self) -> bool:
+        """Whether something was told since the last call. Never blocks."""
+        return self.session.told()
+
+    def close(self) -> None:
+        """Watch no more."""
+        self.session.drop()

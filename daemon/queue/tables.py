@@ -1,0 +1,170 @@
+"""What the queue's tables say, and what of it is a lease: questions alone, nothing is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
+
+from daemon import process
+from daemon.index import Tasks
+from daemon.model import Lease, format_time
+from daemon.process import Identity
+from daemon.queue import rows
+from daemon.queue.lease import is_here
+from daemon.queue.session import Call, Session
+
+PART = 5000  # tasks that one statement reads
+
+LEASE = """task.id, task.role, task.owner, task.started_at, task.ttl,
+    extract(epoch FROM task.heartbeat_at)::double precision, task.token, task.attempts, task.host,
+    task.lease, task.wish, task.wished_by,
+    task.heartbeat_at + make_interval(secs => task.ttl) <= rolecall.now()"""
+TASK = "task.place, task.parent, task.document, task.ours"
+#: Of single tasks: each as if it stood in no other.
+SINGLE: str = f"""SELECT place, NULL, document, ours, version, problem, {LEASE}
+    FROM rolecall.task WHERE id = ANY ($1) ORDER BY place"""
+ALL_LEASES: str = f"SELECT {LEASE} FROM rolecall.task WHERE owner IS NOT NULL"
+#: In parts: no answer of the server may take as long as all of it would over a slow line.
+EVERYTHING: str = f"""SELECT {TASK}, task.version, task.problem, {LEASE} FROM rolecall.task
+    WHERE place > $1 ORDER BY place LIMIT {PART}"""
+DOCUMENT: str = "SELECT document FROM rolecall.queue"
+HELD: str = (
+    f"SELECT {TASK} FROM rolecall.task"
+    " WHERE status = ANY ($1) AND owner IS NULL AND id IS NOT NULL ORDER BY place"
+)
+SOONEST: str = """
+    SELECT extract(epoch FROM min(at) - rolecall.now())::double precision FROM (
+        SELECT min(free_at) FROM rolecall.task
+        WHERE status = ANY ($1) AND free_at > rolecall.now()
+        UNION ALL
+        SELECT heartbeat_at + make_interval(secs => ttl) FROM rolecall.task WHERE owner IS NOT NULL
+    ) AS times (at) WHERE at > rolecall.now()"""
+#: What of a lease says who holds it: a value of its own for each process.
+HOLDER = ("machine_id", "boot_id", "pid_namespace", "pid", "pid_started", "unit", "sessions")
+
+
+class Seen(NamedTuple):
+    """The queue at one moment; ``places`` are each task's place and the version of its row."""
+
+    document: str
+    tasks: Tasks
+    leases: dict[str, Lease]
+    places: list[tuple[int, int]]
+
+
+class Tables:
+    """Asks for what is there, as one process of this host sees it (``me``)."""
+
+    def __init__(self, session: Session, me: Callable[[], Identity]) -> None:
+        self.session, self.me = session, me
+        self._expired: set[tuple[str, int]] = set()
+
+    def seen(self, only: Collection[str] | None = None) -> Seen:
+        """Everything, or single tasks, as they are now. Raises QueueUnreachable."""
+        if only is None:
+            document, found = self.everything()
+        else:
+            names = [rows.plain(each) for each in only]
+            ((document,),), found = self.session.calls(Call(DOCUMENT), Call(SINGLE, [names]))
+        entries, _ = rows.together(rows.Row(*row[:4]) for row in found)
+        tasks = Tasks(entries)
+        leases = {row[6]: self.lease(row[6:]) for row in found if row[8] is not None}
+        return Seen(document, tasks, leases, [(row[0], row[4]) for row in found])
+
+    def everything(self) -> tuple[str, list[list[Any]]]:
+        """The document and the rows of all tasks, of one moment."""
+        found: list[list[Any]] = []
+        with self.session.transaction():
+            self.session.call("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            ((document,),) = self.session.call(DOCUMENT)
+            while more := self.session.call(EVERYTHING, [found[-1][0] if found else 0]):
+                found += more
+        return document, found
+
+    def count(self, statuses: Collection[str]) -> int:
+        """How many tasks are in any of these statuses. Raises QueueUnreachable."""
+        query = "SELECT count(*) FROM rolecall.task WHERE status = ANY ($1) AND id IS NOT NULL"
+        ((many,),) = self.session.call(query, [list(statuses)])
+        return int(many)
+
+    def has_children(self, task_id: str) -> bool:
+        """Whether any task names this one as its parent, or stands in it."""
+        query = "SELECT FROM rolecall.family WHERE parent = $1 LIMIT 1"
+        return bool(self.session.call(query, [rows.plain(task_id)]))
+
+    def lease(self, row: Sequence[Any]) -> Lease:
+        """The lease that a row of the columns ``LEASE`` is."""
+        name, role, owner, started, ttl, beat, token, attempts, host, holder, wish, by, late = row
+        who = (name, token)
+        (self._expired.add if late else self._expired.discard)(who)
+        return Lease(
+            task_id=name,
+            role=role,
+            owner=owner,
+            started_at=started,
+            ttl_seconds=ttl,
+            heartbeat_at=format_time(beat),
+            token=token,
+            attempt=attempts + 1,
+            host=host,
+            wish=wish or "",
+            wished_by=by or "",
+            **{**holder, "sessions": tuple(holder.get("sessions", ()))},
+        )
+
+    def leases(self) -> dict[str, Lease]:
+        """All there are, live or not, by task id."""
+        return self.read(self.session.call(ALL_LEASES))
+
+    def read(self, found: Sequence[Sequence[Any]]) -> dict[str, Lease]:
+        """The leases of all such rows that there are, by task id."""
+        self._expired.clear()
+        return {row[0]: self.lease(row) for row in found}
+
+    def read_lease(self, task_id: str) -> Lease | None:
+        """The task's lease; None where there is none."""
+        found = self.session.call(f"{ALL_LEASES} AND id = $1", [task_id])
+        return self.lease(found[0]) if found else None
+
+    def gone(self, lease: Lease) -> str:
+        """Whether the lease's attempt is gone, and why; "" while it is live.
+
+        By this host's processes where it is one of them, else as the server's clock had it when the
+        lease was read.
+        """
+        me = self.me()
+        if is_here(lease, me) and (
+            lease.boot_id != me.boot_id or not process.is_alive(lease.pid, lease.pid_started)
+        ):
+            return "died"
+        return "expired" if (lease.task_id, lease.token) in self._expired else ""
+
+    def is_live(self, lease: Lease) -> bool:
+        """Whether its attempt is not gone."""
+        return not self.gone(lease)
+
+    def live(self, role: str | None = None, host: str | None = None) -> list[Lease]:
+        """The live leases (of a role, of a host)."""
+        return [
+            lease
+            for lease in self.leases().values()
+            if role in (None, lease.role) and host in (None, lease.host) and not self.gone(lease)
+        ]
+
+    def family(self, place: int, document: str, ours: dict[str, Any]) -> list[rows.Row]:
+        """The row and, where it may have subtasks, theirs."""
+        first = rows.Row(place, None, document, ours)
+        if '"subtasks"' not in document:
+            return [first]
+        query: str = f"""WITH RECURSIVE family AS (
+            SELECT {TASK} FROM rolecall.task WHERE parent = $1
+            UNION ALL SELECT {TASK} FROM rolecall.task JOIN family ON task.parent = family.place
+            ) SELECT * FROM family ORDER BY place"""
+        return [first, *(rows.Row(*row) for row in self.session.call(query, [place]))]
+
+
+def holder(me: Identity, unit: str = "", sessions: Sequence[int] = ()) -> str:
+    """The holder of a lease, as its column has it."""
+    values = {**me._asdict(), "unit": unit, "sessions": list(sessions)}
+    return json.dumps({key: values[key] for key in HOLDER})
