@@ -20,7 +20,7 @@ from daemon.queue import Queue
 from daemon.queue.file import FileQueue
 from tests.postgres import Databases
 
-MOST = 10  # connections that one test holds open
+MOST = 40  # connections that one test holds open
 FAR = Identity("far", "machine-of-far", "boot-of-far", "pid:[1]", 4711, 1)
 
 
@@ -241,8 +241,8 @@ class PostgresBackend(Backend):
             teller=self.told,
         )
         self._opened.append(queue)
-        if len(self._opened) > MOST:
-            self._opened.pop(0).close()  # it connects anew, should it still be asked
+        for each in self._opened[:-MOST]:
+            each.close()  # it connects anew, should it still be asked, and is closed in the end
         return queue
 
     @property
@@ -259,10 +259,15 @@ class PostgresBackend(Backend):
         cursor = self.hand.execute(query, values or None)
         return cursor.fetchall() if cursor.description else []
 
-    def text(self) -> str:
+    @property
+    def reader(self) -> Queue:
+        """A view of the queue for those who only look."""
         if os.getpid() not in self._readers:
             self._readers[os.getpid()] = self.open()
-        return self._readers[os.getpid()].export().decode()
+        return self._readers[os.getpid()]
+
+    def text(self) -> str:
+        return self.reader.export().decode()
 
     def written(self) -> object:
         return self.sql("SELECT * FROM rolecall.queue"), self.sql(WRITTEN)

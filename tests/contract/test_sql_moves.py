@@ -146,7 +146,7 @@ class Expected:
         self.machine = backend.config.machine
         self.limits = document.get("wip_limits")
         self.tasks = Tasks(flat(document["tasks"])[0])
-        self.live = {lease.task_id for lease in backend.open().live()}
+        self.live = {lease.task_id for lease in backend.reader.live()}
 
     def put(self, task_id: str, status: str) -> None:
         entry = self.tasks.by_id[task_id]
