@@ -226,7 +226,7 @@ class PostgresBackend(Backend):
         super().__init__(folder, **role)
         self.url, self._give_back = url, give_back
         self._hands: dict[int, Any] = {}  # a connection for each process: tests fork
-        self._readers: dict[int, Queue] = {}
+        self._readers: dict[int, Any] = {}
         self._opened: list[Queue] = []
         self.clock = ServerClock(self.sql)
 
@@ -260,14 +260,22 @@ class PostgresBackend(Backend):
         return cursor.fetchall() if cursor.description else []
 
     @property
-    def reader(self) -> Queue:
+    def reader(self) -> Any:
         """A view of the queue for those who only look."""
         if os.getpid() not in self._readers:
             self._readers[os.getpid()] = self.open()
         return self._readers[os.getpid()]
 
+    def is_met(self, pid: int) -> bool:
+        """Whether somebody waits for a lock in the database, or else this child has ended."""
+        blocked = """SELECT FROM pg_stat_activity
+            WHERE datname = current_database() AND wait_event_type = 'Lock'"""
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return bool(ended or self.reader.session.call(blocked))
+
     def text(self) -> str:
-        return self.reader.export().decode()
+        text: str = self.reader.export().decode()
+        return text
 
     def written(self) -> object:
         return self.sql("SELECT * FROM rolecall.queue"), self.sql(WRITTEN)

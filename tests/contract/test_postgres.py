@@ -204,9 +204,12 @@ def test_a_token_that_a_failover_gives_out_twice_settles_once(backend: PostgresB
     Broken once by looking at the token alone: the first one's success was written.
     """
     backend.fill(ready("T1"))
+    versions = "SELECT version FROM rolecall.task"
+    ((version,),) = backend.sql(versions)
     first = backend.open(FAR)
     lost = claimed(first).lease
     backend.fill(ready("T1"))  # the new primary never heard of the claim
+    backend.sql("UPDATE rolecall.task SET version = %s", version)
     backend.clock.step(5)
     elsewhere = backend.folder / "elsewhere"
     elsewhere.mkdir()
@@ -216,6 +219,7 @@ def test_a_token_that_a_failover_gives_out_twice_settles_once(backend: PostgresB
     )
     now = claimed(second).lease
     assert now.token == lost.token == 1
+    assert backend.sql(versions) == [(version + 1,)]  # it says no more than the token
     for refused in (
         lambda: first.renew(lost),
         lambda: first.take_over(lost, FAR),
@@ -272,13 +276,29 @@ def test_an_import_into_an_empty_queue_gives_way_to_tasks_that_came(
     assert [task["id"] for task in backend.document()["tasks"]] == ["H", "T1"]
 
 
+def test_a_claim_sees_one_that_is_about_to_be_committed(
+    backend: PostgresBackend, forked: Callable[[Callable[[], object]], int]
+) -> None:
+    """There is room for one: the second waits for the first, and finds its role full.
+
+    Broken once by claims without the lock: both tasks were held.
+    """
+    from daemon.queue.postgres import CLAIM  # noqa: PLC0415  # psycopg is an extra
+
+    backend.fill(ready("T1"), ready("T2"), wip_limits={"builder": 1})
+    one: Any = backend.open()
+    with one.session.transaction():
+        one.session.call(CLAIM, one._asked("builder", "me", ignore_wip=False, passed=()))
+        pid = forked(lambda: backend.open().claim("builder", "me"))
+        wait_for(lambda: backend.is_met(pid), "the other claim")
+    assert os.waitpid(pid, 0)[1] == 0
+    assert [task["status"] for task in backend.document()["tasks"]] == ["in_progress", "ready"]
+
+
 def test_wip_limits_of_several_roles_hold_at_every_instant(
     backend: PostgresBackend, forked: Callable[[Callable[[], object]], int]
 ) -> None:
-    """Twelve workers of three roles, seen by one who looks at a single moment each time.
-
-    Broken once by claims without the lock: a fourth was held.
-    """
+    """Twelve workers of three roles, seen by one who looks at a single moment each time."""
     limits = {"builder": 3, "tester": 2, "integrator": 1}
     backend.fill(*(ready(f"T{number}") for number in range(20)), wip_limits=limits)
 

@@ -18,10 +18,11 @@ from daemon import lifecycle
 from daemon.errors import LeaseLost, RolecallError
 from daemon.index import Entry, Tasks, status_of
 from daemon.model import Claim, Lease, Outcome, Result, format_time
-from daemon.queue import Queue, asking
+from daemon.queue import Queue, asking, rows
 from daemon.queue.jsontext import flat
 from tests.model import ENDED, TABLE
 from tests.queues import PostgresBackend
+from tests.workspace import wait_for
 
 EXAMPLES = os.environ.get("ROLECALL_EXAMPLES", "")
 NOW = 1_800_000_000.0
@@ -91,6 +92,9 @@ deeds = st.lists(
     ),
     max_size=12,
 )
+READY = {"id": "T0", "status": "ready"}
+BUILDER = sorted(TABLE).index("builder")
+ONCE = [("claim", 0, BUILDER, Outcome.SUCCESS), ("settle", 0, 0, Outcome.ERROR)]
 
 
 @pytest.fixture
@@ -275,6 +279,18 @@ class Work:
     },
     todo=[("claim", 0, 0, Outcome.SUCCESS), ("settle", 1, 0, Outcome.SUCCESS)],
 )
+@example(document={"tasks": [READY], "wip_limits": {"builder": 10**12}}, todo=ONCE)
+@example(document={"tasks": [{**READY, "not_before": format_time(NOW)}]}, todo=ONCE)
+@example(
+    document={"tasks": [{**READY, "attempts": 10**12}]},
+    todo=[*ONCE[:1], ("settle", 0, 0, Outcome.RELEASED)],
+)
+@example(
+    document={
+        "tasks": [{**READY, "lease": {"heartbeat_at": format_time(NOW), "ttl_seconds": 1e300}}]
+    },
+    todo=ONCE,
+)
 def test_the_server_decides_as_lifecycle_does(
     backend: PostgresBackend, document: Any, todo: list[tuple[str, int, int, Outcome]]
 ) -> None:
@@ -298,9 +314,73 @@ def test_the_server_decides_as_lifecycle_does(
                 break
 
 
+def test_a_role_takes_the_first_task_of_all_the_statuses_that_it_claims(
+    backend: PostgresBackend,
+) -> None:
+    """By priority, then by place, from now on; and what it releases goes back to where it was."""
+    backend.fill(
+        {"id": "A", "status": "ready", "priority": 2},
+        {"id": "B", "status": "reopened", "priority": 1, "not_before": format_time(NOW)},
+        {"id": "C", "status": "reopened", "priority": 0, "not_before": format_time(NOW + 1)},
+        {"id": "D", "status": "reopened", "priority": 2},
+        {"id": "E", "status": "ready", "priority": 1},
+    )
+    queue: Any = backend.open()
+    rules = queue.machine.roles["builder"]._replace(claims=("ready", "reopened"))
+    queue.machine.roles["builder"] = rules
+    found = Expected(backend)
+    line = [entry.task["id"] for entry in lifecycle.claimable(found.tasks, rules, NOW, set())]
+    claims = [queue.claim("builder", "me", ignore_wip=True) for _ in range(5)]
+    assert [claim and claim.lease.task_id for claim in claims] == ["B", "E", "A", "D", None]
+    assert line == ["B", "E", "A", "D"]
+    for claim in claims[:-1]:
+        before = next(each for each in found.tasks.every if each.task["id"] == claim.task["id"])
+        (move,) = queue.settle(claim.lease, Result(Outcome.RELEASED))
+        assert move.target == before.task["status"]
+
+
 # --- at once -------------------------------------------------------------------------------------
 
 USERS, TASKS, DEEDS = 6, 40, 40
+
+
+@pytest.mark.parametrize("first", ["the move", "the new one"])
+@pytest.mark.parametrize(
+    "new",
+    [
+        {"id": "N", "status": "blocked", "dependencies": ["T0"]},
+        {"id": "S", "status": "planning_complete"},
+    ],
+    ids=["who waits", "parent"],
+)
+def test_a_task_that_comes_while_another_ends_counts_it(
+    backend: PostgresBackend,
+    forked: Callable[[Callable[[], object]], int],
+    new: dict[str, Any],
+    first: str,
+) -> None:
+    """Whoever comes second waits for the first one's commit, and sees what it did."""
+    backend.fill({"id": "T0", "status": "testing", "parent": "S"})
+
+    def end() -> None:
+        backend.sql(
+            "UPDATE rolecall.task SET status = 'done', version = version + 1,"
+            " ours = '{\"status\": \"done\"}' WHERE id = 'T0'"
+        )
+
+    def append() -> None:
+        made = rows.apart([new])
+        backend.sql("SELECT rolecall.append(%s, %s)", json.dumps(made.facts), made.documents)
+
+    one, other = (end, append) if first == "the move" else (append, end)
+    with backend.hand.transaction():
+        one()
+        pid = forked(other)
+        wait_for(lambda: backend.is_met(pid), "the other one")
+    assert os.waitpid(pid, 0)[1] == 0
+    check(backend)
+    backend.open().claim("integrator", "me")  # it wins nothing
+    assert backend.task(new["id"])["status"] in {"ready", "done"}
 
 
 def busy(backend: PostgresBackend, seed: int) -> None:
@@ -353,7 +433,9 @@ def test_counts_stay_exact_whoever_writes_at_once(
     pids = [forked(partial(busy, backend, seed)) for seed in range(USERS)]
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * USERS
     check(backend)
-    backend.open().claim("builder", "me")  # what was passed over, because it was being written
+    backend.open().claim(
+        "integrator", "me"
+    )  # it wins nothing  # what was passed over, because it was being written
     found = check(backend)
     live = {lease.task_id for lease in backend.open().live()}
     assert lifecycle.moves(found, backend.config.machine, NOW, live) == []
