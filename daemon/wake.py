@@ -76,6 +76,11 @@ class Watch:
                 except OSError:  # not there yet
                     continue
 
+    @property
+    def pending(self) -> bool:
+        """Nothing is: events stay in the descriptor until they are asked for."""
+        return False
+
     def changed(self) -> bool:
         """Whether something that matters came since the last call. Never blocks."""
         matters = False

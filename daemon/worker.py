@@ -364,6 +364,8 @@ class Worker:
         times = [self.notifier.watchdog, *([self.stop_at - now] if self.stop_at else [])]
         if self.stop_at is None:
             times.append(self.next_look() - now)
+        if self.watch.pending:
+            times.append(0.0)
         fds = [self.signals.fd, self.watch.fd, *self.attempts.descriptors()]
         wait(fds, min((each for each in times if each is not None), default=None))
         if self.stop_at is not None or self.mode.once or self.mode.drain:

@@ -76,6 +76,10 @@ class Waker(Protocol):
     def renew(self) -> None:
         """Listen where nobody listens yet, or no more. Never raises for a queue that is away."""
 
+    @property
+    def pending(self) -> bool:
+        """Whether ``changed`` has something to tell that ``fd`` does not show any more."""
+
     def changed(self) -> bool:
         """Whether something that matters came since the last call. Never blocks."""
 

@@ -43,6 +43,11 @@ class Watch:
     def renew(self) -> None:
         """Nothing: the session listens on each connection that it makes."""
 
+    @property
+    def pending(self) -> bool:
+        """Whether an answer brought something with it."""
+        return self.session.has_told
+
     def changed(self) -> bool:
         """Whether something was told since the last call. Never blocks."""
         return self.session.told()

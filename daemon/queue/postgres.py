@@ -22,7 +22,7 @@ from daemon.queue.listening import Waits, Watch
 from daemon.queue.memory import Memory
 from daemon.queue.outbox import Teller
 from daemon.queue.session import ANSWER, Between, Call, Session
-from daemon.queue.tables import ALL_LEASES, HELD, SOONEST, Tables, holder
+from daemon.queue.tables import ALL_LEASES, HELD, SOONEST, Tables, boottime, holder
 from daemon.queue.transfer import SHOWN, Imported, Incoming
 from daemon.queue.update import Update
 from daemon.queue.winning import Winning
@@ -180,13 +180,14 @@ class PostgresQueue:
         From now on no call keeps the attempt from watching its agent for long.
         """
         self.session.answer = min(ANSWER, lease.ttl_seconds * SHARE)
+        now = boottime()
         found = self.session.call(
             "SELECT * FROM rolecall.take_over($1, $2, $3, $4, $5, $6)",
             [
                 lease.task_id,
                 lease.token,
                 lease.started_at,
-                holder(me, unit, lease.sessions),
+                holder(me, now, unit, lease.sessions),
                 lease.pid,
                 lease.pid_started,
             ],
@@ -200,25 +201,30 @@ class PostgresQueue:
             **me._asdict(),
             unit=unit,
             heartbeat_at=format_time(moment),
+            heartbeat_boottime=now,
             wish=wish or "",
             wished_by=wished_by or "",
         )
 
     def renew(self, lease: Lease, sessions: Sequence[int] = ()) -> Lease:
         """Prolong the lease by its time to live. Raises LeaseLost."""
+        seen: dict[str, object] = {"heartbeat_boottime": boottime()}
+        if sessions:
+            seen["sessions"] = list(sessions)
         found = self.session.call(
             "SELECT * FROM rolecall.renew($1, $2, $3, $4)",
-            [lease.task_id, lease.token, lease.started_at, json.dumps(list(sessions))],
+            [lease.task_id, lease.token, lease.started_at, json.dumps(seen)],
         )
         if not found:
             if self.writes.is_written((lease.task_id, lease.token, lease.started_at)):
                 return lease  # settle() will find it so
             raise self.lost(lease)
-        holder, wish, wished_by, moment = found[0]
+        held, wish, wished_by, moment = found[0]
         self._ahead = moment - time.time()
         return lease._replace(
             heartbeat_at=format_time(moment),
-            sessions=tuple(holder["sessions"]),
+            heartbeat_boottime=held["heartbeat_boottime"],
+            sessions=tuple(held["sessions"]),
             wish=wish or "",
             wished_by=wished_by or "",
         )

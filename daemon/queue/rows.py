@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 from daemon import lifecycle
 from daemon.index import Entry, Tasks, number, status_of
-from daemon.model import parse_time
+from daemon.model import is_task_id, parse_time
 
 MANY = 10**9  # tasks: as good as no limit
+LONGEST = 500  # characters of a status; a longer one is no role's
 LAST = 250_000_000_000.0  # seconds since the epoch: no server knows a time as far away as JSON does
 Facts = dict[str, Any]  # a row's columns, as ``rolecall.append`` takes them
 
@@ -94,11 +95,12 @@ def columns(task: dict[str, Any]) -> Facts:
     """What of a task's own values is looked for, as columns."""
     times = (parse_time(task.get("not_before")), _hand_expiry(task))
     free = max((each for each in times if each is not None), default=None)
+    status = status_of(task)
     return {
-        "status": plain(status_of(task)),
+        "status": plain(status) if len(status) <= LONGEST else "",
         "start": lifecycle.STARTS.get(str(task.get("type")), lifecycle.START),
         "priority": number(task.get("priority")),
-        "free_at": None if free is None else min(free, LAST),
+        "free_at": None if free is None else min(max(0.0, free), LAST),
         "attempts": lifecycle.attempts_of(task),
         "token": lifecycle.token_of(task),
     }
@@ -107,15 +109,15 @@ def columns(task: dict[str, Any]) -> Facts:
 def _relations(task: dict[str, Any], own: object) -> Facts:
     needed = lifecycle.dependencies(task)
     named = (task.get("parent"), task.get("parent_task"), own)
-    parents = {each for each in named if isinstance(each, str) and each != task.get("id")}
+    parents = {each for each in named if is_task_id(each) and each != task.get("id")}
     return {
         "stuck": bool(task.get("blocked_reason") or task.get("blocker") or not needed),
-        # Those that stand for no task are never satisfied; ``counted`` sees to all others.
-        "waiting": sum(not isinstance(each, str) for each in needed),
+        # Those that can be no task's id are never satisfied; ``counted`` sees to all others.
+        "waiting": sum(not is_task_id(each) for each in needed),
         "open_children": 0,
         "good_children": 0,
-        "needs": sorted({plain(each) for each in needed if isinstance(each, str)}),
-        "parents": sorted({plain(each) for each in parents}),
+        "needs": sorted({each for each in needed if is_task_id(each)}),
+        "parents": sorted(parents),
     }
 
 

@@ -27,8 +27,15 @@ CONNECT = 5  # seconds for one address of the server
 FIRST, CAP = 0.2, 5.0  # seconds between tries of what failed, which double
 AGAIN = 5  # times that a call is made anew which met others' (a deadlock)
 #: Of the session: nobody's defaults may change what a claim sees, or let a lock wait for ever.
-#: Plans are made once, and go by indexes however many tasks there were then.
+#: Plans are made once, and go by indexes however many tasks there were then; compiling them (jit)
+#: would cost each of our small questions tens of milliseconds.
 SETTINGS = {
+    "search_path": "pg_catalog",
+    "synchronous_commit": "on",
+    "extra_float_digits": "1",
+    "idle_session_timeout": "0",  # since version 14
+    "lock_timeout": "0",
+    "jit": "off",
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
@@ -61,6 +68,10 @@ class Call(NamedTuple):
 
 class Between(RolecallError):
     """Somebody else's write came between: nothing was changed, and it is to be decided anew."""
+
+
+class Unwritable(RolecallError):
+    """The server can never write what it was sent: a text is too long, a number too large."""
 
 
 class Refused(Exception):  # it becomes one of ours
@@ -280,6 +291,8 @@ class Session:
         if state == RIGHTS:
             hint = "GRANT rolecall_worker (or rolecall_operator, for people) TO its login role"
             return RolecallError(f"the queue may not be used: {what}", where=self.url, hint=hint)
+        if state[:2] in UNFIT:
+            return Unwritable(f"the queue's server cannot write it: {what}", where=self.url)
         if useless or state[:2] in PASSING:
             return self._away(f"the queue's server cannot be used: {what}")
         return RolecallError(f"the queue's server refused: {what}", where=self.url)
@@ -344,9 +357,13 @@ class Session:
         return line
 
     def _settle_in(self, line: pq.abc.PGconn) -> None:
-        chosen = [f"set_config('{key}', '{value}', false)" for key, value in SETTINGS.items()]
-        limit = f"set_config('statement_timeout', '{math.ceil(self.answer * 1000)}', false)"
-        query = f"SELECT pg_backend_pid(), {limit}, {', '.join(chosen)}"  # our own
+        chosen = {**SETTINGS, "statement_timeout": str(math.ceil(self.answer * 1000))}
+        values = ", ".join(f"('{key}', '{value}')" for key, value in chosen.items())
+        query = (
+            "SELECT pg_backend_pid(), count(set_config(s.name, chosen.value, false))"  # noqa: S608  # our own
+            f" FROM (VALUES {values}) AS chosen (name, value)"
+            " JOIN pg_settings s ON s.name = chosen.name"  # an older server has not all of them
+        )
         ((pid, *_),) = self._plainly(line, query)
         if pid != line.backend_pid:
             raise RolecallError(
@@ -387,6 +404,11 @@ class Session:
         """The socket, which becomes readable when something is told; -1 where there is none."""
         return -1 if self._line is None else self._line.socket
 
+    @property
+    def has_told(self) -> bool:
+        """Whether ``told`` has something to say already."""
+        return self._told
+
     def told(self) -> bool:
         """Whether anything was told, or may have been missed, since the last call. No wait."""
         if self._pid == os.getpid():
@@ -415,6 +437,7 @@ class Session:
 
 COLLISIONS = {"40P01", "40001"}  # deadlock, serialization: nothing was changed
 UNIQUE, RIGHTS, READ_ONLY, STALE_PLAN = "23505", "42501", "25006", "0A000"
+UNFIT = {"22", "54"}  # data exceptions; limits of the program
 ANOTHER_SCHEMA = {"42883", "42P01", "42703", "3F000"}  # no such function, table, column, schema
 #: Classes of errors that another try may not meet: the line, resources, an operator, the system.
 PASSING = {"", "08", "53", "55", "57", "58", "XX"}

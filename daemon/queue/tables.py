@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -41,7 +42,10 @@ SOONEST: str = """
         SELECT heartbeat_at + make_interval(secs => ttl) FROM rolecall.task WHERE owner IS NOT NULL
     ) AS times (at) WHERE at > rolecall.now()"""
 #: What of a lease says who holds it: a value of its own for each process.
-HOLDER = ("machine_id", "boot_id", "pid_namespace", "pid", "pid_started", "unit", "sessions")
+HOLDER = (
+    *("machine_id", "boot_id", "pid_namespace", "pid", "pid_started", "unit", "sessions"),
+    "heartbeat_boottime",  # of the holder's own host: what was seen of its tree by then
+)
 
 
 class Seen(NamedTuple):
@@ -164,7 +168,13 @@ class Tables:
         return [first, *(rows.Row(*row) for row in self.session.call(query, [place]))]
 
 
-def holder(me: Identity, unit: str = "", sessions: Sequence[int] = ()) -> str:
-    """The holder of a lease, as its column has it."""
+def boottime() -> float:
+    """Seconds since this host's boot, by which alone processes can be told apart."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def holder(me: Identity, seen_at: float, unit: str = "", sessions: Sequence[int] = ()) -> str:
+    """The holder of a lease, as its column has it; ``seen_at``: of ``boottime``."""
     values = {**me._asdict(), "unit": unit, "sessions": list(sessions)}
+    values["heartbeat_boottime"] = seen_at
     return json.dumps({key: values[key] for key in HOLDER})

@@ -10,7 +10,7 @@ from daemon.errors import LeaseLost, QueueUnreadable, RolecallError
 from daemon.model import Claim, Lease, Move, Outcome, Result, format_time
 from daemon.queue import breaker, durable, folder, rows
 from daemon.queue.lease import is_here
-from daemon.queue.tables import holder
+from daemon.queue.tables import boottime, holder
 from daemon.queue.writes import WAKE, Known, moved
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class Winning:
         self.passed: tuple[str, ...] = ()
         #: Claims of this process that came back to it, the last ones.
         self._mine: dict[tuple[str, int], None] = {}
+        self._claimed_at = 0.0  # of ``boottime``
         self._in_doubt = False  # a claim's answer was lost: it may have been won
 
     def claim(self, role: str, owner: str, *, ignore_wip: bool, dry_run: bool) -> Claim | None:
@@ -79,6 +80,7 @@ class Winning:
 
     def _asked(self, role: str, owner: str, ignore_wip: bool, passed: Sequence[str]) -> list[Any]:  # noqa: FBT001  # passed on
         rules, own = self.machine.roles[role], self.queue.config.roles[role]
+        self._claimed_at = boottime()
         return [
             role,
             list(rules.claims),
@@ -88,7 +90,7 @@ class Winning:
             owner,
             self.queue.me.host,
             own.lease_ttl,
-            holder(self.queue.me),
+            holder(self.queue.me, self._claimed_at),
             list(passed),
             ignore_wip,
             self.machine.unblock,
@@ -112,6 +114,7 @@ class Winning:
             heartbeat_at=format_time(moment),
             token=token,
             attempt=attempt,
+            heartbeat_boottime=self._claimed_at,
             **me._asdict(),
         )
         self.writes.keep(lease, Known(task, version))

@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from daemon import lifecycle
 from daemon.errors import LeaseLost, RolecallError
 from daemon.index import Entry, Tasks
-from daemon.model import Lease, Move, Result
+from daemon.model import Lease, Move, Outcome, Result
 from daemon.queue import folder, lock, rows, settling
-from daemon.queue.session import Between, Call
+from daemon.queue.session import Between, Call, Unwritable
 from daemon.queue.update import Update
 
 if TYPE_CHECKING:
     from daemon.queue.postgres import PostgresQueue
 
 RESTARTS = 100  # times that somebody else's write may come between our look and our write
+NOTE = 500  # characters of what a server said
 KNOWN = 100  # tasks whose documents are kept for their settling
 SETTLE: str = """SELECT * FROM rolecall.settle(
-    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"""
+    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"""
 WAKE: str = "SELECT rolecall.wake()"
 
 
@@ -121,7 +122,14 @@ class Writes:
                 spent=lambda role: self.memory.spent(role, who[:1]).get(who[0], ""),
             )
             self._sent[who] = Sent(name, tuple(draft.moves))
-            became, moves = self._send(lease, name, how, draft, entry)
+            try:
+                became, moves = self._send(lease, name, how, draft, entry)
+            except Unwritable as error:  # it never will be, and the attempt would wait for ever
+                if result.outcome is Outcome.ERROR:
+                    raise
+                note = f"its result cannot be written: {error.problems[0].what}"
+                result = Result(Outcome.ERROR, note[:NOTE], usage=result.usage)
+                continue
             if became == "changed":
                 self._known.pop(who[:2], None)
                 continue
@@ -191,7 +199,6 @@ class Writes:
             json.dumps(draft.row(entry.index)),
             json.dumps(new.facts),
             new.documents,
-            self.machine.roles[lease.role].wip_limit,
             self.machine.unblock,
             self.machine.close_stories,
         ]

@@ -283,12 +283,12 @@ def test_a_claim_sees_one_that_is_about_to_be_committed(
 
     Broken once by claims without the lock: both tasks were held.
     """
-    from daemon.queue.postgres import CLAIM  # noqa: PLC0415  # psycopg is an extra
+    from daemon.queue.winning import CLAIM  # noqa: PLC0415  # psycopg is an extra
 
     backend.fill(ready("T1"), ready("T2"), wip_limits={"builder": 1})
     one: Any = backend.open()
     with one.session.transaction():
-        one.session.call(CLAIM, one._asked("builder", "me", ignore_wip=False, passed=()))
+        one.session.call(CLAIM, one.winning._asked("builder", "me", ignore_wip=False, passed=()))
         pid = forked(lambda: backend.open().claim("builder", "me"))
         wait_for(lambda: backend.is_met(pid), "the other claim")
     assert os.waitpid(pid, 0)[1] == 0

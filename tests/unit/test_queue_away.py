@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -21,7 +22,7 @@ from daemon.fleet.here import Fleet, UsageError
 from daemon.inventory import Host, Inventory
 from daemon.log import Log
 from daemon.model import Lease
-from daemon.queue import Stale
+from daemon.queue import Stale, Waker
 from daemon.queue.file import FileQueue
 from daemon.service import Notifier
 from daemon.wake import Signals
@@ -179,3 +180,13 @@ def test_a_person_gets_to_a_database_with_psql(tmp_path: Path) -> None:
     psql = shlex.join(["psql", f"{URL}?sslmode=require"])
     hint = error.value.problems[0].hint
     assert hint.endswith(f"a database: ssh -t web1 {shlex.quote(psql)}")
+
+
+def test_nobody_sleeps_on_what_was_told_already(worker: Worker) -> None:
+    """What an answer brought with it no descriptor shows any more."""
+    worker.watch.close()
+    worker.watch = cast("Waker", SimpleNamespace(fd=-1, pending=True))
+    worker.signals = cast("Signals", SimpleNamespace(fd=-1))
+    worker.look_at = time.monotonic() + 30
+    worker.sleep()
+    assert time.monotonic() < worker.look_at

@@ -102,9 +102,12 @@ LANGUAGE sql IMMUTABLE AS $$ SELECT status IN ('done', 'completed', 'cancelled')
 -- Remember, until this session's next wake(), whom to tell that tasks may be claimable.
 CREATE FUNCTION rolecall.will_wake(status text) RETURNS void
 LANGUAGE plpgsql AS $$
+DECLARE
+    known text := coalesce(current_setting('rolecall.wake', true), '');
 BEGIN
-    PERFORM set_config('rolecall.wake',
-        coalesce(current_setting('rolecall.wake', true), '') || status || E'\n', false);
+    IF position(E'\n' || status || E'\n' IN E'\n' || known) = 0 THEN
+        PERFORM set_config('rolecall.wake', known || status || E'\n', false);
+    END IF;
 END $$;
 
 -- Tell them. Apart from the write: while a transaction that notifies commits, no other such can.
@@ -149,6 +152,9 @@ BEGIN
             UPDATE rolecall.task
             SET open_children = open_children - over, good_children = good_children + more
             WHERE place = each.place;
+            -- A claim passes over what is locked just now.
+            PERFORM rolecall.will_wake(t.status) FROM rolecall.task t
+            WHERE t.place = each.place AND t.free AND t.owner IS NULL;
         END LOOP;
     END IF;
     RETURN NULL;
@@ -177,11 +183,12 @@ CREATE TRIGGER by_hand BEFORE UPDATE OF status ON rolecall.task FOR EACH ROW
 WHEN (NEW.status <> OLD.status AND NEW.version = OLD.version)
 EXECUTE FUNCTION rolecall.by_hand();
 
--- The moves that happen by themselves, to a fixed point; as a JSON list, in order.
+-- The moves that happen by themselves, to a fixed point; as a JSON list, in order. After so many at
+-- once the rest is left to the next claim or settling: it comes, for those who may claim are told.
 CREATE FUNCTION rolecall.move_on(unblock boolean, close_stories boolean) RETURNS jsonb
 LANGUAGE plpgsql AS $$
 DECLARE
-    moves jsonb := '[]';
+    moves jsonb[] := '{}';
     more boolean;
     each record;
 BEGIN
@@ -190,31 +197,31 @@ BEGIN
         OR EXISTS (
             SELECT FROM rolecall.task WHERE status = 'planning_complete' AND open_children = 0
                 AND good_children > 0 AND id IS NOT NULL AND close_stories);
-    WHILE more LOOP
+    WHILE more AND cardinality(moves) < 500 LOOP
         more := false;
         FOR each IN
             SELECT place, id, status, start AS target, 'its dependencies are satisfied' AS why
             FROM rolecall.task
             WHERE unblock AND status = 'blocked' AND free AND NOT stuck
-            ORDER BY place FOR UPDATE SKIP LOCKED
+            ORDER BY place LIMIT 500 FOR UPDATE SKIP LOCKED
         LOOP
             more := true;
             PERFORM rolecall.move(each.place, each.target);
-            moves := moves || jsonb_build_array(to_jsonb(each) - 'place');
+            moves := moves || (to_jsonb(each) - 'place');
         END LOOP;
         FOR each IN
             SELECT place, id, status, 'done' AS target, 'its children have ended' AS why
             FROM rolecall.task
             WHERE close_stories AND status = 'planning_complete' AND open_children = 0
                 AND good_children > 0 AND id IS NOT NULL
-            ORDER BY place FOR UPDATE SKIP LOCKED
+            ORDER BY place LIMIT 500 FOR UPDATE SKIP LOCKED
         LOOP
             more := true;
             PERFORM rolecall.move(each.place, each.target);
-            moves := moves || jsonb_build_array(to_jsonb(each) - 'place');
+            moves := moves || (to_jsonb(each) - 'place');
         END LOOP;
     END LOOP;
-    RETURN moves;
+    RETURN to_jsonb(moves);
 END $$;
 
 CREATE FUNCTION rolecall.move(at bigint, target text) RETURNS void
@@ -331,14 +338,13 @@ BEGIN
         extract(epoch FROM t.heartbeat_at)::double precision;
 END $$;
 
--- Prolong a lease by its time to live.
-CREATE FUNCTION rolecall.renew(an_id text, a_token bigint, a_start text, some_sessions jsonb)
+-- Prolong a lease by its time to live; ``seen``: what its holder has seen of its own tree.
+CREATE FUNCTION rolecall.renew(an_id text, a_token bigint, a_start text, seen jsonb)
 RETURNS TABLE (lease jsonb, wish text, wished_by text, moment double precision)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RETURN QUERY UPDATE rolecall.task t SET heartbeat_at = rolecall.now(),
-        lease = CASE WHEN some_sessions = '[]' THEN t.lease
-            ELSE t.lease || jsonb_build_object('sessions', some_sessions) END
+        lease = t.lease || seen
     WHERE t.id = an_id AND t.token = a_token AND t.started_at = a_start AND t.owner IS NOT NULL
     RETURNING t.lease, t.wish, t.wished_by, extract(epoch FROM t.heartbeat_at)::double precision;
 END $$;
@@ -382,12 +388,15 @@ DECLARE
     base bigint := rolecall.put_behind(facts, documents);
 BEGIN
     -- Nobody may move those that are counted below before this is done.
-    PERFORM FROM rolecall.task t WHERE t.id IN (
-        SELECT n.id FROM rolecall.needs n WHERE n.place > base) AND t.place <= base
-    ORDER BY t.place FOR SHARE;
-    PERFORM FROM rolecall.task t JOIN rolecall.family f USING (place)
-    WHERE f.parent IN (SELECT id FROM rolecall.task WHERE place > base) AND t.place <= base
-    ORDER BY t.place FOR SHARE OF t;
+    -- (A claim passes over what is locked just now: those who may claim are told afterwards.)
+    PERFORM rolecall.will_wake(locked.status) FROM (
+        SELECT t.status FROM rolecall.task t WHERE t.id IN (
+            SELECT n.id FROM rolecall.needs n WHERE n.place > base) AND t.place <= base
+        ORDER BY t.place FOR SHARE) locked;
+    PERFORM rolecall.will_wake(locked.status) FROM (
+        SELECT t.status FROM rolecall.task t JOIN rolecall.family f USING (place)
+        WHERE f.parent IN (SELECT id FROM rolecall.task WHERE place > base) AND t.place <= base
+        ORDER BY t.place FOR SHARE OF t) locked;
     -- The new ones wait for what is not satisfied, or not there.
     UPDATE rolecall.task t SET waiting = t.waiting + counted.many
     FROM (
@@ -404,6 +413,11 @@ BEGIN
         WHERE n.place <= base AND rolecall.satisfied(fresh.status) GROUP BY n.place
     ) counted
     WHERE t.place = counted.place;
+    PERFORM rolecall.will_wake(freed.status) FROM (
+        SELECT DISTINCT t.status FROM rolecall.needs n
+        JOIN rolecall.task fresh ON fresh.id = n.id AND fresh.place > base
+        JOIN rolecall.task t ON t.place = n.place
+        WHERE n.place <= base AND t.free) freed;
     -- Parents count their children: old parents the new ones, new parents all of them.
     UPDATE rolecall.task t SET
         open_children = t.open_children + counted.still_open, good_children = t.good_children + counted.good
@@ -445,14 +459,11 @@ END $$;
 -- or lost and why.
 CREATE FUNCTION rolecall.settle(
     an_id text, a_token bigint, a_start text, a_write text, a_version bigint, how text,
-    from_pid bigint, change jsonb, facts jsonb, documents text[], a_limit integer,
-    unblock boolean, close_stories boolean, OUT became text, OUT moves jsonb
+    from_pid bigint, change jsonb, facts jsonb, documents text[], unblock boolean, close_stories boolean, OUT became text, OUT moves jsonb
 )
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     t record;
-    full_at integer;
-    full_before boolean;
 BEGIN
     moves := '[]';
     SELECT place, status, token, version, settled, owner, role, started_at, ttl, heartbeat_at, lease
@@ -471,17 +482,14 @@ BEGIN
         OR how = 'died' AND (t.lease ->> 'pid')::bigint <> from_pid THEN
         became := 'lost: its attempt is alive';
     ELSE
-        SELECT coalesce((wip_limits ->> t.role)::integer, a_limit) INTO full_at FROM rolecall.queue;
-        full_before := rolecall.is_full(t.status, full_at);
         IF NOT rolecall.put(t.place, a_version, change, a_write) THEN
             -- Perhaps by this very write, sent before over a connection that was lost.
             SELECT CASE WHEN settled = a_write THEN 'again' ELSE 'changed' END
             INTO became FROM rolecall.task WHERE id = an_id;
             RETURN;
         END IF;
-        IF full_before THEN
-            PERFORM rolecall.will_wake(t.status);
-        END IF;
+        -- Whether there was no room before is not known until this is committed.
+        PERFORM rolecall.will_wake(t.status);
         IF facts <> '[]' THEN
             PERFORM rolecall.append(facts, documents);
         END IF;
@@ -535,7 +543,7 @@ CREATE FUNCTION rolecall.begin_anew(
 )
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    LOCK TABLE rolecall.task, rolecall.queue IN ACCESS EXCLUSIVE MODE;
+    LOCK TABLE rolecall.queue, rolecall.task IN ACCESS EXCLUSIVE MODE;
     taken := only_empty AND EXISTS (SELECT FROM rolecall.task);
     SELECT coalesce(array_agg(id ORDER BY id), '{}') INTO live FROM rolecall.task
     WHERE heartbeat_at + make_interval(secs => ttl) > rolecall.now();
@@ -551,10 +559,14 @@ CREATE FUNCTION rolecall.import(facts jsonb, documents text[]) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
 $$ SELECT rolecall.put_behind(facts, documents) $$;
 
--- After the last part of it: what the server knows of the tasks is to fit them at once.
+-- After the last part of it: what the server knows of the tasks is to fit them at once, and every
+-- worker has another queue, with limits of its own.
 CREATE FUNCTION rolecall.imported() RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
-$$ BEGIN ANALYZE rolecall.task, rolecall.needs, rolecall.family; END $$;
+$$ BEGIN
+    ANALYZE rolecall.task, rolecall.needs, rolecall.family;
+    PERFORM pg_notify('rolecall', '');
+END $$;
 
 -- Remember something of a credential; null is to forget it.
 CREATE FUNCTION rolecall.remember(a_name text, a_value jsonb) RETURNS void
@@ -562,6 +574,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF a_value IS NULL THEN
         DELETE FROM rolecall.note WHERE name = a_name;
+        PERFORM pg_notify('rolecall', '');  -- whoever waits for it, of whatever role
     ELSE
         INSERT INTO rolecall.note (name, value) VALUES (a_name, a_value)
         ON CONFLICT (name) DO UPDATE SET value = excluded.value;

@@ -1,0 +1,133 @@
+"""Of each way in which a task becomes claimable, or room for one, those who wait are told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.model import Outcome, Result
+from daemon.queue import Queue
+from tests.queues import FAR, PostgresBackend
+from tests.workspace import wait_for
+
+SUCCESS = Result(Outcome.SUCCESS)
+READY = {"id": "T1", "status": "ready"}
+WAITS = {"id": "T2", "status": "ready", "dependencies": ["D"]}
+HELD = {"id": "T3", "status": "ready_for_integrator"}
+Act = Callable[[PostgresBackend, Queue], object]
+
+
+@pytest.fixture
+def backend(on_postgres: Callable[..., PostgresBackend], tmp_path: Path) -> PostgresBackend:
+    return on_postgres(tmp_path)
+
+
+def settled(role: str, result: Result = SUCCESS) -> Act:
+    """A task that the role holds comes to that."""
+
+    def act(_: PostgresBackend, queue: Queue) -> None:
+        (lease,) = (each for each in queue.memory.leases().values() if each.role == role)
+        queue.settle(lease, result)
+
+    return act
+
+
+def add(*tasks: dict[str, Any]) -> Act:
+    return lambda _, queue: queue.add([*map(dict, tasks)])
+
+
+def load(*tasks: dict[str, Any], replace: bool = False, **top: Any) -> Act:
+    data = json.dumps({"tasks": tasks, **top}).encode()
+    return lambda _, queue: queue.load(data, "test", replace=replace)
+
+
+def sql(query: str) -> Act:
+    return lambda backend, _: backend.sql(query)
+
+
+@pytest.mark.parametrize(
+    ("there", "held_by", "act"),
+    [
+        ([], None, add(READY)),
+        ([], None, load(READY)),
+        ([{"id": "X", "status": "cancelled"}], None, load(READY)),
+        ([READY], None, load(READY, replace=True, wip_limits={"builder": 2})),
+        ([WAITS, {**HELD, "id": "D"}], "integrator", settled("integrator")),
+        ([WAITS], None, add({"id": "D", "status": "done"})),
+        ([WAITS], None, load({"id": "D", "status": "done"})),
+        ([{**WAITS, "status": "blocked"}], None, add({"id": "D", "status": "done"})),
+        ([READY], "builder", settled("builder", Result(Outcome.ERROR))),
+        ([READY, {**READY, "id": "T4"}], "builder", settled("builder")),
+        ([{**READY, "status": "planned"}], None, sql("UPDATE rolecall.task SET status = 'ready'")),
+        ([READY], None, lambda _, queue: queue.memory.end_wait("acme")),
+    ],
+    ids=[
+        *("added", "imported", "joined", "limits", "depends", "depends on what is added"),
+        *("depends on what is imported", "blocked", "again", "room", "by hand", "credential"),
+    ],
+)
+def test_who_waits_is_told(
+    backend: PostgresBackend, there: list[dict[str, Any]], held_by: str | None, act: Act
+) -> None:
+    """Within a moment, on the connection that a worker sleeps on; nothing was to be told before."""
+    backend.fill(*there)
+    waits, other = backend.open(), backend.open(FAR)
+    watch = waits.watch(["builder"])
+    if held_by:
+        assert other.claim(held_by, "me")
+    waits.live()
+    watch.changed()
+    assert not watch.changed()
+    act(backend, other)
+    wait_for(watch.changed, "it is told", 5)
+
+
+def test_what_is_told_between_two_questions_is_not_forgotten(backend: PostgresBackend) -> None:
+    """An answer takes it in, the socket shows nothing any more: it stays to be told.
+
+    Broken once: a worker that had just looked slept for its whole interval.
+    """
+    backend.fill()
+    waits, other = backend.open(), backend.open(FAR)
+    watch = waits.watch(["builder"])
+    waits.live()
+    watch.changed()
+    assert not watch.pending
+    other.add([dict(READY)])
+    wait_for(lambda: waits.live() == [] and watch.pending, "an answer brings it")
+    assert watch.changed()
+    assert not watch.pending
+
+
+def test_a_result_that_no_server_can_write_is_an_error(backend: PostgresBackend) -> None:
+    """Not one that is sent for ever: a task's id has an end, and what an agent adds may not."""
+    backend.fill({"id": "S", "status": "needs_plan"})
+    queue = backend.open()
+    claim = queue.claim("planner", "me")
+    assert claim
+    new = {"id": "N", "priority": 1, "title": "x", "parent": "S", "parent_task": "p" * 9000}
+    queue.settle(claim.lease, Result(Outcome.SUCCESS, add_tasks=(new,)))
+    assert [task["id"] for task in backend.document()["tasks"]] in (["S"], ["S", "N"])
+    assert queue.live() == []
+
+
+def test_what_moves_by_itself_has_no_end(backend: PostgresBackend) -> None:
+    """1,200 tasks wait for one: they move in parts, and who claims is told until all have."""
+    many = 1200
+    waiting = [{"id": f"B{i}", "status": "blocked", "dependencies": ["D"]} for i in range(many)]
+    backend.fill({**HELD, "id": "D"}, *waiting)
+    queue = backend.open()
+    claim = queue.claim("integrator", "me")
+    assert claim
+    moves = [*queue.settle(claim.lease, SUCCESS)]
+    while len(moved := {move.task_id for move in moves if move.source == "blocked"}) < many:
+        claim = queue.claim("builder", "me")
+        assert claim
+        moves += (*claim.moves, *queue.settle(claim.lease, Result(Outcome.BLOCKED)))
+    assert moved == {f"B{i}" for i in range(many)}
+    statuses = {task["status"] for task in backend.document()["tasks"]}
+    assert statuses == {"done", "ready", "needs_manual"}
