@@ -216,7 +216,7 @@ class PostgresQueue:
             [lease.task_id, lease.token, lease.started_at, json.dumps(seen)],
         )
         if not found:
-            if self.writes.is_written((lease.task_id, lease.token, lease.started_at)):
+            if self.writes.is_written(lease):
                 return lease  # settle() will find it so
             raise self.lost(lease)
         held, wish, wished_by, moment = found[0]
@@ -247,7 +247,8 @@ class PostgresQueue:
         over = self.writes.charge(lease, result)
         if over:
             result = result._replace(note="; ".join(filter(None, [result.note, over])))
-        if self.writes.latest(lease.task_id) > lease.token:
+        is_late = self.writes.latest(lease.task_id) > lease.token
+        if is_late and not self.writes.is_written(lease):
             raise LeaseLost(f"{lease.task_id} had a later attempt than that of {lease.token}")
         moves = self.writes.settle(lease, result, "own")
         self.tell(moves)

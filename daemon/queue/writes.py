@@ -107,7 +107,7 @@ class Writes:
             try:
                 draft, entry, lease = self._drafted(lease, result)
             except LeaseLost:
-                if not self.is_written(who):
+                if not self.is_written(lease):
                     self._forget(who)
                     raise
                 return self._forget(who).moves
@@ -142,10 +142,11 @@ class Writes:
             return (*sent.moves, *moved(moves))
         raise RolecallError(f"{lease.task_id} was changed {RESTARTS} times while it was settled")
 
-    def is_written(self, who: tuple[str, int, str]) -> bool:
+    def is_written(self, lease: Lease) -> bool:
         """Whether a settling write of ours is there whose answer never came."""
+        who = (lease.task_id, lease.token, lease.started_at)
         name = self._sent[who].name if who in self._sent else None
-        query = "SELECT FROM rolecall.task WHERE id = $1 AND settled = $2"
+        query = "SELECT FROM rolecall.task WHERE id = $1 AND $2 = ANY (settled)"
         return bool(name and self.session.call(query, [who[0], name]))
 
     def _forget(self, who: tuple[str, int, str]) -> Sent:

@@ -80,6 +80,33 @@ def test_a_settling_whose_answer_was_lost_is_written_once(backend: PostgresBacke
         queue.renew(lease)
 
 
+def test_a_settling_whose_answer_was_lost_is_known_after_the_next_attempt_s(
+    backend: PostgresBackend,
+) -> None:
+    """The next role may have claimed the task and be done with it when the first one asks again.
+
+    Broken once by remembering the last write alone, and once by the next one's run folder: the
+    first attempt was told that it had lost what it had written.
+    """
+    backend.fill(ready("T1"))
+    queue, other = backend.open(), backend.open(FAR)
+    lease = claimed(queue).lease
+    lose(queue, "settle")
+    with pytest.raises(QueueUnreachable):
+        queue.settle(lease, Result(Outcome.SUCCESS))
+    for _ in range(3):
+        other.settle(claimed(other, "tester").lease, Result(Outcome.RELEASED))
+    backend.told.moves.clear()
+    before = backend.written()
+    assert queue.renew(lease) == lease
+    (move,) = queue.settle(lease, Result(Outcome.SUCCESS))
+    assert (move.source, move.target) == ("in_progress", "awaiting_test")
+    assert backend.told.moves == [move]
+    assert backend.written() == before
+    with pytest.raises(LeaseLost):
+        queue.settle(lease, Result(Outcome.SUCCESS))
+
+
 def test_a_settling_that_was_never_begun_is_made_by_the_second_try(
     backend: PostgresBackend,
 ) -> None:
@@ -283,12 +310,10 @@ def test_a_claim_sees_one_that_is_about_to_be_committed(
 
     Broken once by claims without the lock: both tasks were held.
     """
-    from daemon.queue.winning import CLAIM  # noqa: PLC0415  # psycopg is an extra
-
     backend.fill(ready("T1"), ready("T2"), wip_limits={"builder": 1})
     one: Any = backend.open()
     with one.session.transaction():
-        one.session.call(CLAIM, one.winning._asked("builder", "me", ignore_wip=False, passed=()))
+        assert claimed(one)
         pid = forked(lambda: backend.open().claim("builder", "me"))
         wait_for(lambda: backend.is_met(pid), "the other claim")
     assert os.waitpid(pid, 0)[1] == 0

@@ -37,7 +37,7 @@ CREATE TABLE rolecall.task (
     attempts bigint NOT NULL DEFAULT 0,
     token bigint NOT NULL DEFAULT 0,
     version bigint NOT NULL DEFAULT 0,    -- of all but the lease's heartbeat
-    settled text,                         -- the settling write that was the last
+    settled text[],                       -- the last settling writes, the last one first
     -- The lease; all null where nobody has one.
     owner text,
     role text,
@@ -443,7 +443,8 @@ BEGIN
     UPDATE rolecall.task t SET
         status = change ->> 'status', attempts = (change ->> 'attempts')::bigint,
         free_at = to_timestamp((change ->> 'free_at')::double precision),
-        settled = coalesce(a_write, t.settled),
+        settled = CASE WHEN a_write IS NULL THEN t.settled
+            ELSE (array_prepend(a_write, t.settled))[1:4] END,
         ours = t.ours || (change -> 'ours'), version = t.version + 1,
         owner = NULL, role = NULL, host = NULL, started_at = NULL, ttl = NULL, heartbeat_at = NULL,
         lease = NULL, wish = NULL, wished_by = NULL
@@ -468,7 +469,7 @@ BEGIN
     moves := '[]';
     SELECT place, status, token, version, settled, owner, role, started_at, ttl, heartbeat_at, lease
     INTO t FROM rolecall.task WHERE id = an_id;
-    IF t.settled = a_write THEN
+    IF a_write = ANY (t.settled) THEN
         became := 'again';
     ELSIF t.place IS NULL THEN
         became := 'lost: is no longer in the queue';
@@ -484,7 +485,7 @@ BEGIN
     ELSE
         IF NOT rolecall.put(t.place, a_version, change, a_write) THEN
             -- Perhaps by this very write, sent before over a connection that was lost.
-            SELECT CASE WHEN settled = a_write THEN 'again' ELSE 'changed' END
+            SELECT CASE WHEN a_write = ANY (settled) THEN 'again' ELSE 'changed' END
             INTO became FROM rolecall.task WHERE id = an_id;
             RETURN;
         END IF;
