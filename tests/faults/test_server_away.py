@@ -257,7 +257,7 @@ def test_a_server_that_is_away_for_longer_than_a_lease_loses_nothing(
     """
     server = servers(durable=True)
     ws = make(server, None, COUNTED + "sleep 0.3", slots=2, wip_limit=8, lease_ttl=LEASE)
-    many = 40
+    many = 24
     ws.add(*({**TASK, "id": f"T{number}"} for number in range(many)))
     workers = [ws.start(*BUILDER) for _ in range(3)]
     wait_for(lambda: len(ws.runs()) >= 8, "at work")

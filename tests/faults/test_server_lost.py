@@ -217,7 +217,8 @@ def test_a_failover_that_loses_the_last_writes_leaves_nothing_stuck(
 
 def answer(url: str, query: str) -> list[tuple[Any, ...]]:
     with closing(psycopg.connect(url, autocommit=True)) as line:
-        return line.execute(query.encode()).fetchall()
+        cursor = line.execute(query.encode())
+        return cursor.fetchall() if cursor.description else []
 
 
 def receiver(standby: Server) -> int:
