@@ -109,6 +109,32 @@ def test_an_attempt_that_cannot_renew_ends_its_tree_before_its_lease_does(
     assert (ws.status(), ws.attempts()) == (DONE, 0), ws.log()
 
 
+def test_a_claim_that_cannot_be_taken_over_in_time_is_released(
+    server: Server, way: Way, make: Make
+) -> None:
+    """No agent has run, and it is nobody's fault, though its lease has run out by then.
+
+    Broken once by looking for it among the live ones: it was an error, and counted.
+    """
+    ws = make(server, way, lease_ttl=LEASE)
+
+    def leave() -> None:
+        way.close()
+        way.cut()
+
+    way.at("take_over", leave)
+    ws.add(TASK)
+    ws.start(*BUILDER)
+    wait_for(lambda: ws.count("the lease could not be taken over"), ws.log())
+    late = (
+        "SELECT 1 FROM rolecall.task WHERE heartbeat_at < clock_timestamp() - INTERVAL '1s' * ttl"
+    )
+    wait_for(lambda: ws.ask(late), "the lease has run out")
+    way.reopen()
+    wait_for(lambda: ws.settled() == ["released", "success"], ws.log())
+    assert (ws.runs(), ws.status(), ws.attempts()) == (["T1"], DONE, 0), ws.log()
+
+
 def agents(ws: Shared) -> list[int]:
     """The processes of attempts that are no attempts themselves."""
     return [pid for pid in ws.tree() if "daemon.attempt" not in command(pid)]
