@@ -277,9 +277,10 @@ def test_a_result_is_written_once_whatever_becomes_of_its_settling(
 def test_a_server_that_is_away_for_longer_than_a_lease_loses_nothing(
     servers: Servers, make: Make, fault: str
 ) -> None:
-    """Workers under load: none exits, each task is done by one agent and ends once.
+    """Workers under load: none exits, each task is done by one agent and none ends in an error.
 
-    Broken once by letting who comes back first end the leases of all the others.
+    A claim of that moment may be given back. Broken once by letting who comes back first end the
+    leases of all the others; and by a hang that was none, for in the end it was answered.
     """
     server = servers(durable=True)
     ws = make(server, None, COUNTED + "sleep 0.3", slots=2, wip_limit=8, lease_ttl=LEASE)
@@ -297,4 +298,5 @@ def test_a_server_that_is_away_for_longer_than_a_lease_loses_nothing(
     assert [worker.poll() for worker in workers] == [None] * 3
     wait_for(lambda: not ws.leases(), "nothing at work")
     assert sorted(ws.runs()) == sorted(f"T{number}" for number in range(many)), ws.log()
-    assert ws.settled() == ["success"] * many
+    assert set(ws.settled()) <= {"success", "released"}
+    assert ws.settled().count("success") == many
