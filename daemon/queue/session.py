@@ -23,7 +23,6 @@ from psycopg import pq
 from daemon.errors import QueueUnreachable, RolecallError
 
 ANSWER = 10.0  # seconds in which the server has to answer; without one it counts as gone
-SLOW = 1.0  # seconds of waiting after which others, too, may not have been answered in time
 CONNECT = 5  # seconds for one address of the server
 FIRST, CAP = 0.2, 5.0  # seconds between tries of what failed, which double
 AGAIN = 5  # times that a call is made anew which met others' (a deadlock)
@@ -135,7 +134,7 @@ class Session:
 
     ``answer``: seconds that the server has. ``greet`` is called with each new connection's session,
     and refuses what cannot be used. ``since``: when the server was there again after it had been
-    away, or had hung, of time.monotonic().
+    away, of time.monotonic().
     """
 
     def __init__(
@@ -168,11 +167,8 @@ class Session:
         """The rows of several statements, sent together, each a transaction of its own."""
         for _ in range(AGAIN):
             line = self._connected()
-            began = time.monotonic()
             try:
                 found = self._asked(line, asked)
-                if time.monotonic() > began + SLOW:
-                    self.since = time.monotonic()
                 if self._tries and not self._greeting:
                     self._answered()
                 return found
