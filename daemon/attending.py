@@ -170,13 +170,14 @@ class Attempts:
     def settle_for(self, child: launch.Child, code: int) -> None:
         """An attempt that ended has settled, unless it was killed or never began."""
         task_id, token = child.lease.task_id, child.lease.token
-        try:
-            leases = self.leases()
-        except (OSError, RolecallError):  # the look that is next says so
+        try:  # it may have run out: it could not be taken over while the queue could not be asked
+            left = self.queue.read_lease(task_id)
+        except (OSError, QueueUnreadable):  # the look that is next says so
             self.ended.append((child, code))
             return
-        left = [lease for lease in leases if (lease.task_id, lease.token) == (task_id, token)]
-        if not left or left[0].pid != self.me.pid:
+        except RolecallError:  # it is no lease: whoever recovers says so
+            left = None
+        if left is None or (left.token, left.pid) != (token, self.me.pid):
             if self.foreground:
                 self.recover()
             return
@@ -186,7 +187,7 @@ class Attempts:
         else:
             why = f"the attempt ended before it began (exit status {code})"
             result = Result(Outcome.ERROR, why)
-        self.unsettled.append((left[0], result))
+        self.unsettled.append((left, result))
         self.settle_rest()
 
     def settle_rest(self) -> None:

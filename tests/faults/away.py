@@ -95,15 +95,17 @@ class Way:
                 with contextlib.suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
 
-    def at(self, function: str, act: Callable[[], object]) -> threading.Event:
-        """Act once, just before the first call of the queue's function is passed on. Set then."""
+    def at(
+        self, function: str, act: Callable[[], object], when: Callable[[], bool] = lambda: True
+    ) -> threading.Event:
+        """Act once, before the first call of the queue's function at such a time. Set then."""
         knows: set[socket.socket] = set()  # who has prepared it
         done = threading.Event()
 
         def up(line: socket.socket, data: bytes) -> None:
             if f"rolecall.{function}(".encode() in data:
                 knows.add(line)
-            elif line in knows and data[:1] == b"B" and not done.is_set():
+            elif line in knows and data[:1] == b"B" and not done.is_set() and when():
                 done.set()
                 act()
 
