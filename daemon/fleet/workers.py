@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from daemon.config import Config
-from daemon.errors import QueueUnreachable, RolecallError
+from daemon.errors import ConfigError, QueueUnreachable, RolecallError
 from daemon.fleet import effective, staleness, worktrees
 from daemon.fleet.alone import alone
 from daemon.fleet.answers import Attempt, Done, Row
@@ -56,6 +57,7 @@ def dropped(connection: Local, config: Config) -> list[Place]:
 
 def start(at: Place) -> list[Done]:
     """Start the workers that do not run."""
+    _refuse_homeless(at)
     return _told(at, lambda: at.supervisor.start(at.roles))
 
 
@@ -77,6 +79,7 @@ def stop(at: Place, tell: Callable[[str], None]) -> list[Done]:
 
 def restart(at: Place) -> list[Done]:
     """Replace the workers; their attempts live on."""
+    _refuse_homeless(at)
     return _told(at, lambda: at.supervisor.restart(at.roles))
 
 
@@ -97,6 +100,25 @@ def stop_here(
         note = f"its attempt on {', '.join(tasks)} had no worker, and was ended"
         told[role] = told[role]._replace(note=note)
     return told
+
+
+def homeless(connection: Local, config: Config) -> ConfigError | None:
+    """Why the host may take no tasks of a queue that is several hosts': it has nothing to work on.
+
+    A queue that is a file is in the workspace: where that is missing, there are no tasks either.
+    """
+    if not (config.on_postgres and config.run) or os.path.isdir(config.workspace):
+        return None
+    return ConfigError(
+        "the workspace is no folder: its workers would take tasks that other hosts can do",
+        where=config.workspace,
+        hint=connection.typed(f"git clone REPOSITORY {shlex.quote(config.workspace)}"),
+    )
+
+
+def _refuse_homeless(at: Place) -> None:
+    if problem := homeless(at.connection, at.config):
+        raise problem
 
 
 def _told(at: Place, tell: Callable[[], dict[str, Told]]) -> list[Done]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from daemon.errors import EXIT_CONFIG
 from daemon.fleet import here, orphans
 from daemon.fleet.connection import Local
 from daemon.lifecycle import DEFAULT_ROLES
@@ -318,3 +319,26 @@ def test_a_sprint_of_five_roles_is_drained(
         assert name in merged
     assert not any((demo.shop / ".worktrees").iterdir())
     assert not (demo.shop / ".leases").exists()  # they are in the database
+
+
+def test_a_host_without_a_clone_takes_no_tasks(operator: Operator, tmp_path: Path) -> None:
+    """Its workers would do other hosts' work, on nothing: nothing is installed, started or made.
+
+    A host that runs nothing needs none.
+    """
+    gone = operator.workspace.rename(tmp_path / "gone")
+    home = tmp_path / "home"
+    home.mkdir()
+    for command in ("install", "install --check", "deploy", "agents.start", "agents.restart"):
+        done = operator.invoke(*command.split(), HOME=str(home))
+        said = done.stdout + done.stderr
+        assert done.returncode == EXIT_CONFIG, (command, said)
+        assert "the workspace is no folder" in said
+        assert f"git clone REPOSITORY {operator.workspace}" in said
+    assert not operator.workspace.exists()
+    assert [*home.rglob("*")] == []
+    host = operator.inventory / "host_vars" / "localhost.yml"
+    host.write_text(json.dumps({"workspace": str(operator.workspace), "run": []}))
+    done = operator.invoke("install", "--check", HOME=str(home))
+    assert done.returncode == 0, done.stderr
+    gone.rename(operator.workspace)
