@@ -119,9 +119,7 @@ def _see_through(config: Config, queue: Queue, asked: Lease) -> None:
             if asked.pid:  # else its file was gone before, and nobody will settle
                 return
             break
-        ours = not lease.pid or (
-            is_here(lease, queue.me) and not executor.is_another_s(lease, mark)
-        )
+        ours = not lease.pid or (is_here(lease, me) and not executor.is_another_s(lease, mark))
         if ours and not _can_answer(lease):
             break
         if not ours and (why := queue.gone(lease)):
