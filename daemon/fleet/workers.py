@@ -55,9 +55,10 @@ def dropped(connection: Local, config: Config) -> list[Place]:
     return places
 
 
-def start(at: Place) -> list[Done]:
-    """Start the workers that do not run."""
+def start(at: Place, tell: Callable[[str], None]) -> list[Done]:
+    """Start the workers that do not run; ``tell`` gets a line where they read another queue."""
     _refuse_homeless(at)
+    _tell_of_another_queue(at, tell)
     return _told(at, lambda: at.supervisor.start(at.roles))
 
 
@@ -77,9 +78,10 @@ def stop(at: Place, tell: Callable[[str], None]) -> list[Done]:
     return _told(at, stop)
 
 
-def restart(at: Place) -> list[Done]:
-    """Replace the workers; their attempts live on."""
+def restart(at: Place, tell: Callable[[str], None]) -> list[Done]:
+    """Replace the workers; their attempts live on. ``tell`` as above."""
     _refuse_homeless(at)
+    _tell_of_another_queue(at, tell)
     return _told(at, lambda: at.supervisor.restart(at.roles))
 
 
@@ -119,6 +121,17 @@ def homeless(connection: Local, config: Config) -> ConfigError | None:
 def _refuse_homeless(at: Place) -> None:
     if problem := homeless(at.connection, at.config):
         raise problem
+
+
+def _tell_of_another_queue(at: Place, tell: Callable[[str], None]) -> None:
+    """Say that what is installed names another queue than the inventory does by now."""
+    text = at.connection.read(effective.path(at.connection, at.config))
+    installed = effective.parsed(text)
+    if installed and installed.queue != at.config.queue:
+        tell(
+            f"its workers read {installed.queue}, not the inventory's {at.config.queue}:"
+            f" {effective.RENEW} (or invoke install, then invoke agents.restart)"
+        )
 
 
 def _told(at: Place, tell: Callable[[], dict[str, Told]]) -> list[Done]:
