@@ -253,10 +253,18 @@ class Attempts:
         """The disk takes no writes: end nobody for a while who could not renew."""
         self.spared_until = time.monotonic() + RETRY
 
+    def may_end(self, lease: Lease) -> bool:
+        """Whether it is no attempt of another workspace's on this machine, with our queue."""
+        return lease.pid == self.me.pid or not executor.is_another_s(lease, self.marker(lease))
+
     def kill(self, lease: Lease) -> None:
         """End what is left of an attempt's tree. Raises RolecallError where something lives on."""
+        executor.kill_tree(lease, self.marker(lease), known=self.pids())
+
+    def marker(self, lease: Lease) -> str:
+        """What tells the processes of its attempt, if that is ours."""
         run_dir = os.path.join(self.config.paths.runs, lease.task_id, str(lease.token))
-        executor.kill_tree(lease, launch.marker(run_dir), known=self.pids())
+        return launch.marker(run_dir)
 
     def release(self, lease: Lease) -> None:
         """Kill an attempt that did not end when it was asked, and settle for it."""

@@ -25,6 +25,7 @@ __all__ = [
     "Stop",
     "become_subreaper",
     "execute",
+    "is_another_s",
     "kill_tree",
     "marked",
     "sessions",
@@ -161,6 +162,19 @@ def terminate(lease: Lease) -> bool:
     if found is None or found.started != lease.pid_started:
         return False
     return tree.send(found, signal.SIGTERM)
+
+
+def is_another_s(lease: Lease, marker: str) -> bool:
+    """Whether its process runs and is no attempt of ours, nor about to become one.
+
+    On one queue it is another workspace's or account's of this machine: that settles for it, and
+    nothing here may. What has no process here is nobody's.
+    """
+    return (
+        lease.pid_namespace == process.pid_namespace()
+        and process.is_alive(lease.pid, lease.pid_started)
+        and not tree.is_marked(lease.pid, marker)
+    )
 
 
 def _is_here(lease: Lease) -> bool:

@@ -270,7 +270,12 @@ class Worker:
             lease
             for lease in leases
             if lease.task_id in children
-            or (serving and lease.owner in owners and lease.role in self.roles)
+            or (
+                serving
+                and lease.owner in owners
+                and lease.role in self.roles
+                and self.attempts.may_end(lease)
+            )
         ]
 
     # --- stopping --------------------------------------------------------------------------

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from daemon import executor, launch, process, tree
+from daemon import executor, process
 from daemon.byhand import holder
 from daemon.config import Config
 from daemon.errors import Problem, RolecallError
 from daemon.fleet.board import Board
 from daemon.fleet.here import UsageError, one_of
-from daemon.fleet.orphans import MARGIN, POLL, kill
+from daemon.fleet.orphans import MARGIN, POLL, kill, marker
 from daemon.fleet.telling import Events
 from daemon.index import status_of
 from daemon.model import Lease
@@ -107,32 +106,34 @@ def _see_through(config: Config, queue: Queue, asked: Lease) -> None:
     """Wait until the attempt has settled; settle in its place where it can't.
 
     TERM wakes it, and it finds the wish when it settles. What has not ended after two kill graces,
-    or cannot hear us, is killed. On another host it finds the wish when it renews; a lease that has
-    run out is recovered as a worker would.
+    or cannot hear us, is killed. What is not ours to end (it is on another host, or of another
+    workspace or account of this machine) finds the wish when it renews; a lease that has run out is
+    recovered as a worker would.
     """
     role = config.roles[asked.role]
-    marker = launch.marker(os.path.join(config.paths.runs, asked.task_id, str(asked.token)))
-    here = is_here(asked, queue.me) or not asked.pid
-    patience = 2 * role.kill_grace + MARGIN + (0 if here else role.heartbeat)
-    until = time.monotonic() + patience
-    woken = False
-    while time.monotonic() < until:
+    mark, me = marker(config, asked), queue.me
+    began, woken = time.monotonic(), False
+    while True:
         lease = queue.read_lease(asked.task_id)
         if lease is None or lease.token != asked.token:
             if asked.pid:  # else its file was gone before, and nobody will settle
                 return
             break
-        if here and not _can_answer(lease):
+        ours = not lease.pid or (is_here(lease, me) and not executor.is_another_s(lease, mark))
+        if ours and not _can_answer(lease):
             break
-        if not here and (why := queue.gone(lease)):
+        if not ours and (why := queue.gone(lease)):
             queue.recover(Stale(lease, asked.task_id, why))  # its wish is in the lease
             return
-        if here and not woken and tree.is_marked(lease.pid, marker):
+        if ours and not woken:
             woken = executor.terminate(lease)
+        patience = 2 * role.kill_grace + MARGIN + (0 if ours else role.heartbeat)
+        if time.monotonic() >= began + patience:
+            if ours:
+                break
+            raise RolecallError(
+                f"{asked.task_id}: its attempt on {asked.host} has not answered in {patience:g} s",
+                hint="it ends when it renews its lease, or when that runs out",
+            )
         time.sleep(POLL)
-    if not here:
-        raise RolecallError(
-            f"{asked.task_id}: its attempt on {asked.host} has not answered in {patience:g} s",
-            hint="it ends when it renews its lease, or when that runs out",
-        )
     kill(config, queue, asked)

@@ -33,11 +33,16 @@ class Difference(NamedTuple):
 
 
 def compare(connection: Local, config: Config, found: Supervisor) -> Difference:
-    """What differs. Raises RolecallError where the prefix is another workspace's."""
+    """What differs. Raises RolecallError where the prefix is another workspace's, or there is none.
+
+    ``workers.homeless`` says when there has to be one.
+    """
     path = effective.path(connection, config)
     wanted = {path: effective.text(config), **found.files()}
     present = files_of(connection, found, path)
     _refuse_foreign(config, {each: present[each] for each in wanted if each in present})
+    if problem := workers.homeless(connection, config):
+        raise problem
     write = {each: text for each, text in wanted.items() if present.get(each) != text}
     if path not in write and connection.mode(path) != CONFIG_MODE:
         write[path] = wanted[path]

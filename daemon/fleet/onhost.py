@@ -56,7 +56,7 @@ def _uninstall(asked: Asked) -> Any:
 def _start(asked: Asked) -> Any:
     from daemon.fleet import workers  # noqa: PLC0415
 
-    return [each._asdict() for each in workers.start(_place(asked))]
+    return [each._asdict() for each in workers.start(_place(asked), asked.tell)]
 
 
 def _stop(asked: Asked) -> Any:
@@ -71,7 +71,7 @@ def _stop(asked: Asked) -> Any:
 def _restart(asked: Asked) -> Any:
     from daemon.fleet import workers  # noqa: PLC0415
 
-    return [each._asdict() for each in workers.restart(_place(asked))]
+    return [each._asdict() for each in workers.restart(_place(asked), asked.tell)]
 
 
 def _status(asked: Asked) -> Any:

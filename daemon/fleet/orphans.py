@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -31,7 +32,14 @@ def end(connection: Local, config: Config, roles: Sequence[str]) -> dict[str, li
     from daemon.queue.opening import open_queue  # noqa: PLC0415  # only where there is a queue to ask
 
     queue = open_queue(config, teller=Events(config))
-    left = [lease for lease in _live(queue, roles) if _is_orphan(lease)]
+    with contextlib.closing(queue):
+        return _end(connection, config, queue, roles)
+
+
+def _end(
+    connection: Local, config: Config, queue: Queue, roles: Sequence[str]
+) -> dict[str, list[str]]:
+    left = [lease for lease in _live(config, queue, roles) if _is_orphan(lease)]
     ended: dict[str, list[str]] = {}
     for lease in left:
         ended.setdefault(lease.role, []).append(lease.task_id)
@@ -46,7 +54,10 @@ def end(connection: Local, config: Config, roles: Sequence[str]) -> dict[str, li
     return ended
 
 
-def _live(queue: Queue, roles: Sequence[str]) -> list[Lease]:
+def _live(config: Config, queue: Queue, roles: Sequence[str]) -> list[Lease]:
+    """Those of this host; another workspace's of this machine, on the same queue, are not."""
+    from daemon import executor  # noqa: PLC0415  # as in kill
+
     try:
         leases = queue.live(host=os.uname().nodename)
     except RolecallError:
@@ -55,7 +66,9 @@ def _live(queue: Queue, roles: Sequence[str]) -> list[Lease]:
     return [
         lease
         for lease in leases
-        if lease.role in roles and (lease.machine_id, lease.pid_namespace) == ours
+        if lease.role in roles
+        and (lease.machine_id, lease.pid_namespace) == ours
+        and not executor.is_another_s(lease, marker(config, lease))
     ]
 
 
@@ -75,11 +88,17 @@ def _is_orphan(lease: Lease) -> bool:
 
 def kill(config: Config, queue: Queue, lease: Lease) -> None:
     """Kill what is left of an attempt, and settle for it, unless somebody else has."""
-    from daemon import executor, launch  # noqa: PLC0415  # the rare case
+    from daemon import executor  # noqa: PLC0415  # the rare case
 
-    run_dir = os.path.join(config.paths.runs, lease.task_id, str(lease.token))
-    executor.kill_tree(lease, launch.marker(run_dir))
+    executor.kill_tree(lease, marker(config, lease))
     try:
         queue.settle(lease, Result(Outcome.RELEASED, "stopped, killed"))
     except LeaseLost:
         return
+
+
+def marker(config: Config, lease: Lease) -> str:
+    """What tells the processes of its attempt, if that is one of this workspace."""
+    from daemon import launch  # noqa: PLC0415  # the rare case
+
+    return launch.marker(os.path.join(config.paths.runs, lease.task_id, str(lease.token)))

@@ -45,7 +45,7 @@ def load(config: Config, path: str, replace: bool = False) -> list[str]:  # noqa
         )
     events = Events(config)
     done = open_queue(config, teller=events).load(data, name, replace=replace)
-    whole = ", in place of all that was there" if done.whole else ""
+    whole = ", in place of all that was there" if done.whole and replace else ""
     count = f"{len(done.added)} imported{whole}; {len(done.kept)} were here already, as they are"
     lines = [*events.lines, count if done.kept or not done.whole else count.partition(";")[0]]
     if done.held:

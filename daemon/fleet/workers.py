@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from daemon.config import Config
-from daemon.errors import QueueUnreachable, RolecallError
+from daemon.errors import ConfigError, QueueUnreachable, RolecallError
 from daemon.fleet import effective, staleness, worktrees
 from daemon.fleet.alone import alone
 from daemon.fleet.answers import Attempt, Done, Row
@@ -54,8 +55,10 @@ def dropped(connection: Local, config: Config) -> list[Place]:
     return places
 
 
-def start(at: Place) -> list[Done]:
-    """Start the workers that do not run."""
+def start(at: Place, tell: Callable[[str], None]) -> list[Done]:
+    """Start the workers that do not run; ``tell`` gets a line where they read another queue."""
+    _refuse_homeless(at)
+    _tell_of_another_queue(at, tell)
     return _told(at, lambda: at.supervisor.start(at.roles))
 
 
@@ -75,8 +78,10 @@ def stop(at: Place, tell: Callable[[str], None]) -> list[Done]:
     return _told(at, stop)
 
 
-def restart(at: Place) -> list[Done]:
-    """Replace the workers; their attempts live on."""
+def restart(at: Place, tell: Callable[[str], None]) -> list[Done]:
+    """Replace the workers; their attempts live on. ``tell`` as above."""
+    _refuse_homeless(at)
+    _tell_of_another_queue(at, tell)
     return _told(at, lambda: at.supervisor.restart(at.roles))
 
 
@@ -97,6 +102,36 @@ def stop_here(
         note = f"its attempt on {', '.join(tasks)} had no worker, and was ended"
         told[role] = told[role]._replace(note=note)
     return told
+
+
+def homeless(connection: Local, config: Config) -> ConfigError | None:
+    """Why the host may take no tasks of a queue that is several hosts': it has nothing to work on.
+
+    A queue that is a file is in the workspace: where that is missing, there are no tasks either.
+    """
+    if not (config.on_postgres and config.run) or os.path.isdir(config.workspace):
+        return None
+    return ConfigError(
+        "the workspace is no folder: its workers would take tasks that other hosts can do",
+        where=config.workspace,
+        hint=connection.typed(f"git clone REPOSITORY {shlex.quote(config.workspace)}"),
+    )
+
+
+def _refuse_homeless(at: Place) -> None:
+    if problem := homeless(at.connection, at.config):
+        raise problem
+
+
+def _tell_of_another_queue(at: Place, tell: Callable[[str], None]) -> None:
+    """Say that what is installed names another queue than the inventory does by now."""
+    text = at.connection.read(effective.path(at.connection, at.config))
+    installed = effective.parsed(text)
+    if installed and installed.queue != at.config.queue:
+        tell(
+            f"its workers read {installed.queue}, not the inventory's {at.config.queue}:"
+            f" {effective.RENEW} (or invoke install, then invoke agents.restart)"
+        )
 
 
 def _told(at: Place, tell: Callable[[], dict[str, Told]]) -> list[Done]:

@@ -12,6 +12,16 @@ if TYPE_CHECKING:
 SECONDS = 10  # for connecting, where the URI says nothing else; and for an answer on a dead line
 MISSING = "a queue on PostgreSQL needs psycopg"
 HINT = "make postgres (or pip install -e '.[postgres]')"
+PASSFILE = (
+    "a line host:port:database:user:password for just these in ~/.pgpass (chmod 600 ~/.pgpass)"
+)
+#: What to do about a login that libpq or the server refused, by its words (those of English).
+HINTS = {
+    "no password supplied": PASSFILE,
+    "password authentication failed": PASSFILE,
+    "definition of service": "a section [NAME] for it in ~/.pg_service.conf",
+    "server does not support SSL": "ssl = on for the server, or another sslmode in the URL",
+}
 
 
 def connect(url: str, what: str) -> psycopg.Connection[Any]:
@@ -34,7 +44,8 @@ def connect(url: str, what: str) -> psycopg.Connection[Any]:
         parameters = make_conninfo("", **{**ours, **conninfo_to_dict(url)})
         return psycopg.connect(parameters, autocommit=True)
     except psycopg.Error as error:
-        raise RolecallError(f"the queue's database: {reason(error)}") from None
+        why = reason(error)
+        raise RolecallError(f"the queue's database: {why}", hint=hint_of(why)) from None
 
 
 def reason(error: Exception) -> str:
@@ -42,3 +53,8 @@ def reason(error: Exception) -> str:
     text = str(error).removeprefix("connection failed: ").removeprefix("connection is bad: ")
     lines = [line.strip() for line in text.splitlines() if not line.startswith("\t")]
     return "; ".join(filter(None, lines)) or type(error).__name__
+
+
+def hint_of(said: str) -> str:
+    """What to do where no connection came to be, by what was said of it; "" where none knows."""
+    return next((hint for words, hint in HINTS.items() if words in said), "")

@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import select
 import threading
 import time
@@ -21,6 +22,7 @@ import psycopg
 from psycopg import pq
 
 from daemon.errors import QueueUnreachable, RolecallError
+from daemon.queue.database import hint_of
 
 ANSWER = 10.0  # seconds in which the server has to answer; without one it counts as gone
 CONNECT = 5  # seconds for one address of the server
@@ -152,7 +154,7 @@ class Session:
         self._told = False  # something came that was listened for, or could not be heard
         self._inside = False  # a transaction
         self._greeting = False  # the new connection is not in use yet
-        self._is_away, self._why = False, ""
+        self._is_away, self._why, self._hint = False, "", ""
         self._tries, self._failed_at, self._try_at = 0, 0.0, 0.0
         self._until = 0.0  # of time.monotonic(): when the server has to have answered
         self._pid = os.getpid()
@@ -289,7 +291,7 @@ class Session:
         if state == UNIQUE:
             return Between(what)
         if state == RIGHTS:
-            hint = "GRANT rolecall_worker (or rolecall_operator, for people) TO its login role"
+            hint = f"GRANT {_group(what)} TO its login role"
             return RolecallError(f"the queue may not be used: {what}", where=self.url, hint=hint)
         if state[:2] in UNFIT:
             return Unwritable(f"the queue's server cannot write it: {what}", where=self.url)
@@ -297,16 +299,17 @@ class Session:
             return self._away(f"the queue's server cannot be used: {what}")
         return RolecallError(f"the queue's server refused: {what}", where=self.url)
 
-    def _away(self, why: str) -> QueueUnreachable:
+    def _away(self, why: str, hint: str = "") -> QueueUnreachable:
         """The error, and when to ask again: later and later, and not all at the same moment."""
         longest = min(CAP, FIRST * 2 ** min(self._tries, 16))
         self._failed_at = time.monotonic()
         self._try_at = self._failed_at + longest * (0.5 + os.urandom(1)[0] / 512)
-        self._tries, self._is_away, self._why = self._tries + 1, True, why
+        self._tries, self._is_away = self._tries + 1, True
+        self._why, self._hint = why, hint
         return self._not_yet()
 
     def _not_yet(self) -> QueueUnreachable:
-        error = QueueUnreachable(self._why, where=self.url)
+        error = QueueUnreachable(self._why, where=self.url, hint=self._hint)
         error.again = max(0.0, self._try_at - time.monotonic())
         return error
 
@@ -334,7 +337,8 @@ class Session:
             made = self._making.within(0 if is_early else self.answer)
         except Refused as refused:
             self._making = None
-            raise self._away(f"the queue's server cannot be reached: {refused.what}") from None
+            why = f"the queue's server cannot be reached: {refused.what}"
+            raise self._away(why, hint_of(refused.what)) from None
         if made is None and is_early:
             raise self._not_yet()
         if made is None:
@@ -441,6 +445,16 @@ UNFIT = {"22", "54"}  # data exceptions; limits of the program
 ANOTHER_SCHEMA = {"42883", "42P01", "42703", "3F000"}  # no such function, table, column, schema
 #: Classes of errors that another try may not meet: the line, resources, an operator, the system.
 PASSING = {"", "08", "53", "55", "57", "58", "XX"}
+
+#: Functions of people's commands: workers have no right to them, and need none.
+PEOPLE = re.compile(r"\b(change|ask|begin_anew|import|imported)\b")
+
+
+def _group(said: str) -> str:
+    """The group of logins that may do what was refused."""
+    if PEOPLE.search(said):
+        return "rolecall_operator"
+    return "rolecall_worker (or rolecall_operator, for people)"
 
 
 def _read(found: pq.abc.PGresult) -> list[Row]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from daemon.fleet import effective
 from daemon.queue import migrating, rows
 from daemon.queue.database import connect
 from tests.console import Operator
@@ -124,6 +125,20 @@ def test_a_team_moves_over_and_back_as_the_page_says(team: Team) -> None:
     assert [task["own"] for task in found["tasks"]] == [[n, 1.0] for n in range(4)]
     team.type("invoke queue.add --title more --id T9")
     wait_for(lambda: team.tasks()["T9"]["status"] == "awaiting_test", "the file's workers work")
+
+
+def test_a_start_says_that_another_queue_is_installed(team: Team) -> None:
+    """Whoever has named a new queue and not installed it would look for tasks there in vain."""
+    team.write_queue()
+    team.type("invoke install")
+    assert "queue" not in team.type("invoke agents.start").stderr
+    team.set(queue="file:new.json")
+    for verb in ("start", "restart"):
+        said = team.type(f"invoke agents.{verb}").stderr
+        assert f"its workers read file:{team.queue}, not the inventory's file:" in said
+        assert f"/new.json: {effective.RENEW} (or invoke install" in said
+    team.type("invoke deploy --settle 0")
+    assert "queue" not in team.type("invoke agents.start").stderr
 
 
 @pytest.mark.parametrize("path", sorted(REAL.glob("*.json")), ids=lambda path: path.stem)

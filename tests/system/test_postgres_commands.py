@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,9 @@ from typing import Any
 
 import pytest
 
-from daemon.fleet import here
+from daemon.errors import EXIT_CONFIG
+from daemon.fleet import here, orphans
+from daemon.fleet.connection import Local
 from daemon.lifecycle import DEFAULT_ROLES
 from daemon.model import Outcome, Result
 from daemon.queue import Queue
@@ -200,6 +204,43 @@ def test_an_attempt_on_this_host_ends_at_once(
     assert worker.returncode == 0, told
 
 
+def test_an_attempt_of_another_workspace_of_this_machine_is_not_ours_to_end(
+    operator: Operator, tmp_path: Path, database: str
+) -> None:
+    """While it is frozen nothing is settled for it; it hears of the wish when it renews.
+
+    Neither does a stop of our workers end it. Broken by taking every process here for ours.
+    """
+    roles = {**{name: {} for name in DEFAULT_ROLES}, "builder": {**BUILDER, "lease_ttl": 120}}
+    operator.variables.write_text(
+        json.dumps({**json.loads(operator.variables.read_text()), "roles": roles})
+    )
+    other = made(tmp_path / "theirs", queue=database, roles=roles)
+    operator.invoke("queue.add", "--title", "x", "--id", "T1")
+    worker = typed(other, "daemon", "--once", "--role", "builder")
+    near = queue_of(operator)
+    wait_for(lambda: list(other.workspace.glob(".agent-runs/T1/1/stdout.log")), "its agent")
+    lease = near.read_lease("T1")
+    assert lease
+    worker.kill()
+    wait_for(lambda: worker.poll() is not None, "the worker's end")
+    assert orphans.end(Local("localhost"), near.config, ["builder"]) == {}
+    os.kill(lease.pid, signal.SIGSTOP)
+    try:
+        done = operator.invoke("queue.release", "T1")
+        held = near.read_lease("T1")
+    finally:
+        os.kill(lease.pid, signal.SIGCONT)
+    assert done.returncode == 1, done.stdout
+    assert "T1: its attempt on " in done.stderr
+    assert "it ends when it renews its lease" in done.stderr
+    assert held
+    assert (held.token, held.wish) == (lease.token, "release")
+    wait_for(lambda: near.read_lease("T1") is None, "its hearing of it")
+    near.close()
+    worker.communicate(timeout=PATIENCE)
+
+
 def test_a_rehearsal_of_a_claim_changes_nothing(operator: Operator) -> None:
     """``--dry-run`` says what would be claimed."""
     operator.invoke("queue.add", "--title", "x", "--id", "T1")
@@ -278,3 +319,26 @@ def test_a_sprint_of_five_roles_is_drained(
         assert name in merged
     assert not any((demo.shop / ".worktrees").iterdir())
     assert not (demo.shop / ".leases").exists()  # they are in the database
+
+
+def test_a_host_without_a_clone_takes_no_tasks(operator: Operator, tmp_path: Path) -> None:
+    """Its workers would do other hosts' work, on nothing: nothing is installed, started or made.
+
+    A host that runs nothing needs none.
+    """
+    gone = operator.workspace.rename(tmp_path / "gone")
+    home = tmp_path / "home"
+    home.mkdir()
+    for command in ("install", "install --check", "deploy", "agents.start", "agents.restart"):
+        done = operator.invoke(*command.split(), HOME=str(home))
+        said = done.stdout + done.stderr
+        assert done.returncode == EXIT_CONFIG, (command, said)
+        assert "the workspace is no folder" in said
+        assert f"git clone REPOSITORY {operator.workspace}" in said
+    assert not operator.workspace.exists()
+    assert [*home.rglob("*")] == []
+    host = operator.inventory / "host_vars" / "localhost.yml"
+    host.write_text(json.dumps({"workspace": str(operator.workspace), "run": []}))
+    done = operator.invoke("install", "--check", HOME=str(home))
+    assert done.returncode == 0, done.stderr
+    gone.rename(operator.workspace)

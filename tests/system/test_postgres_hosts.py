@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from daemon.fleet.finding import Finding
 from daemon.queue import migrating
 from daemon.queue.database import MISSING, connect
 from daemon.queue.opening import open_queue
+from daemon.queue.session import Session
 from tests.farhosts import FarHosts
 from tests.postgres import Server
 from tests.queues import FileBackend
@@ -201,6 +203,53 @@ def test_a_password_that_libpq_does_not_read(
     assert doctor.one("queue", url).state == "ok"
     password = passfile.read_text().strip().rpartition(":")[2]
     assert password not in str(found)
+
+
+def test_what_keeps_a_login_out_is_hinted_at(
+    servers: Callable[..., Server], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file that libpq looks into, by what it said; nothing is guessed of other reasons."""
+    url = servers().url("postgres", tcp=True)
+    passfile = "~/.pgpass (chmod 600 ~/.pgpass)"
+    cases = (
+        (f"{url}?sslmode=require", "server does not support SSL", "another sslmode"),
+        (
+            "postgresql:///?service=shop",
+            'definition of service "shop" not found',
+            "pg_service.conf",
+        ),
+        (url, "no password supplied", passfile),
+        (url, "password authentication failed", passfile),
+        (f"postgresql:///shop?host={home}", "No such file", ""),
+    )
+    for tried, said, hint in cases:
+        if said.startswith("password"):
+            monkeypatch.setenv("PGPASSWORD", "wrong")
+        session = Session(tried, "test", lambda _: None)
+        for ask in (partial(session.call, "SELECT 1"), partial(connect, tried, "test")):
+            with pytest.raises(RolecallError) as refused:
+                ask()
+            (problem,) = refused.value.problems
+            assert said in problem.what
+            assert hint in problem.hint
+            assert bool(problem.hint) == bool(hint)
+        session.drop()
+
+
+def test_a_right_that_a_command_lacks_is_that_of_the_group_of_people(
+    doctor: Doctor, fay: str
+) -> None:
+    """A worker's login that types a person's command is told of no group that it is in already."""
+    url = login(doctor.url, fay, "grant rolecall_worker")
+    with closing(open_queue(doctor.config._replace(queue=url))) as queue:
+        for ask in (
+            partial(queue.add, [TASK]),
+            partial(queue.load, b'{"tasks": []}', "a file", replace=True),
+        ):
+            with pytest.raises(RolecallError, match="permission denied for function") as refused:
+                ask()
+            hint = refused.value.problems[0].hint
+            assert hint == "GRANT rolecall_operator TO its login role"
 
 
 @pytest.fixture
