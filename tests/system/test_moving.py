@@ -48,7 +48,8 @@ class Team(Operator):
 
     def do(self, kind: str, text: str) -> list[subprocess.CompletedProcess[str]]:
         """Do what one block of the page says; every command of it must succeed."""
-        text = text.replace("postgresql://db.example.com/rolecall", self.database)
+        for who in ("shop_owner@", ""):
+            text = text.replace(f"postgresql://{who}db.example.com/shop", self.database)
         text = text.replace("~/src/shop", str(self.workspace))
         lines = [line.strip() for line in text.splitlines()]
         if kind == "yaml":
