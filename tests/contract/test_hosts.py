@@ -220,6 +220,28 @@ def test_a_clone_without_a_queue_is_told(bare: FarHosts) -> None:
     assert any(line.endswith(f"then: ssh web1 'git -C {home}/shop pull'") for line in said)
 
 
+def test_a_host_without_a_clone_joins_no_shared_queue(bare: FarHosts) -> None:
+    """Its workers would take the tasks of others: an error, what to type, and nothing is left.
+
+    Broken by the note that a missing clone is where the queue is a file: it was installed.
+    """
+    home = bare.homes / "web1"
+    bare.write_hosts({name: {"queue": "postgresql://h.invalid/shop"} for name in bare.names})
+    (home / "shop").rename(home / "away")
+    before = bare.files("web1")
+    try:
+        for command in ("install", "deploy"):
+            done = bare.invoke(command, "--limit", "web1")
+            said = done.stdout + done.stderr
+            assert done.returncode == 78, said
+            assert f"ssh web1 'git clone REPOSITORY {home}/shop'" in said
+            assert bare.files("web1") == before
+            assert not (home / "shop").exists()
+    finally:
+        (home / "away").rename(home / "shop")
+        bare.write_hosts({name: {} for name in bare.names})
+
+
 def test_an_install_that_fails_leaves_nothing(bare: FarHosts) -> None:
     """The release that was sent is taken away again, with all that was made for it."""
     path = ".config/rolecall/agent.yml"
