@@ -241,6 +241,42 @@ def test_an_attempt_of_another_workspace_of_this_machine_is_not_ours_to_end(
     worker.communicate(timeout=PATIENCE)
 
 
+def test_a_worker_that_stops_leaves_another_workspace_s_attempt_alone(
+    operator: Operator, tmp_path: Path, database: str
+) -> None:
+    """Both have one host's name and one role, and so one owner in their leases.
+
+    Broken by going by the owner alone: it was ended.
+    """
+    roles = {**{name: {} for name in DEFAULT_ROLES}, "builder": {**BUILDER, "stop_budget": 0.2}}
+    operator.variables.write_text(
+        json.dumps({**json.loads(operator.variables.read_text()), "roles": roles})
+    )
+    other = made(tmp_path / "theirs", queue=database, roles=roles)
+    operator.invoke("queue.add", "--title", "x", "--id", "T1")
+    theirs = typed(other, "daemon", "--role", "builder")
+    near = queue_of(operator)
+    wait_for(lambda: list(other.workspace.glob(".agent-runs/T1/1/stdout.log")), "its agent")
+    lease = near.read_lease("T1")
+    pid_file = tmp_path / "ours.pid"
+    ours = typed(operator, "daemon", "--role", "builder", "--pid-file", str(pid_file))
+    try:
+        wait_for(pid_file.exists, "our worker")
+        ours.terminate()
+        told, _ = ours.communicate(timeout=PATIENCE)
+        held = near.read_lease("T1")
+    finally:
+        theirs.terminate()
+        theirs.communicate(timeout=PATIENCE)
+    assert ours.returncode == 0, told
+    assert "T1" not in told
+    assert lease
+    assert held
+    assert (held.token, held.pid) == (lease.token, lease.pid)
+    assert near.read_lease("T1") is None
+    near.close()
+
+
 def test_a_rehearsal_of_a_claim_changes_nothing(operator: Operator) -> None:
     """``--dry-run`` says what would be claimed."""
     operator.invoke("queue.add", "--title", "x", "--id", "T1")
