@@ -25,8 +25,9 @@ from tests.workspace import ROOT, Workspace, wait_for
 
 #: What is imported only for a queue on PostgreSQL, and imports psycopg at once.
 ON_POSTGRES = {
-    f"daemon.queue.{name}" for name in ("migrating", "postgres", "session")
-}  # fmt: skip
+    f"daemon.queue.{name}"
+    for name in ("listening", "migrating", "postgres", "session", "tables", "winning", "writes")
+}
 OPENED: dict[str, dict[str, bytes]] = {}
 PROMPT = "{% if task.id %}Hello {{ task.title | upper }}{% endif %}\n"
 NAMES_ID = """
