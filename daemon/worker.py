@@ -82,7 +82,7 @@ class Worker:
     def serve(self) -> int:
         """Run until told to stop. Returns the exit status."""
         for name in self.roles:  # whoever starts a worker has looked at what was wrong
-            self.queue.resume(name)
+            self.queue.memory.resume(name)
         self.log.say("started")
         self.notifier.send("READY=1", "STATUS=started")
         while True:
@@ -247,7 +247,9 @@ class Worker:
 
     def tell_pauses(self, name: str) -> None:
         """Say why the role claims nothing for a while, each reason once for as long as it lasts."""
-        pauses = {pause.topic: pause.why for pause in self.queue.pauses(name) if not pause.passing}
+        pauses = {
+            pause.topic: pause.why for pause in self.queue.memory.pauses(name) if not pause.passing
+        }
         for topic in self.paused.get(name, ()):
             if topic not in pauses:
                 self.log.once(topic, "")
@@ -322,7 +324,7 @@ class Worker:
         self.config, self.queue, self.watch = config, queue, queue.watch(self.roles)
         self.attempts.config, self.attempts.queue = config, queue
         for name in self.roles:
-            self.queue.resume(name)
+            self.queue.memory.resume(name)
         self.look_at = 0.0
         self.log.say("config read again")
 

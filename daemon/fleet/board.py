@@ -35,7 +35,7 @@ QUIET = frozenset({"claimable", "ended", "held"})  # nothing to wait for
 
 def pauses(queue: Queue, roles: Collection[str]) -> dict[str, Pause]:
     """The roles that claim nothing on this host now, and the reason that lasts longest."""
-    found = ((role, queue.pauses(role)) for role in roles)
+    found = ((role, queue.memory.pauses(role)) for role in roles)
     return {role: max(reasons, key=lambda each: each.lasts) for role, reasons in found if reasons}
 
 
@@ -43,7 +43,9 @@ def spent(queue: Queue, tasks: Tasks, roles: Iterable[Role]) -> dict[str, str]:
     """The tasks that could be claimed but for a budget of their own, and why."""
     found: dict[str, str] = {}
     for role in roles:
-        found |= queue.spent(role.name, [each.task["id"] for each in tasks.in_status(*role.claims)])
+        found |= queue.memory.spent(
+            role.name, [each.task["id"] for each in tasks.in_status(*role.claims)]
+        )
     return found
 
 

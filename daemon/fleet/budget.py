@@ -77,7 +77,7 @@ def look(
     roles = [name for name in config.roles if role in (None, name)]
     pauses: dict[str, Pause] = {}
     for name in roles:
-        found = [pause for pause in queue.pauses(name) if not pause.passing]
+        found = [pause for pause in queue.memory.pauses(name) if not pause.passing]
         if found:
             pauses[name] = max(found, key=lambda each: each.lasts)
     spent, guessed = budgets.account.charged, budgets.account.estimated

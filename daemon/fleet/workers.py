@@ -232,7 +232,7 @@ def _working(
         trouble = f"{error.problems[0].where or queue.name}: {error.problems[0].what}"
     for role in roles:
         with contextlib.suppress(QueueUnreachable):  # that is told by now
-            found = [pause for pause in queue.pauses(role) if not pause.passing]
+            found = [pause for pause in queue.memory.pauses(role) if not pause.passing]
             if found:
                 pauses[role] = max(found, key=lambda each: each.lasts)
     return working, pauses, trouble, parked

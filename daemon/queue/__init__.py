@@ -11,7 +11,6 @@ from daemon.index import Tasks
 from daemon.lifecycle import Machine
 from daemon.model import Claim, Lease, Move, Result
 from daemon.process import Identity
-from daemon.queue.breaker import State
 
 if TYPE_CHECKING:
     from daemon.queue.memory import Memory
@@ -193,21 +192,6 @@ class Queue(Protocol):
         so does any with ``replace``, unless an attempt is on one of its tasks. Else tasks of new
         ids are added behind the others, and those whose ids are known have to be equal.
         """
-
-    def breaker(self, role: str) -> State:
-        """What is known of the role's quick failures on this host."""
-
-    def pauses(self, role: str) -> tuple[Pause, ...]:
-        """Everything for which the role claims nothing now."""
-
-    def spent(self, role: str, task_ids: Collection[str]) -> dict[str, str]:
-        """Those of the tasks that their own budget lets the role not claim, and why."""
-
-    def resume(self, role: str) -> None:
-        """A person has done something about it: what a person is waited for is forgotten."""
-
-    def end_wait(self, credential: str) -> None:
-        """Forget that a credential met its limit: a person wants it tried."""
 
     def signature(self) -> tuple[int, ...] | None:
         """Differs from an earlier one when the queue has changed; None where nothing tells."""

@@ -78,8 +78,8 @@ def retry(queue: Queue, task_id: str, who: str, status: str | None = None) -> En
         budgets.resume(role)
     for role in waited:
         credential = queue.config.roles[role].credential
-        if credential and any(pause.kind == "credential" for pause in queue.pauses(role)):
-            queue.end_wait(credential)
+        if credential and any(pause.kind == "credential" for pause in queue.memory.pauses(role)):
+            queue.memory.end_wait(credential)
             return Ended(credential, parked)
     return Ended("", parked)
 

@@ -18,9 +18,8 @@ from daemon.errors import LeaseLost, QueueUnreadable, RolecallError
 from daemon.index import Tasks
 from daemon.model import Claim, Lease, Move, Outcome, Result, format_time
 from daemon.process import Identity
-from daemon.queue import Pause, Snapshot, Stale, durable, folder, intake, lock, settling, staleness
+from daemon.queue import Snapshot, Stale, durable, folder, intake, lock, settling, staleness
 from daemon.queue import lease as leases
-from daemon.queue.breaker import State
 from daemon.queue.claiming import Claims
 from daemon.queue.ledger import Ledger
 from daemon.queue.outbox import Outbox, Teller
@@ -405,25 +404,3 @@ class FileQueue:
                 if not (update.changes or update.new) or update.write():
                     return tuple(update.moves)
         raise restless(self.config.queue_file)
-
-    # --- what a role waits for -------------------------------------------------------------------
-
-    def breaker(self, role: str) -> State:
-        """What is known of the role's quick failures on this host."""
-        return self.memory.breaker(role)
-
-    def pauses(self, role: str) -> tuple[Pause, ...]:
-        """Everything for which the role claims nothing now."""
-        return self.memory.pauses(role)
-
-    def spent(self, role: str, task_ids: Collection[str]) -> dict[str, str]:
-        """Those of the tasks that their own budget lets the role not claim, and why."""
-        return self.memory.spent(role, task_ids)
-
-    def resume(self, role: str) -> None:
-        """A person has done something about it: what a person is waited for is forgotten."""
-        self.memory.resume(role)
-
-    def end_wait(self, credential: str) -> None:
-        """Forget that a credential met its limit: a person wants it tried."""
-        self.memory.end_wait(credential)

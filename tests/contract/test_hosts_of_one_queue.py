@@ -31,13 +31,13 @@ def test_all_hosts_wait_for_a_credential_that_met_its_limit(hosts: Hosts) -> Non
     claim = here.claim("builder", "me", ignore_wip=True)
     assert claim
     here.settle(claim.lease, Result(Outcome.THROTTLED, "usage limit", retry_after=600.0))
-    (pause,) = there.pauses("builder")
+    (pause,) = there.memory.pauses("builder")
     assert (pause.kind, pause.topic) == ("credential", "credential acme")
     assert pause.until == pytest.approx(hosts[0].clock.wall + 600)
     assert there.claim("builder", "me", ignore_wip=True) is None
     assert there.next_time("builder", hosts[0].clock.wall) == pytest.approx(pause.until)
     here.memory.end_wait("acme")
-    assert there.pauses("builder") == ()
+    assert there.memory.pauses("builder") == ()
     again = there.claim("builder", "me", ignore_wip=True)
     assert again
     assert again.lease.task_id == "T1"  # T2 itself still waits for the reset

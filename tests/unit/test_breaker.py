@@ -161,11 +161,11 @@ def test_the_queue_is_not_burnt(backend: FileBackend) -> None:
     tried = [attempt(backend, Outcome.ERROR) for _ in range(10)]
     assert tried == ["T0", "T1", "T2", *[None] * 7]
     queue, now = backend.open(), backend.clock.wall
-    state = queue.breaker("builder")
+    state = queue.memory.breaker("builder")
     assert (state.failures, state.why) == (3, "no login")
     assert queue.next_time("builder", now) == pytest.approx(now + 28, abs=0.1)  # the wait of T0
     assert queue.claim("tester", "me") is None  # it has a breaker of its own
-    assert queue.breaker("tester") == State()
+    assert queue.memory.breaker("tester") == State()
 
 
 def test_one_is_let_through_and_closes_it(backend: FileBackend) -> None:
@@ -178,7 +178,7 @@ def test_one_is_let_through_and_closes_it(backend: FileBackend) -> None:
     assert first is not None
     assert queue.claim("builder", "me") is None
     queue.settle(first.lease, Result(Outcome.SUCCESS))
-    assert queue.breaker("builder") == State()
+    assert queue.memory.breaker("builder") == State()
     assert [attempt(backend, Outcome.SUCCESS) for _ in range(2)] == ["T4", "T5"]
 
 
@@ -187,7 +187,7 @@ def test_a_person_closes_it(backend: FileBackend) -> None:
     for _ in range(3):
         attempt(backend, Outcome.BLOCKED)
     assert attempt(backend, Outcome.SUCCESS) is None
-    backend.open().resume("builder")
+    backend.open().memory.resume("builder")
     assert attempt(backend, Outcome.SUCCESS) == "T3"
 
 

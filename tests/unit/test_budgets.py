@@ -86,7 +86,7 @@ def attempt(
 
 
 def why(backend: Limited, role: str = "builder") -> str:
-    return "; ".join(pause.why for pause in backend.open().pauses(role))
+    return "; ".join(pause.why for pause in backend.open().memory.pauses(role))
 
 
 # --- nothing is set ------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def test_a_claim_reserves_the_attempts_limit(backend: Limited) -> None:
     queue = backend.open()
     claims = [queue.claim("builder", "me") for _ in range(7)]
     assert [bool(claim) for claim in claims] == [True] * 5 + [False] * 2
-    (pause,) = queue.pauses("builder")
+    (pause,) = queue.memory.pauses("builder")
     assert pause.why.endswith("is reserved by attempts that run")
     assert pause.passing
     first, second = claims[0], claims[1]
@@ -189,7 +189,7 @@ def test_a_day_ends_at_midnight_utc(backend: Limited) -> None:
     attempt(backend, dollars(1.5))
     queue, midnight = backend.open(), NOON + DAY / 2
     assert queue.claim("builder", "me") is None
-    (pause,) = queue.pauses("builder")
+    (pause,) = queue.memory.pauses("builder")
     assert (pause.kind, pause.until) == ("budget", midnight)
     assert pause.why == (
         "the day's budget of builder (1 USD) is spent: claims wait until 2026-12-14T00:00:00.000Z"
@@ -198,7 +198,7 @@ def test_a_day_ends_at_midnight_utc(backend: Limited) -> None:
     backend.clock.step(midnight - 1 - backend.clock.wall)
     assert queue.claim("builder", "me") is None
     backend.clock.step(1)
-    assert queue.pauses("builder") == ()
+    assert queue.memory.pauses("builder") == ()
     assert queue.claim("builder", "me") is not None
 
 
@@ -208,9 +208,9 @@ def test_a_total_waits_until_it_is_raised(backend: Limited) -> None:
     attempt(backend, dollars(1))
     queue = backend.open()
     backend.clock.step(40 * DAY)
-    queue.resume("builder")
+    queue.memory.resume("builder")
     assert queue.claim("builder", "me") is None
-    assert queue.pauses("builder")[0].until is None
+    assert queue.memory.pauses("builder")[0].until is None
     assert queue.next_time("builder", backend.clock.wall) is None
     backend.builder = Budget(total=Amounts(tokens=100))
     assert attempt(backend, dollars(1)) is not None
@@ -230,7 +230,7 @@ def test_what_several_roles_wait_for_is_one_topic(backend: Limited) -> None:
     backend.common = Budget(day=Amounts(cost_usd=2.0))
     attempt(backend, dollars(2.0))
     queue = backend.open()
-    assert len({queue.pauses(role)[0].topic for role in ("builder", "tester")}) == 1
+    assert len({queue.memory.pauses(role)[0].topic for role in ("builder", "tester")}) == 1
 
 
 def test_the_ledger_outlives_whoever_wrote_it(backend: Limited) -> None:
@@ -297,7 +297,7 @@ def test_what_nobody_knows_is_charged_as_reserved(backend: Limited) -> None:
     assert backend.spent() == Amount(0, 2.0)
     assert backend.spent(task="T0") == Amount(0, 2.0)
     assert [each.get("estimated", False) for each in backend.lines()[3:]] == [True, False, False]
-    assert backend.open().pauses("builder") == ()  # an estimate breaks no limit
+    assert backend.open().memory.pauses("builder") == ()  # an estimate breaks no limit
 
 
 def test_zeros_of_a_run_that_was_cut_short_are_not_believed(backend: Limited) -> None:
@@ -416,7 +416,7 @@ def test_an_attempt_that_spends_more_than_twice_its_limit_parks_its_role(backend
     told = why(backend)
     assert "on T0 (token 1) spent 15 tokens, its budget is 7 tokens: claims wait until" in told
     assert backend.open().next_time("builder", backend.clock.wall) is None
-    backend.open().resume("builder")
+    backend.open().memory.resume("builder")
     assert attempt(backend, dollars(0.1)) == "T1"
 
 
@@ -457,7 +457,7 @@ def test_first_attempts_of_unknown_cost_run_one_at_a_time(backend: Limited) -> N
     first = queue.claim("builder", "me")
     assert first is not None
     assert queue.claim("builder", "me") is None
-    (pause,) = queue.pauses("builder")
+    (pause,) = queue.memory.pauses("builder")
     assert (pause.passing, "is not known yet" in pause.why) == (True, True)
     queue.settle(first.lease, Result(Outcome.SUCCESS, usage=dollars(2.0)))
     assert queue.claim("builder", "me") is not None
@@ -522,7 +522,7 @@ def test_a_task_without_room_is_passed_over(backend: Limited) -> None:
     assert claim is not None
     queue.settle(claim.lease, Result(Outcome.RELEASED, "stopped", usage=dollars(0.1)))
     assert backend.task("T0")["status"] == "ready"
-    assert queue.spent("builder", ["T0", "T1"]).keys() == {"T0"}
+    assert queue.memory.spent("builder", ["T0", "T1"]).keys() == {"T0"}
     assert attempt(backend, None) == "T1"
 
 

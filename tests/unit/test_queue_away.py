@@ -125,7 +125,7 @@ def test_a_status_hides_no_worker_whose_queue_is_away(
     """
     queue = Away(FileBackend(tmp_path).config)
     mocker.patch("daemon.queue.opening.open_queue", return_value=queue)
-    mocker.patch.object(queue, "pauses", side_effect=queue.error)
+    mocker.patch.object(queue.memory, "pauses", side_effect=queue.error)
     working, pauses, trouble, _ = workers._working(queue.config, ["builder", "tester"])
     assert (working, pauses, trouble) == ({}, {}, f"{URL}: no answer")
 

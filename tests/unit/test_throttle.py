@@ -183,7 +183,7 @@ def test_every_role_of_the_credential_waits(backend: Shared) -> None:
     assert claims(backend, *roles) == ["", "", "", "I0", "P0"]
     assert claims(backend, "builder", ignore_wip=True) == [""]
     for role in ("builder", "tester"):
-        (pause,) = queue.pauses(role)
+        (pause,) = queue.memory.pauses(role)
         assert (pause.kind, pause.topic) == ("credential", "credential anthropic")
         assert pause.why.startswith("waits for credential anthropic until 20")
         assert pause.why.endswith("usage limit")
@@ -194,7 +194,7 @@ def test_every_role_of_the_credential_waits(backend: Shared) -> None:
     assert queue.next_time("tester", backend.clock.wall) == pytest.approx(now + 600, abs=0.1)
     backend.clock.step(601)
     assert claims(backend, "builder", "tester") == ["B0", "T1"]
-    assert queue.pauses("builder") == ()
+    assert queue.memory.pauses("builder") == ()
 
 
 def test_the_task_itself_waits_as_before(backend: Shared) -> None:
@@ -222,7 +222,7 @@ def test_a_retry_of_the_waiting_task_ends_the_wait(backend: Shared) -> None:
     backend.put(document)
     throttle_one(backend)
     queue = backend.open()
-    queue.resume("builder")
+    queue.memory.resume("builder")
     assert asking.retry(queue, "M", "ann").credential == ""
     assert claims(backend, "builder", "tester") == ["", ""]
     assert asking.retry(queue, "B0", "ann").credential == "anthropic"
@@ -262,7 +262,7 @@ def test_a_login_that_is_not_accepted_blocks_one_task(backend: Shared) -> None:
     assert backend.task("B0")["status"] == "needs_manual"
     roles = ("builder", "tester", "integrator")
     assert claims(backend, *roles) == ["", "", "I0"]
-    (pause,) = backend.open().pauses("tester")
+    (pause,) = backend.open().memory.pauses("tester")
     assert pause.why.startswith("waits for credential anthropic until 20")
     assert pause.why.endswith(": 401")
     base = backend.config.roles["builder"].backoff.base
@@ -300,7 +300,7 @@ def test_one_attempt_at_a_time_tries_the_login(backend: Shared) -> None:
     backend.clock.step(PROBE / 2)
     assert claims(backend, "builder") == ["B1"]
     queue.settle(lease, Result(Outcome.SUCCESS))
-    assert queue.pauses("builder") == ()
+    assert queue.memory.pauses("builder") == ()
     assert claims(backend, "builder", "tester") == ["B1", "T1"]
 
 

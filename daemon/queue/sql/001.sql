@@ -467,7 +467,7 @@ DECLARE
     t record;
 BEGIN
     moves := '[]';
-    SELECT place, status, token, version, settled, owner, role, started_at, ttl, heartbeat_at, lease
+    SELECT place, status, token, settled, owner, started_at, ttl, heartbeat_at, lease
     INTO t FROM rolecall.task WHERE id = an_id;
     IF a_write = ANY (t.settled) THEN
         became := 'again';
