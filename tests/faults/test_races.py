@@ -12,14 +12,17 @@ from tests.workspace import Workspace, wait_for
 
 WORKERS, TASKS, LIMIT = 12, 60, 3
 ROUNDS = 20.0  # seconds in which new rounds begin; one does in any case
-#: The agents count themselves: a file each, made in one instant, with the agent's pid. One that was
-#: killed leaves its file: a worker may die just before its attempt takes over, which is ended then.
+#: The agents count themselves: a file each, made in one instant and with the agent's pid in it at that
+#: instant. One that was killed leaves its file: a worker may die just before its attempt takes over,
+#: which is ended then. (One that was made and then written to was left empty by a kill in between:
+#: it could not be told from a living one's, and the next agent of the task was taken for a second.)
 AGENT = """
 for mark in running.*; do
   pid=$(cat $mark 2>/dev/null)
   [ -z "$pid" ] || grep -qs '^State:.[^ZX]' /proc/$pid/status || rm -f $mark
 done
-(set -C; echo $$ > running.$ROLECALL_TASK_ID) || touch twice
+echo $$ > pid.$$
+ln pid.$$ running.$ROLECALL_TASK_ID || touch twice
 ls running.* | wc -l >> counts
 rm running.$ROLECALL_TASK_ID; echo $ROLECALL_TASK_ID >> done
 """
