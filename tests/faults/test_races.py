@@ -12,10 +12,10 @@ from tests.workspace import Workspace, wait_for
 
 WORKERS, TASKS, LIMIT = 12, 60, 3
 ROUNDS = 20.0  # seconds in which new rounds begin; one does in any case
-#: The agents count themselves: a file each, made in one instant and with the agent's pid in it at that
-#: instant. One that was killed leaves its file: a worker may die just before its attempt takes over,
-#: which is ended then. (One that was made and then written to was left empty by a kill in between:
-#: it could not be told from a living one's, and the next agent of the task was taken for a second.)
+#: The agents count themselves: a file each, made in one instant, with its pid in it. One that
+#: was killed leaves its file: a worker may die just before its attempt takes over, which is ended
+#: then. (A file that is made first and written then is left empty by a kill in between. Nobody can
+#: tell it from a living agent's, and the task's next agent was taken for a second one.)
 AGENT = """
 for mark in running.*; do
   pid=$(cat $mark 2>/dev/null)
