@@ -259,7 +259,11 @@ class Systemd:
             time.sleep(POLL)
 
     def _all(self, roles: Sequence[str]) -> bool:
-        return set(roles) >= set(self.config.run)
+        """Whether these are all of the host. None are never: others that run are not asked about.
+
+        The target takes its workers along, and whoever stops them next would find them gone.
+        """
+        return bool(roles) and set(roles) >= set(self.config.run)
 
     def _failed(self, role: str, state: State) -> Told:
         name = service(self.prefix, role)
