@@ -22,10 +22,38 @@ def largest(runs: str, task_id: str) -> int:
     except OSError as error:
         raise _refused(error, os.path.join(runs, task_id)) from None
     try:
-        names = os.listdir(fd)
+        return _largest(fd)
     finally:
         os.close(fd)
+
+
+def _largest(fd: int) -> int:
+    names = os.listdir(fd)
     return max((int(n) for n in names if n.isdecimal() and len(n) <= LONGEST_NUMBER), default=0)
+
+
+def make_largest(runs: str, task_id: str, token: int) -> str | None:
+    """Make the attempt's own folder, where no earlier attempt has had its token or a larger one.
+
+    Its path, or None. Raises RolecallError if something is in the way.
+    """
+    of_task = os.path.join(runs, task_id)
+    try:
+        own = os.open(of_task, FOLDER)
+    except FileNotFoundError:
+        return make(runs, task_id, token)[0]
+    except OSError as error:
+        raise _refused(error, of_task) from None
+    path = os.path.join(of_task, str(token))
+    try:
+        if _largest(own) >= token:
+            return None
+        os.mkdir(str(token), 0o700, dir_fd=own)
+    except OSError as error:
+        raise _refused(error, path) from None
+    finally:
+        os.close(own)
+    return path
 
 
 def make(runs: str, task_id: str, token: int) -> tuple[str, list[str]]:

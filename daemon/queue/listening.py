@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import NamedTuple
 
 from daemon.queue import rows, throttle
-from daemon.queue.session import Session
+from daemon.queue.session import Call, Session
+
+
+def channel(status: str) -> str:
+    """What whoever waits for tasks of a status listens on."""
+    return f"rolecall.{status}"
 
 
 class Waits(NamedTuple):
@@ -31,9 +36,10 @@ class Waits(NamedTuple):
 class Watch:
     """What wakes a worker: the socket of its queue's own connection."""
 
-    def __init__(self, session: Session, channels: Sequence[str]) -> None:
+    def __init__(self, session: Session, statuses: Collection[str]) -> None:
         self.session = session
-        session.listen(channels)
+        channels = ["rolecall", *map(channel, statuses)]
+        session.listen(channels, Call("SELECT rolecall.await($1)", [sorted(statuses)]))
 
     @property
     def fd(self) -> int:

@@ -1,7 +1,8 @@
 """The schema of a queue on PostgreSQL: made, brought up to date, and checked before it is used.
 
-``sql/NNN.sql`` are its migrations, each applied once, in order; ``sql/grants.sql`` says what the
-two groups of logins may do, and is run anew behind them. Imported only where psycopg is there.
+``sql/NNN.sql`` are its migrations, each applied once, in order. Behind the last one, in the same
+transaction, ``sql/functions.sql`` makes all functions anew; ``sql/grants.sql`` says what the two
+groups of logins may do, and is run anew each time. Imported only where psycopg is there.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from daemon.errors import QueueUnreadable, RolecallError
 from daemon.queue.database import reason
 
 SQL = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sql")
-GRANTS = "grants.sql"
+FUNCTIONS, GRANTS = "functions.sql", "grants.sql"
 INIT = "invoke queue.init"
 ROLES = ("rolecall_worker", "rolecall_operator")
 LOCK = int.from_bytes(b"Rolecall")  # the advisory lock under which alone the schema changes
@@ -117,12 +118,18 @@ def migrate(
             raise _newer(found, len(files))
         if found == 0:
             lines += _make(connection)
-    for number, path in enumerate(files, 1):
-        lines += _apply(connection, number, path, patience)
     with _told(connection), _alone(connection, patience):
         missing = _roles(connection, lines)
-    path = os.path.join(folder, GRANTS)
-    if not missing and os.path.exists(path):
+    functions, grants = (
+        [path] if os.path.exists(path := os.path.join(folder, name)) else []
+        for name in (FUNCTIONS, GRANTS)
+    )
+    if missing:
+        grants = []
+    for number, path in enumerate(files, 1):
+        behind = [*functions, *grants] if number == len(files) else []
+        lines += _apply(connection, number, [path, *behind], patience)
+    for path in grants:
         lines += _grant(connection, path, patience)
     for role in missing:
         made = f"an administrator types: CREATE ROLE {role} NOLOGIN; then you: {INIT}"
@@ -155,25 +162,28 @@ def _make(connection: Connection[Any]) -> Iterator[str]:
 
 
 def _apply(
-    connection: Connection[Any], number: int, path: str, patience: Patience
+    connection: Connection[Any], number: int, paths: list[str], patience: Patience
 ) -> Iterator[str]:
     for again in range(patience.tries):
         time.sleep(patience.pause * bool(again))
         try:
-            with _told(connection, path), _alone(connection, patience):
+            left = [*paths]
+            with _told(connection, left), _alone(connection, patience):
                 if version(connection) >= number:
                     return
-                _run(connection, path)
+                while left:
+                    _run(connection, left[0])
+                    del left[0]
                 connection.execute("insert into rolecall.migration (version) values (%s)", [number])
         except (errors.LockNotAvailable, errors.DeadlockDetected):
             continue
         yield f"the queue's schema is version {number} now"
         return
-    raise _held(connection, path)
+    raise _held(connection, paths[0])
 
 
 def _grant(connection: Connection[Any], path: str, patience: Patience) -> Iterator[str]:
-    with _told(connection, path), _alone(connection, patience):
+    with _told(connection, [path]), _alone(connection, patience):
         before = connection.execute(RIGHTS).fetchone()
         _run(connection, path)
         if connection.execute(RIGHTS).fetchone() != before:
@@ -218,12 +228,15 @@ def _wait_at_most(connection: Connection[Any], seconds: float) -> None:
 
 
 @contextmanager
-def _told(connection: Connection[Any], path: str = "") -> Iterator[None]:
-    """What the server refuses becomes a RolecallError; a lock that is held is the caller's."""
+def _told(connection: Connection[Any], left: Sequence[str] = ()) -> Iterator[None]:
+    """What the server refuses becomes a RolecallError; a lock that is held is the caller's.
+
+    ``left``: the files to be run, the one that it is running first.
+    """
     try:
         yield
     except (errors.LockNotAvailable, errors.DeadlockDetected):
-        if not path:
+        if not left:
             raise _held(connection, "another who changes the schema") from None
         raise
     except errors.InsufficientPrivilege as error:
@@ -232,7 +245,7 @@ def _told(connection: Connection[Any], path: str = "") -> Iterator[None]:
         raise RolecallError(what, hint=_who_may(connection)) from None
     except Error as error:
         said = reason(error).partition("; ")[0]
-        raise RolecallError(said, where=_where(path, error)) from None
+        raise RolecallError(said, where=_where(left[0] if left else "", error)) from None
 
 
 def _who_may(connection: Connection[Any]) -> str:

@@ -25,7 +25,7 @@ from daemon.queue.tables import ALL_LEASES, HELD, SOONEST, Tables, boottime, hol
 from daemon.queue.transfer import SHOWN, Imported, Incoming
 from daemon.queue.update import Update
 from daemon.queue.winning import Winning
-from daemon.queue.writes import RESTARTS, WAKE, Draft, Known, Writes, moved
+from daemon.queue.writes import RESTARTS, Draft, Known, Writes, moved
 
 CHUNK = 1000  # tasks that one statement imports
 SHARE = 0.125  # of the ttl: how long a call of an attempt may take; less than attempt.MARGIN
@@ -53,6 +53,7 @@ class PostgresQueue:
         waits = Waits(self.session)
         self.memory = Memory(config, self.clock, self.tables.leases, self.tables.is_live, waits)
         self._problems: tuple[str, ...] = ()
+        self._awaited: set[str] = set()  # statuses that a watch is of
         self.writes = Writes(self)
         self.winning = Winning(self)
 
@@ -100,8 +101,8 @@ class PostgresQueue:
     def watch(self, roles: Collection[str]) -> Watch:
         """What wakes a worker of these roles: the socket of the one connection."""
         rules = [self.machine.roles[name] for name in roles if name in self.machine.roles]
-        statuses = {status for each in rules for status in (*each.claims, each.holds)}
-        return Watch(self.session, ["rolecall", *(f"rolecall.{each}" for each in statuses)])
+        self._awaited |= (statuses := {s for each in rules for s in (*each.claims, each.holds)})
+        return Watch(self.session, statuses)
 
     def signature(self) -> tuple[int, ...] | None:
         """Always the same: what changes is told on the connection, or seen at the next look."""
@@ -153,6 +154,8 @@ class PostgresQueue:
         ((soonest,),) = self.session.call(SOONEST, [list(rules.claims)])
         if soonest is not None:
             times.append(now + soonest)
+        if role in self.winning.again:
+            times.append(now + self.winning.again[role])
         returned = now + self.session.since + RETURN - time.monotonic()
         times.append(returned)
         # A lease that is given out later may run out before our interval does.
@@ -246,8 +249,7 @@ class PostgresQueue:
         over = self.writes.charge(lease, result)
         if over:
             result = result._replace(note="; ".join(filter(None, [result.note, over])))
-        is_late = self.writes.latest(lease.task_id) > lease.token
-        if is_late and not self.writes.is_written(lease):
+        if self.writes.is_late(lease) and not self.writes.is_written(lease):
             raise LeaseLost(f"{lease.task_id} had a later attempt than that of {lease.token}")
         moves = self.writes.settle(lease, result, "own")
         self.tell(moves)
@@ -342,7 +344,7 @@ class PostgresQueue:
                 self.machine.close_stories,
             ]
             try:
-                ((became, moves),), _ = self.session.calls(Call(CHANGE, values), Call(WAKE))
+                ((became, moves),) = self.session.call(CHANGE, values)
             except Between:
                 continue
             if became != "changed":
@@ -407,13 +409,15 @@ class PostgresQueue:
                 self.session.call("SELECT rolecall.import($1, $2)", [json.dumps(facts), documents])
             self.session.call("SELECT rolecall.imported()")
         self.tell(incoming.moves)
-        self.session.call(WAKE)
         return True
 
     # --- telling ---------------------------------------------------------------------------------
 
     def tell(self, moves: Sequence[Move]) -> None:
         """Tell what was written."""
+        # The server tells everybody who waits for tasks of a status, but not who wrote it.
+        if self._awaited and any({move.source, move.target} & self._awaited for move in moves):
+            self.session.remind()
         for move in moves:
             if self.teller:
                 self.teller.move(move)

@@ -93,16 +93,23 @@ def apart(values: list[Any]) -> Apart:
 
 def columns(task: dict[str, Any]) -> Facts:
     """What of a task's own values is looked for, as columns."""
+    return {
+        **standing(task),
+        "start": lifecycle.STARTS.get(str(task.get("type")), lifecycle.START),
+        "priority": number(task.get("priority")),
+        "token": lifecycle.token_of(task),
+    }
+
+
+def standing(task: dict[str, Any]) -> Facts:
+    """Those of them that a settling changes."""
     times = (parse_time(task.get("not_before")), _hand_expiry(task))
     free = max((each for each in times if each is not None), default=None)
     status = status_of(task)
     return {
         "status": plain(status) if len(status) <= LONGEST else "",
-        "start": lifecycle.STARTS.get(str(task.get("type")), lifecycle.START),
-        "priority": number(task.get("priority")),
         "free_at": None if free is None else min(max(0.0, free), LAST),
         "attempts": lifecycle.attempts_of(task),
-        "token": lifecycle.token_of(task),
     }
 
 

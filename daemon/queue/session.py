@@ -57,7 +57,7 @@ READ: dict[int, Callable[[bytes], Any]] = {
     16: lambda text: text == b"t",
     **dict.fromkeys((20, 21, 23), int),
     **dict.fromkeys((700, 701), float),
-    **dict.fromkeys((114, 3802), json.loads),
+    **dict.fromkeys((114, 3802), lambda text: json.loads(text.decode())),
 }
 
 
@@ -144,13 +144,15 @@ class Session:
     ) -> None:
         self.url, self.name, self.greet, self.answer = url, name, greet, answer
         self.channels: set[str] = set()
+        self._announced: list[Call] = []
+        self.number = 0  # of the connection: how many there were
         self.since = -math.inf
         self._making: _Making | None = None
         self._owner: psycopg.Connection | None = None  # of the line, which it would close
         self._line: pq.abc.PGconn | None = None
         self._heard_of: set[str] = set()  # the channels that the connection listens on
-        self._names: dict[str, bytes] = {}  # of the statements that this connection knows
-        self._poll = select.poll()
+        self._known: dict[str, Statement] = {}  # what this connection has prepared
+        self._poll, self._events = select.poll(), select.POLLIN
         self._told = False  # something came that was listened for, or could not be heard
         self._inside = False  # a transaction
         self._greeting = False  # the new connection is not in use yet
@@ -210,12 +212,12 @@ class Session:
     def _asked(self, line: pq.abc.PGconn, asked: Sequence[Call]) -> list[list[Row]]:
         self._until = time.monotonic() + self.answer
         try:
-            for query, _ in asked:
-                self._prepare(line, query)
-            if len(asked) == 1:
-                self._send(line, asked[0])
-                return [_read(self._result(line))]
-            return self._together(line, asked)
+            calls = [(self._prepared(line, each.query), each.values) for each in asked]
+            if len(calls) == 1:
+                ((statement, values),) = calls
+                line.send_query_prepared(statement.name, list(map(_written, values)))
+                return [statement.read(self._result(line))]
+            return self._together(line, calls)
         except psycopg.Error as error:  # libpq's own: the line is dead
             raise Refused(_in_a_line(str(error))) from None
 
@@ -228,27 +230,27 @@ class Session:
         except psycopg.Error as error:  # as above
             raise Refused(_in_a_line(str(error))) from None
 
-    def _prepare(self, line: pq.abc.PGconn, query: str) -> None:
-        if query not in self._names:
-            name = b"q%d" % len(self._names)
-            line.send_prepare(name, query.encode())
+    def _prepared(self, line: pq.abc.PGconn, query: str) -> Statement:
+        if query not in self._known:
+            statement = Statement(b"q%d" % len(self._known))
+            line.send_prepare(statement.name, query.encode())
             _read(self._result(line))
-            self._names[query] = name
+            self._known[query] = statement
+        return self._known[query]
 
-    def _send(self, line: pq.abc.PGconn, call: Call) -> None:
-        line.send_query_prepared(self._names[call.query], [_written(each) for each in call.values])
-
-    def _together(self, line: pq.abc.PGconn, asked: Sequence[Call]) -> list[list[Row]]:
+    def _together(
+        self, line: pq.abc.PGconn, calls: Sequence[tuple[Statement, Values]]
+    ) -> list[list[Row]]:
         line.enter_pipeline_mode()
-        for each in asked:
-            self._send(line, each)
+        for statement, values in calls:
+            line.send_query_prepared(statement.name, list(map(_written, values)))
             line.pipeline_sync()
         found = []
-        for _ in asked:
+        for _ in calls:
             found.append(self._result(line))
             self._result(line)  # the end of its transaction
         line.exit_pipeline_mode()
-        return [_read(each) for each in found]
+        return [statement.read(each) for (statement, _), each in zip(calls, found, strict=True)]
 
     def _result(self, line: pq.abc.PGconn) -> pq.abc.PGresult:
         """The next result; what follows it up to its end is of no interest."""
@@ -274,7 +276,9 @@ class Session:
             line.consume_input()
 
     def _wait(self, line: pq.abc.PGconn, events: int) -> None:
-        self._poll.modify(line.socket, events)
+        if events != self._events:
+            self._poll.modify(line.socket, events)
+            self._events = events
         left = self._until - time.monotonic()
         if left <= 0 or not self._poll.poll(math.ceil(left * 1000)):
             self.drop()
@@ -317,7 +321,7 @@ class Session:
 
     def _connected(self) -> pq.abc.PGconn:
         if self._pid != os.getpid():  # a fork: the connection is the parent's
-            self._line, self._making, self._names, self._pid = None, None, {}, os.getpid()
+            self._line, self._making, self._known, self._pid = None, None, {}, os.getpid()
         self._hear()
         if self._line is None and self._inside:
             raise QueueUnreachable("the connection was lost", where=self.url)
@@ -345,8 +349,9 @@ class Session:
             why = f"the queue's server cannot be reached: no answer within {self.answer:g} s"
             raise self._away(why)
         self._making, self._owner, line = None, made, made.pgconn
-        self._line, self._names, self._heard_of = line, {}, set()
-        self._poll = select.poll()
+        self.number += 1
+        self._line, self._known, self._heard_of = line, {}, set()
+        self._poll, self._events = select.poll(), select.POLLIN
         self._poll.register(line.socket, select.POLLIN)
         self._greeting = True
         try:
@@ -377,12 +382,18 @@ class Session:
             )
         self.greet(self)
 
+    def is_still(self, number: int) -> bool:
+        """Whether it is the connection of that number, as far as can be seen without a question."""
+        self._hear()
+        return self._line is not None and self.number == number
+
     def _listen(self, line: pq.abc.PGconn) -> None:
         try:
             for channel in sorted(self.channels - self._heard_of):
                 name = channel.replace('"', '""')
                 self._asked(line, [Call(f'LISTEN "{name}"')])
-                self._heard_of.add(channel)
+            self._asked(line, self._announced)
+            self._heard_of = {*self.channels}
         except Refused as refused:
             raise self._error(refused) from None
 
@@ -399,9 +410,13 @@ class Session:
 
     # --- listening ---------------------------------------------------------------------------
 
-    def listen(self, channels: Iterable[str]) -> None:
-        """Be told of these from the next call on, whatever connection it makes."""
+    def listen(self, channels: Iterable[str], announced: Call) -> None:
+        """Be told of these from the next call on, whatever connection it makes.
+
+        ``announced`` is asked behind it, so that the server knows.
+        """
         self.channels |= {*channels}
+        self._announced.append(announced)
 
     @property
     def fd(self) -> int:
@@ -420,13 +435,19 @@ class Session:
         told, self._told = self._told, False
         return told
 
+    def remind(self) -> None:
+        """As if something had been told."""
+        self._told = True
+
     def _hear(self) -> None:
         """Take in what the socket has, and notice where it is closed."""
         line = self._line
         if line is None:
             return
         try:
-            self._poll.modify(line.socket, select.POLLIN)
+            if self._events != select.POLLIN:
+                self._events = select.POLLIN
+                self._poll.modify(line.socket, select.POLLIN)
             # More than once: behind a server's last words stands the end of the stream.
             while self._poll.poll(0):
                 line.consume_input()
@@ -457,6 +478,22 @@ def _group(said: str) -> str:
     return "rolecall_worker (or rolecall_operator, for people)"
 
 
+class Statement:
+    """A statement that the server has prepared, and how its columns are read."""
+
+    def __init__(self, name: bytes) -> None:
+        self.name = name
+        self._readers: list[Callable[[bytes], Any]] | None = None
+
+    def read(self, found: pq.abc.PGresult) -> list[Row]:
+        """The rows of a result. Raises Refused."""
+        if found.status == pq.ExecStatus.FATAL_ERROR:
+            return _read(found)
+        if self._readers is None:
+            self._readers = _readers(found)
+        return _rows(found, self._readers)
+
+
 def _read(found: pq.abc.PGresult) -> list[Row]:
     """The rows of a result. Raises Refused."""
     if found.status == pq.ExecStatus.FATAL_ERROR:
@@ -464,26 +501,46 @@ def _read(found: pq.abc.PGresult) -> list[Row]:
         said = found.error_field(pq.DiagnosticField.MESSAGE_PRIMARY)
         text = (said or found.error_message or b"").decode(errors="replace")
         raise Refused(_in_a_line(text), (state or b"").decode())
-    kinds = [READ.get(found.ftype(column), bytes.decode) for column in range(found.nfields)]
+    return _rows(found, _readers(found))
+
+
+def _readers(found: pq.abc.PGresult) -> list[Callable[[bytes], Any]]:
+    return [READ.get(found.ftype(column), bytes.decode) for column in range(found.nfields)]
+
+
+def _rows(found: pq.abc.PGresult, readers: Sequence[Callable[[bytes], Any]]) -> list[Row]:
+    get, columns = found.get_value, tuple(enumerate(readers))
     return [
         [
-            None if (value := found.get_value(row, column)) is None else kind(value)
-            for column, kind in enumerate(kinds)
+            None if (value := get(row, column)) is None else reader(value)
+            for column, reader in columns
         ]
         for row in range(found.ntuples)
     ]
 
 
 def _written(value: object) -> bytes | None:
-    """A value as the server reads it; a list is one of texts."""
-    if value is None:
-        return None
-    if isinstance(value, bool):
-        return b"t" if value else b"f"
-    if isinstance(value, list | tuple):
-        quoted = (str(each).replace("\\", "\\\\").replace('"', '\\"') for each in value)
-        return ("{" + ",".join(f'"{each}"' for each in quoted) + "}").encode()
+    """A value as the server reads it; a list is one of texts. Bytes are so already."""
+    return WRITE.get(type(value), _as_text)(value)
+
+
+def _as_text(value: object) -> bytes:
     return str(value).encode()
+
+
+def _as_array(values: Any) -> bytes:
+    quoted = (str(each).replace("\\", "\\\\").replace('"', '\\"') for each in values)
+    return ("{" + ",".join([f'"{each}"' for each in quoted]) + "}").encode()
+
+
+WRITE: dict[type, Callable[[Any], bytes | None]] = {
+    str: str.encode,
+    bytes: lambda value: value,
+    bool: lambda value: b"t" if value else b"f",
+    type(None): lambda _: None,
+    list: _as_array,
+    tuple: _as_array,
+}
 
 
 def _in_a_line(said: str) -> str:

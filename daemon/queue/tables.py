@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from daemon import process
@@ -175,6 +176,10 @@ def boottime() -> float:
 
 def holder(me: Identity, seen_at: float, unit: str = "", sessions: Sequence[int] = ()) -> str:
     """The holder of a lease, as its column has it; ``seen_at``: of ``boottime``."""
-    values = {**me._asdict(), "unit": unit, "sessions": list(sessions)}
-    values["heartbeat_boottime"] = seen_at
-    return json.dumps({key: values[key] for key in HOLDER})
+    return _holder(me, unit, tuple(sessions)) + f"{seen_at!r}}}"
+
+
+@lru_cache(maxsize=16)
+def _holder(me: Identity, unit: str, sessions: tuple[int, ...]) -> str:
+    values = {**me._asdict(), "unit": unit, "sessions": sessions, "heartbeat_boottime": ""}
+    return json.dumps({key: values[key] for key in HOLDER}).removesuffix('""}')

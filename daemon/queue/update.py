@@ -20,16 +20,28 @@ class Update:
     """
 
     def __init__(self, tasks: Tasks, leases: Collection[str]) -> None:
-        self.tasks, self.leases = tasks, leases
+        self._tasks, self.leases = tasks, leases
+        self._changed: dict[int, Entry] = {}  # not among the tasks yet
         self.changes: dict[int, Changes] = {}
         self.new: list[dict[str, Any]] = []
         self.moves: list[Move] = []
 
+    @property
+    def tasks(self) -> Tasks:
+        """The tasks as they are with the changes; made when somebody asks."""
+        if self._changed:
+            self._tasks, self._changed = self._tasks.changed([*self._changed.values()]), {}
+        return self._tasks
+
+    def task(self, index: int) -> dict[str, Any]:
+        """One of them."""
+        return (self._changed.get(index) or self._tasks.every[index]).task
+
     def change(self, entry: Entry, changes: Changes) -> Entry:
         """Set keys of one task; the entry as it is then. The queue has them when it is written."""
-        now = self.tasks.every[entry.index]
-        changed = now._replace(task={**now.task, **changes})
-        self.tasks = self.tasks.changed([changed])
+        now = self._tasks.every[entry.index]
+        changed = now._replace(task={**self.task(entry.index), **changes})
+        self._changed[entry.index] = changed
         self.changes.setdefault(entry.index, {}).update(changes)
         return changed
 
@@ -40,7 +52,7 @@ class Update:
             first = len(self.tasks.every)
             flat = jsontext.flat(list(new))[0]
             added = [entry._replace(index=first + entry.index) for entry in flat]
-            self.tasks = Tasks([*self.tasks.every, *added])
+            self._tasks, self._changed = Tasks([*self.tasks.every, *added]), {}
 
     def move_on(self, machine: Machine, now: float) -> None:
         """Make the moves that happen by themselves, to a fixed point."""

@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from daemon.errors import LeaseLost, QueueUnreadable, RolecallError
 from daemon.model import Claim, Lease, Move, Outcome, Result, format_time
 from daemon.queue import breaker, durable, folder, rows
 from daemon.queue.lease import is_here
 from daemon.queue.tables import boottime, holder
-from daemon.queue.writes import WAKE, Known, moved
+from daemon.queue.writes import Known, moved
 
 if TYPE_CHECKING:
     from daemon.queue.postgres import PostgresQueue
 
+AGAIN, LONGEST = 1.0, 60.0  # seconds until a look that writers under way made unsure is repeated
 OWN = 1000  # claims that are remembered as known to their process
 CLAIM: str = """SELECT * FROM rolecall.claim(
     $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"""
+
+
+class Found(NamedTuple):
+    """The server's answer to a claim; without a document, nothing was won."""
+
+    again: bool
+    place: int
+    document: str | None
+    ours: dict[str, Any]
+    token: int
+    version: int
+    attempt: int
+    started_at: str
+    source: str
+    moves: list[dict[str, str]]
+    moment: float
 
 
 class Winning:
@@ -29,6 +46,8 @@ class Winning:
         self.machine, self.memory = queue.machine, queue.memory
         self.writes = queue.writes
         self.passed: tuple[str, ...] = ()
+        #: Of the roles that have to look again soon: in how many seconds.
+        self.again: dict[str, float] = {}
         #: Claims of this process that came back to it, the last ones.
         self._mine: dict[tuple[str, int], None] = {}
         self._claimed_at = 0.0  # of ``boottime``
@@ -41,8 +60,8 @@ class Winning:
             if not self._may(role):
                 return None
             with self.session.transaction(undone=True):
-                (found,) = self.session.call(CLAIM, self._asked(role, owner, ignore_wip, ()))
-                claim = self._won(role, owner, found)
+                asked = self._asked(role, owner, ignore_wip, ())
+                claim = self._won(role, owner, self._ask(asked))
             return claim and claim._replace(moves=())
         self._end_doubt()
         with self._budget(role):
@@ -52,19 +71,18 @@ class Winning:
         passed: list[str] = []  # those whose files are in the way, or whose own budget is spent
         while True:
             self._in_doubt = True
-            (found,) = self.session.call(CLAIM, self._asked(role, owner, ignore_wip, passed))
+            found = Found(
+                *self.session.call(CLAIM, self._asked(role, owner, ignore_wip, passed))[0]
+            )
+            self._wait(role, found)
             claim = self._won(role, owner, found)
             if claim is None:
                 self._in_doubt = False
-                self.queue.tell(moved(found[8]))
-                if found[8]:
-                    self.session.call(WAKE)
+                self.queue.tell(moved(found.moves))
                 return None
             self._own(claim.lease)
             self._in_doubt = False
             try:
-                if found[8]:
-                    self.session.call(WAKE)
                 prepared = self._prepared(claim)
             except BaseException as error:
                 self.queue.tell(claim.moves[:-1])
@@ -78,33 +96,43 @@ class Winning:
             self.queue.tell(prepared.moves)
             return prepared
 
+    def _wait(self, role: str, found: Found) -> None:
+        """Wait less long where others were writing: their ends may concern us, and not be told."""
+        if found.again:
+            self.again[role] = min(2 * self.again.get(role, AGAIN / 2), LONGEST)
+        else:
+            self.again.pop(role, None)
+
     def _asked(self, role: str, owner: str, ignore_wip: bool, passed: Sequence[str]) -> list[Any]:  # noqa: FBT001  # passed on
-        rules, own = self.machine.roles[role], self.queue.config.roles[role]
+        rules, own, me = self.machine.roles[role], self.queue.config.roles[role], self.queue.me
         self._claimed_at = boottime()
         return [
             role,
-            list(rules.claims),
+            rules.claims,
             rules.holds,
             rules.wip_limit,
             own.slots,
             owner,
-            self.queue.me.host,
+            me.host,
             own.lease_ttl,
-            holder(self.queue.me, self._claimed_at),
-            list(passed),
+            holder(me, self._claimed_at),
+            passed,
             ignore_wip,
             self.machine.unblock,
             self.machine.close_stories,
         ]
 
-    def _won(self, role: str, owner: str, found: Sequence[Any] | None) -> Claim | None:
+    def _ask(self, asked: Sequence[Any]) -> Found:
+        return Found(*self.session.call(CLAIM, asked)[0])
+
+    def _won(self, role: str, owner: str, found: Found) -> Claim | None:
         """What the server's answer to a claim says; its folder is not made yet."""
-        if found is None or found[1] is None:
+        _, place, document, ours, token, version, attempt, started, source, moves, moment = found
+        if document is None:
             return None
-        place, document, ours, token, version, attempt, started, source, moves, moment = found
         (entry, *_), _ = rows.together(self.tables.family(place, document, ours))
         task = entry.task
-        me, own = self.queue.me, self.queue.config.roles[role]
+        own = self.queue.config.roles[role]
         lease = Lease(
             task_id=task["id"],
             role=role,
@@ -115,7 +143,7 @@ class Winning:
             token=token,
             attempt=attempt,
             heartbeat_boottime=self._claimed_at,
-            **me._asdict(),
+            **self.queue.me._asdict(),
         )
         self.writes.keep(lease, Known(task, version))
         move = Move(
@@ -132,29 +160,39 @@ class Winning:
     def _prepared(self, claim: Claim) -> Claim:
         """The claim with its run folder, under a token that no earlier attempt here has had."""
         lease, runs = claim.lease, self.queue.config.paths.runs
-        largest = folder.largest(runs, lease.task_id)
-        if largest >= lease.token:
-            raised = self.session.call(
-                "SELECT * FROM rolecall.raise_token($1, $2, $3, $4)",
-                [lease.task_id, lease.token, lease.started_at, largest + 1],
-            )
-            if not raised:
-                raise self.queue.lost(lease)
-            _, ours, version = raised[0]
-            lease = lease._replace(token=largest + 1)
-            task = {**claim.task, **ours}
-            self.writes.keep(lease, Known(task, version))
-            self._own(lease)
-            moves = (*claim.moves[:-1], claim.moves[-1]._replace(token=lease.token))
-            claim = claim._replace(lease=lease, task=task, moves=moves)
-        role = self.queue.config.roles[lease.role]
-        if self.memory.budgets.apply(role):
-            books = self.memory.budgets.books(self.tables.leases())
-            if bar := self.memory.budgets.bar_task(role, lease.task_id, books):
+        role, budgets = self.queue.config.roles[lease.role], self.memory.budgets
+        counts = budgets.apply(role)
+        if counts:
+            books = budgets.books(self.tables.leases())
+            if bar := budgets.bar_task(role, lease.task_id, books):
                 raise RolecallError(bar.why)
-            self.memory.budgets.reserve(lease)
-        run_dir, _ = folder.make(runs, lease.task_id, lease.token)
+        run_dir = folder.make_largest(runs, lease.task_id, lease.token)
+        if run_dir is None:
+            claim = self._raised(claim, 1 + folder.largest(runs, lease.task_id))
+            run_dir, _ = folder.make(runs, lease.task_id, claim.lease.token)
+        try:
+            if counts:
+                budgets.reserve(claim.lease)
+        except BaseException:
+            folder.remove(run_dir)
+            raise
         return claim._replace(run_dir=run_dir)
+
+    def _raised(self, claim: Claim, token: int) -> Claim:
+        """The same claim under another token: an earlier attempt here has had that one."""
+        lease = claim.lease
+        raised = self.session.call(
+            "SELECT * FROM rolecall.raise_token($1, $2, $3, $4)",
+            [lease.task_id, lease.token, lease.started_at, token],
+        )
+        if not raised:
+            raise self.queue.lost(lease)
+        _, ours, version = raised[0]
+        lease, task = lease._replace(token=token), {**claim.task, **ours}
+        self.writes.keep(lease, Known(task, version))
+        self._own(lease)
+        moves = (*claim.moves[:-1], claim.moves[-1]._replace(token=token))
+        return claim._replace(lease=lease, task=task, moves=moves)
 
     def _own(self, lease: Lease) -> None:
         if len(self._mine) >= OWN:

@@ -13,7 +13,7 @@ from daemon.errors import LeaseLost, RolecallError
 from daemon.index import Entry, Tasks
 from daemon.model import Lease, Move, Outcome, Result
 from daemon.queue import folder, lock, rows, settling
-from daemon.queue.session import Between, Call, Unwritable
+from daemon.queue.session import Between, Unwritable
 from daemon.queue.update import Update
 
 if TYPE_CHECKING:
@@ -23,15 +23,15 @@ RESTARTS = 100  # times that somebody else's write may come between our look and
 NOTE = 500  # characters of what a server said
 KNOWN = 100  # tasks whose documents are kept for their settling
 SETTLE: str = """SELECT * FROM rolecall.settle(
-    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"""
-WAKE: str = "SELECT rolecall.wake()"
+    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)"""
 
 
 class Known(NamedTuple):
-    """A task as it was last seen, and the version of its row."""
+    """A task as it was last seen, the version of its row, and the connection that told of it."""
 
     task: dict[str, Any]
     version: int
+    connection: int = 0
 
 
 class Sent(NamedTuple):
@@ -56,12 +56,8 @@ class Draft(Update):
     def row(self, index: int) -> dict[str, Any]:
         """What the changes make of one row."""
         place, version = self.rows[index]
-        own = {
-            key: value
-            for key, value in rows.columns(self.tasks.every[index].task).items()
-            if key in {"status", "attempts", "free_at"}
-        }
         ours = rows.plainly(self.changes.get(index, {}))
+        own = rows.standing(self.task(index))
         return {**own, "place": place, "version": version, "ours": ours}
 
 
@@ -83,7 +79,7 @@ class Writes:
         """Remember the task of a lease of ours, for its settling."""
         if len(self._known) >= KNOWN:
             self._known.pop(next(iter(self._known)))
-        self._known[lease.task_id, lease.token] = known
+        self._known[lease.task_id, lease.token] = known._replace(connection=self.session.number)
 
     def charge(self, lease: Lease, result: Result) -> str:
         """Write down what the attempt has spent, where anybody counts it or it tells."""
@@ -92,12 +88,18 @@ class Writes:
         with self.lock():
             return self.memory.budgets.charge(lease, result)
 
-    def latest(self, task_id: str) -> int:
-        """The token of the task's last attempt here: a run folder knows what a row has lost."""
+    def is_late(self, lease: Lease) -> bool:
+        """Whether the task had a later attempt here: a run folder knows what a row has lost.
+
+        A server that we have been connected to since the lease was given has lost nothing.
+        """
+        known = self._known.get((lease.task_id, lease.token))
+        if known is not None and self.session.is_still(known.connection):
+            return False
         try:
-            return folder.largest(self.queue.config.paths.runs, task_id)
+            return folder.largest(self.queue.config.paths.runs, lease.task_id) > lease.token
         except RolecallError:  # an agent has put something in its place: the task's token decides
-            return 0
+            return False
 
     def settle(self, lease: Lease, result: Result, how: str) -> tuple[Move, ...]:
         """Send it under one name until an answer comes: what has that name is written once."""
@@ -188,23 +190,27 @@ class Writes:
     def _send(
         self, lease: Lease, name: str, how: str, draft: Draft, entry: Entry
     ) -> tuple[str, Any]:
-        new = rows.apart(draft.new)
+        new, row = rows.apart(draft.new), draft.row(entry.index)
         values = [
             lease.task_id,
             lease.token,
             lease.started_at,
             name,
-            draft.rows[entry.index][1],
+            row["version"],
             how,
             lease.pid,
-            json.dumps(draft.row(entry.index)),
+            entry.task.get("status"),
+            row["status"],
+            row["attempts"],
+            row["free_at"],
+            json.dumps(row["ours"]),
             json.dumps(new.facts),
             new.documents,
             self.machine.unblock,
             self.machine.close_stories,
         ]
         try:
-            ((became, moves),), _ = self.session.calls(Call(SETTLE, values), Call(WAKE))
+            ((became, moves),) = self.session.call(SETTLE, values)
         except Between:  # an id that is added here has come from elsewhere meanwhile
             return "changed", []
         return became, moves

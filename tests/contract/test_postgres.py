@@ -423,7 +423,7 @@ WRITES = [
     "UPDATE rolecall.queue SET document = '{}'",
     "DELETE FROM rolecall.needs",
     "DELETE FROM rolecall.family",
-    "SELECT rolecall.move(1, 'done')",
+    "SELECT rolecall.move(1, 'T1', 'ready', 'done')",
     "SELECT rolecall.put(1, 0, '{}', NULL)",
     "SELECT rolecall.append('[]', '{}')",
     "SELECT rolecall.put_behind('[]', '{}')",

@@ -364,8 +364,7 @@ def test_a_task_that_comes_while_another_ends_counts_it(
 
     def end() -> None:
         backend.sql(
-            "UPDATE rolecall.task SET status = 'done', version = version + 1,"
-            " ours = '{\"status\": \"done\"}' WHERE id = 'T0'"
+            "SELECT rolecall.move(place, id, status, 'done') FROM rolecall.task WHERE id = 'T0'"
         )
 
     def append() -> None:

@@ -1,0 +1,2 @@
+-- Claims and settles by fewer statements; who waits is told in the transaction that there is something:
+-- other functions alone (functions.sql).
