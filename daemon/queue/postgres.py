@@ -29,7 +29,6 @@ from daemon.queue.writes import RESTARTS, WAKE, Draft, Known, Writes, moved
 
 CHUNK = 1000  # tasks that one statement imports
 SHARE = 0.125  # of the ttl: how long a call of an attempt may take; less than attempt.MARGIN
-RETURN = 10.0  # seconds for attempts to renew what they could not while the server was away
 CHANGE: str = "SELECT * FROM rolecall.change($1, $2, $3, $4, $5)"
 
 
@@ -153,8 +152,6 @@ class PostgresQueue:
         ((soonest,),) = self.session.call(SOONEST, [list(rules.claims)])
         if soonest is not None:
             times.append(now + soonest)
-        returned = now + self.session.since + RETURN - time.monotonic()
-        times.append(returned)
         # A lease that is given out later may run out before our interval does.
         shortest = min(each.lease_ttl for each in self.config.roles.values())
         if shortest < self.config.roles[role].interval:
@@ -268,14 +265,10 @@ class PostgresQueue:
             Call("SELECT problem FROM rolecall.task WHERE id IS NULL ORDER BY place LIMIT 20"),
         )
         self._problems = tuple(row[0] for row in strange)
-        # Whoever was away like us has a result in hand, perhaps, and is to write it first.
-        returned = self.session.since + RETURN
         found = [
             Stale(lease, name, why)
             for name, lease in sorted(self.tables.read(leased).items())
-            if lease.role in self.machine.roles
-            and (why := self.tables.gone(lease))
-            and not (why == "expired" and time.monotonic() < returned)
+            if lease.role in self.machine.roles and (why := self.tables.gone(lease))
         ]
         for row in held:
             task = {**json.loads(row[2]), **row[3]}
