@@ -200,20 +200,20 @@ class Worker:
         self.look_at = time.monotonic() + min(self.role(name).interval for name in self.roles)
         self.attempts.look_at = math.inf
         try:
-            self.attempts.settle_rest()
-            self.attempts.recover()
-            self.attempts.end_abandoned(self.roles)
-            for name in self.roles:
-                while self.claim(name):
-                    pass
-                later = self.queue.next_time(name, time.time())
-                if later is not None:
-                    until = max(0.0, later - time.time())
-                    self.look_at = min(self.look_at, time.monotonic() + until)
-            self.attempts.follow()
-            self.queue.rest()
+            with self.queue.look():
+                self.attempts.settle_rest()
+                self.attempts.recover()
+                self.attempts.end_abandoned(self.roles)
+                for name in self.roles:
+                    while self.claim(name):
+                        pass
+                    later = self.queue.next_time(name, time.time())
+                    if later is not None:
+                        until = max(0.0, later - time.time())
+                        self.look_at = min(self.look_at, time.monotonic() + until)
+                self.attempts.follow()
+                self.tell()
             self.watch.renew()  # the first claim makes the leases' folder
-            self.tell()
         except (OSError, RolecallError) as error:
             self.watch.changed()  # what we took back ourselves must not wake us
             text = str(error).replace("\n", "; ")

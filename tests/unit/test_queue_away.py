@@ -24,7 +24,7 @@ from daemon.fleet.here import Fleet, UsageError
 from daemon.inventory import Host, Inventory
 from daemon.log import Log
 from daemon.model import Lease, Move
-from daemon.queue import Stale, Waker
+from daemon.queue import Queue, Stale, Waker
 from daemon.queue.file import FileQueue
 from daemon.service import Notifier
 from daemon.wake import Signals
@@ -66,7 +66,8 @@ def worker(tmp_path: Path) -> Worker:
     return worker_of(Away(FileBackend(tmp_path, interval=INTERVAL).config))
 
 
-def worker_of(queue: FileQueue) -> Worker:
+def worker_of(queue: Queue) -> Worker:
+    """A builder that is not told of anything."""
     config = queue.config
     return Worker(
         config,
