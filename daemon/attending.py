@@ -21,6 +21,7 @@ from daemon.queue.lease import is_here
 
 RETRY = 5.0  # seconds until what failed is tried again
 DOUBT = 5.0  # seconds that a task has to stay moved: git and editors save what is soon put right
+RETURN = 10.0  # seconds for attempts to renew what they could not while the server was away
 
 
 class Starter(Protocol):
@@ -60,6 +61,8 @@ class Attempts:
         self.ended: list[tuple[launch.Child, int]] = []  # whose leases could not be read yet
         self.spared_until = 0.0  # until then they may renew what a full disk has kept from it
         self.moved: dict[tuple[str, int], float] = {}  # since when their tasks are not theirs
+        #: Until when those whose leases have run out may renew, by task, token and last renewal.
+        self.doubted: dict[tuple[str, int, str], float] = {}
         self.known: list[Lease] = []  # of this host, as they were read last
         self.failed = False  # one ended in error
         self.look_at = math.inf
@@ -208,8 +211,9 @@ class Attempts:
 
     def recover(self) -> None:
         """Settle what attempts that are gone have left, their trees first."""
+        doubted, self.doubted = self.doubted, {}
         for stale in self.queue.stale():
-            if self.is_spared(stale):
+            if self.may_return(stale, doubted) or self.is_spared(stale):
                 continue
             # Where its file is gone no unit is told, and the attempt may well be alive in it.
             lease = stale.lease._replace(unit=launch.unit_of(stale.lease, self.config))
@@ -232,6 +236,26 @@ class Attempts:
             if lease.role in roles and now >= due and lease.pid != self.me.pid:
                 executor.terminate(lease)
             self.look_at = min(self.look_at, due if now < due else now + RETRY)
+
+    def may_return(self, stale: Stale, doubted: Mapping[tuple[str, int, str], float]) -> bool:
+        """Whether it may be that only the queue's server, which was away, kept it from renewing.
+
+        Who slept meanwhile knows of no absence: what counts is since when its lease was seen to
+        have run out.
+        """
+        if stale.why != "expired" or not self.config.on_postgres:
+            return False
+        now, lease = time.monotonic(), stale.lease
+        who = (lease.task_id, lease.token, lease.heartbeat_at)
+        until = self.doubted[who] = doubted.get(who, now + RETURN)
+        if now >= until:
+            return False
+        self.look_at = min(self.look_at, until)
+        return True
+
+    def doubt(self) -> float:
+        """For how many seconds there are leases that may be renewed though they have run out."""
+        return max(self.doubted.values(), default=0.0) - time.monotonic()
 
     def is_spared(self, stale: Stale) -> bool:
         """Whether it may be that only the disk, which takes no writes, kept it from renewing.

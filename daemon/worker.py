@@ -105,7 +105,7 @@ class Worker:
     def once(self) -> int:
         """Recover, then for each role claim at most one task and run it to its end."""
         try:
-            self.attempts.recover()
+            self.recover()
             for name in self.roles:
                 if not self.may_claim():
                     break
@@ -120,7 +120,7 @@ class Worker:
         """Go on until nothing is claimable now and nothing runs."""
         try:
             while True:
-                self.attempts.recover()
+                self.recover()
                 while self.may_claim() and sum(map(self.claim, self.roles)):
                     pass
                 if not self.attempts.children:
@@ -130,6 +130,13 @@ class Worker:
             return self.unreadable(error)
         self.tell_problems()
         return self.foreground_status()
+
+    def recover(self) -> None:
+        """Settle for attempts that are gone; wait for those of whom that is not sure yet."""
+        self.attempts.recover()
+        while (doubt := self.attempts.doubt()) > 0 and self.may_claim():
+            wait([self.signals.fd], doubt)
+            self.attempts.recover()
 
     def may_claim(self) -> bool:
         """Whether nobody has told us to stop or to leave."""
@@ -193,26 +200,28 @@ class Worker:
         self.look_at = time.monotonic() + min(self.role(name).interval for name in self.roles)
         self.attempts.look_at = math.inf
         try:
-            self.attempts.settle_rest()
-            self.attempts.recover()
-            self.attempts.end_abandoned(self.roles)
-            for name in self.roles:
-                while self.claim(name):
-                    pass
-                later = self.queue.next_time(name, time.time())
-                if later is not None:
-                    until = max(0.0, later - time.time())
-                    self.look_at = min(self.look_at, time.monotonic() + until)
-            self.attempts.follow()
-            self.queue.rest()
+            with self.queue.look():
+                self.attempts.settle_rest()
+                self.attempts.recover()
+                self.attempts.end_abandoned(self.roles)
+                for name in self.roles:
+                    while self.claim(name):
+                        pass
+                    later = self.queue.next_time(name, time.time())
+                    if later is not None:
+                        until = max(0.0, later - time.time())
+                        self.look_at = min(self.look_at, time.monotonic() + until)
+                self.attempts.follow()
+                self.tell()
             self.watch.renew()  # the first claim makes the leases' folder
-            self.tell()
         except (OSError, RolecallError) as error:
             self.watch.changed()  # what we took back ourselves must not wake us
             text = str(error).replace("\n", "; ")
             if not (self.is_away and isinstance(error, QueueUnreachable)):  # told of it already
                 self.log.once("queue", text, "error")
             self.is_away = isinstance(error, QueueUnreachable)
+            if self.is_away:
+                self.attempts.doubted.clear()  # who was away like us is to renew first
             self.notifier.status(text)
             if isinstance(error, durable.DiskError):
                 self.attempts.spare()

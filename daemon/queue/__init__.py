@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from daemon.config import Config
@@ -199,5 +200,5 @@ class Queue(Protocol):
     def next_time(self, role: str, now: float) -> float | None:
         """When to look again though nothing changes."""
 
-    def rest(self) -> None:
-        """Give back the memory that only the next look would need."""
+    def look(self) -> AbstractContextManager[None]:
+        """One look of a worker: what is read for it is read once, and not kept beyond it."""

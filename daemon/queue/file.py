@@ -132,8 +132,10 @@ class FileQueue:
             return None
         return found.st_ino, found.st_size, found.st_mtime_ns
 
-    def rest(self) -> None:
-        """Give back the memory that only the next look would need."""
+    @contextmanager
+    def look(self) -> Iterator[None]:
+        """One look of a worker: what only the next one would need is not kept beyond it."""
+        yield
         self.ledger.rest()
 
     def live(self, role: str | None = None, host: str | None = None) -> list[Lease]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from daemon.queue import rows, throttle
 from daemon.queue.session import Call, Session
+from daemon.queue.tables import Tables
 
 
 def channel(status: str) -> str:
@@ -18,19 +19,23 @@ def channel(status: str) -> str:
 class Waits(NamedTuple):
     """The waits of credentials, kept for all hosts of the queue."""
 
-    session: Session
+    tables: Tables
+
+    @staticmethod
+    def asked(credential: str) -> Call:
+        """The question that ``read`` asks."""
+        return Call("SELECT value FROM rolecall.note WHERE name = $1", (rows.plain(credential),))
 
     def read(self, credential: str) -> throttle.State:
         """What is known of the credential."""
-        query = "SELECT value FROM rolecall.note WHERE name = $1"
-        found = self.session.call(query, [rows.plain(credential)])
+        (found,) = self.tables.ask(self.asked(credential))
         return throttle.of_note(found[0][0]) if found else throttle.State()
 
     def write(self, credential: str, state: throttle.State) -> None:
         """Remember it."""
         note = throttle.note_of(state)
         values = [rows.plain(credential), note and json.dumps(rows.plainly(note))]
-        self.session.call("SELECT rolecall.remember($1, $2)", values)
+        self.tables.session.call("SELECT rolecall.remember($1, $2)", values)
 
 
 class Watch:

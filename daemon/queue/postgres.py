@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from daemon import process
@@ -21,7 +22,7 @@ from daemon.queue.listening import Waits, Watch
 from daemon.queue.memory import Memory
 from daemon.queue.outbox import Teller
 from daemon.queue.session import ANSWER, Between, Call, Session
-from daemon.queue.tables import ALL_LEASES, HELD, SOONEST, Tables, boottime, holder
+from daemon.queue.tables import ALL_LEASES, HELD, SOONEST, STRANGE, Tables, boottime, holder
 from daemon.queue.transfer import SHOWN, Imported, Incoming
 from daemon.queue.update import Update
 from daemon.queue.winning import Winning
@@ -29,7 +30,6 @@ from daemon.queue.writes import RESTARTS, Draft, Known, Writes, moved
 
 CHUNK = 1000  # tasks that one statement imports
 SHARE = 0.125  # of the ttl: how long a call of an attempt may take; less than attempt.MARGIN
-RETURN = 10.0  # seconds for attempts to renew what they could not while the server was away
 CHANGE: str = "SELECT * FROM rolecall.change($1, $2, $3, $4, $5)"
 
 
@@ -50,10 +50,11 @@ class PostgresQueue:
         self._me, self._ahead = me, 0.0
         self.session = Session(config.queue, "rolecall", self._greet)
         self.tables = Tables(self.session, lambda: self.me)
-        waits = Waits(self.session)
-        self.memory = Memory(config, self.clock, self.tables.leases, self.tables.is_live, waits)
+        waits = Waits(self.tables)
+        self.memory = Memory(config, self.clock, self.tables.known, self.tables.is_live, waits)
         self._problems: tuple[str, ...] = ()
         self._awaited: set[str] = set()  # statuses that a watch is of
+        self._roles: list[str] = []  # those of the worker
         self.writes = Writes(self)
         self.winning = Winning(self)
 
@@ -90,9 +91,6 @@ class PostgresQueue:
         """Let go of the connection."""
         self.session.drop()
 
-    def rest(self) -> None:
-        """Nothing is kept that only the next look would need."""
-
     def rehearse(self) -> None:
         """Nothing: whether the server takes writes is told by the next one."""
 
@@ -100,9 +98,20 @@ class PostgresQueue:
 
     def watch(self, roles: Collection[str]) -> Watch:
         """What wakes a worker of these roles: the socket of the one connection."""
-        rules = [self.machine.roles[name] for name in roles if name in self.machine.roles]
+        self._roles = [name for name in roles if name in self.machine.roles]
+        rules = [self.machine.roles[name] for name in self._roles]
         self._awaited |= (statuses := {s for each in rules for s in (*each.claims, each.holds)})
         return Watch(self.session, statuses)
+
+    def look(self) -> AbstractContextManager[None]:
+        """One look of a worker: what is read for it is asked for at once, before the claim."""
+        roles = [self.config.roles[name] for name in self._roles]
+        waits = {role.credential for role in roles if role.credential is not None}
+        return self.tables.look(
+            *self._of_leases(),
+            *(Call(SOONEST, (role.rules.claims,)) for role in roles),
+            *map(Waits.asked, sorted(waits)),
+        )
 
     def signature(self) -> tuple[int, ...] | None:
         """Always the same: what changes is told on the connection, or seen at the next look."""
@@ -151,13 +160,11 @@ class PostgresQueue:
         rules = self.machine.roles[role]
         ahead = self.clock() - now
         times = [pause.until - ahead for pause in self.memory.pauses(role) if pause.until]
-        ((soonest,),) = self.session.call(SOONEST, [list(rules.claims)])
+        [[[soonest]]] = self.tables.ask(Call(SOONEST, (rules.claims,)))
         if soonest is not None:
             times.append(now + soonest)
         if role in self.winning.again:
             times.append(now + self.winning.again[role])
-        returned = now + self.session.since + RETURN - time.monotonic()
-        times.append(returned)
         # A lease that is given out later may run out before our interval does.
         shortest = min(each.lease_ttl for each in self.config.roles.values())
         if shortest < self.config.roles[role].interval:
@@ -246,6 +253,7 @@ class PostgresQueue:
         """Write what the attempt came to and end the lease. Raises LeaseLost."""
         if lease.role not in self.machine.roles:
             raise RolecallError(f"there is no role {lease.role!r} in this config")
+        self.tables.forget()
         over = self.writes.charge(lease, result)
         if over:
             result = result._replace(note="; ".join(filter(None, [result.note, over])))
@@ -263,21 +271,12 @@ class PostgresQueue:
 
     def stale(self) -> list[Stale]:
         """The leases whose attempts are gone, and held tasks of ours without a lease."""
-        holds = sorted({rules.holds for rules in self.machine.roles.values()})
-        leased, held, strange = self.session.calls(
-            Call(ALL_LEASES),
-            Call(HELD, [holds]),
-            Call("SELECT problem FROM rolecall.task WHERE id IS NULL ORDER BY place LIMIT 20"),
-        )
+        leased, held, strange = self.tables.ask(*self._of_leases())
         self._problems = tuple(row[0] for row in strange)
-        # Whoever was away like us has a result in hand, perhaps, and is to write it first.
-        returned = self.session.since + RETURN
         found = [
             Stale(lease, name, why)
             for name, lease in sorted(self.tables.read(leased).items())
-            if lease.role in self.machine.roles
-            and (why := self.tables.gone(lease))
-            and not (why == "expired" and time.monotonic() < returned)
+            if lease.role in self.machine.roles and (why := self.tables.gone(lease))
         ]
         for row in held:
             task = {**json.loads(row[2]), **row[3]}
@@ -285,11 +284,16 @@ class PostgresQueue:
                 found.append(Stale(rebuilt, rebuilt.task_id, "vanished"))
         return found
 
+    def _of_leases(self) -> tuple[Call, Call, Call]:
+        holds = tuple(sorted({rules.holds for rules in self.machine.roles.values()}))
+        return Call(ALL_LEASES), Call(HELD, (holds,)), Call(STRANGE)
+
     def recover(self, stale: Stale) -> tuple[Move, ...]:
         """Settle for an attempt that is gone; its process tree has been killed before.
 
         What came back to life since, or was settled by somebody else, is left alone.
         """
+        self.tables.forget()
         lease, why = stale.lease, stale.why
         notes = {"died": "its process died", "expired": "its lease ran out"}
         if why == "vanished":
@@ -415,6 +419,8 @@ class PostgresQueue:
 
     def tell(self, moves: Sequence[Move]) -> None:
         """Tell what was written."""
+        if moves:
+            self.tables.forget()
         # The server tells everybody who waits for tasks of a status, but not who wrote it.
         if self._awaited and any({move.source, move.target} & self._awaited for move in moves):
             self.session.remind()

@@ -135,8 +135,7 @@ class Session:
     """The one connection of a worker, of an attempt, or of a person's command.
 
     ``answer``: seconds that the server has. ``greet`` is called with each new connection's session,
-    and refuses what cannot be used. ``since``: when the server was there again after it had been
-    away, of time.monotonic().
+    and refuses what cannot be used.
     """
 
     def __init__(
@@ -146,7 +145,6 @@ class Session:
         self.channels: set[str] = set()
         self._announced: list[Call] = []
         self.number = 0  # of the connection: how many there were
-        self.since = -math.inf
         self._making: _Making | None = None
         self._owner: psycopg.Connection | None = None  # of the line, which it would close
         self._line: pq.abc.PGconn | None = None
@@ -189,7 +187,7 @@ class Session:
         """It is back. What it answers to some and refuses to others is asked no more often."""
         now = time.monotonic()
         if self._is_away:
-            self._is_away, self._try_at, self.since = False, 0.0, now
+            self._is_away, self._try_at = False, 0.0
         if now > self._failed_at + CAP:
             self._tries = 0
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from daemon.model import Lease, format_time
 from daemon.process import Identity
 from daemon.queue import rows
 from daemon.queue.lease import is_here
-from daemon.queue.session import Call, Session
+from daemon.queue.session import Call, Row, Session
 
 PART = 5000  # tasks that one statement reads
 
@@ -35,6 +36,7 @@ HELD: str = (
     f"SELECT {TASK} FROM rolecall.task"
     " WHERE status = ANY ($1) AND owner IS NULL AND id IS NOT NULL ORDER BY place"
 )
+STRANGE: str = "SELECT problem FROM rolecall.task WHERE id IS NULL ORDER BY place LIMIT 20"
 SOONEST: str = """
     SELECT extract(epoch FROM min(at) - rolecall.now())::double precision FROM (
         SELECT min(free_at) FROM rolecall.task
@@ -64,6 +66,29 @@ class Tables:
     def __init__(self, session: Session, me: Callable[[], Identity]) -> None:
         self.session, self.me = session, me
         self._expired: set[tuple[str, int]] = set()
+        self._answers: dict[Call, list[Row]] | None = None  # of this look
+
+    @contextmanager
+    def look(self, *asked: Call) -> Iterator[None]:
+        """What is asked within, these to begin with, is asked once, until ``forget``."""
+        self._answers = {}
+        try:
+            self.ask(*asked)
+            yield
+        finally:
+            self._answers = None
+
+    def forget(self) -> None:
+        """Something is written: for the rest of the look all is asked when it is needed."""
+        self._answers = None
+
+    def ask(self, *asked: Call) -> list[list[Row]]:
+        """The rows of each, as they are now or were at the beginning of the look."""
+        answers = {} if self._answers is None else self._answers
+        new = [each for each in asked if each not in answers]
+        if new:
+            answers.update(zip(new, self.session.calls(*new), strict=True))
+        return [answers[each] for each in asked]
 
     def seen(self, only: Collection[str] | None = None) -> Seen:
         """Everything, or single tasks, as they are now. Raises QueueUnreachable."""
@@ -122,6 +147,10 @@ class Tables:
         """All there are, live or not, by task id."""
         return self.read(self.session.call(ALL_LEASES))
 
+    def known(self) -> dict[str, Lease]:
+        """The same, as they were at the beginning of the look."""
+        return self.read(self.ask(Call(ALL_LEASES))[0])
+
     def read(self, found: Sequence[Sequence[Any]]) -> dict[str, Lease]:
         """The leases of all such rows that there are, by task id."""
         self._expired.clear()
@@ -153,7 +182,7 @@ class Tables:
         """The live leases (of a role, of a host)."""
         return [
             lease
-            for lease in self.leases().values()
+            for lease in self.known().values()
             if role in (None, lease.role) and host in (None, lease.host) and not self.gone(lease)
         ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,10 +15,11 @@ import pytest
 
 from daemon import process
 from daemon.errors import LeaseLost, QueueUnreachable, RolecallError
-from daemon.model import Outcome, Result
-from daemon.queue import asking, rows
+from daemon.model import Outcome, Result, format_time
+from daemon.queue import asking, rows, throttle
 from tests.contract.test_queue import claimed, ready
 from tests.queues import FAR, PostgresBackend, Told
+from tests.unit.test_queue_away import worker_of
 from tests.workspace import wait_for
 
 OTHER = FAR._replace(host="other", machine_id="machine-of-other")
@@ -257,6 +259,88 @@ def test_a_token_that_a_failover_gives_out_twice_settles_once(backend: PostgresB
             refused()
     assert backend.task("T1")["status"] == "in_progress"
     assert second.settle(now, Result(Outcome.SUCCESS))
+
+
+# --- what one look of a worker asks --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", [{}, {"credential": "acme"}], ids=["", "credential"])
+def test_an_idle_worker_s_look_asks_twice(
+    on_postgres: Callable[..., PostgresBackend], tmp_path: Path, role: dict[str, str]
+) -> None:
+    """What is read goes in one pipeline, then the claim: each wait for an answer is a wake-up.
+
+    Broken once by reading the leases for each question anew, and the credential's wait.
+    """
+    backend = on_postgres(tmp_path, interval=3600.0, lease_ttl=7200.0, wip_limit=9, **role)
+    later = format_time(backend.clock.wall + 600)
+    backend.fill(ready("T1"), ready("T2", not_before=later), wip_limits={"builder": 9})
+    claimed(backend.open(FAR))
+    queue: Any = backend.open()
+    worker = worker_of(queue)
+    worker.look()  # connects, and prepares what it asks
+    session, asked, trips = queue.session, queue.session._asked, list[int]()
+
+    def counted(line: Any, calls: Any) -> Any:
+        trips.append(len(calls))
+        return asked(line, calls)
+
+    session._asked = counted
+    worker.look()
+    assert len(trips) == 2, trips
+    assert worker.look_at - time.monotonic() == pytest.approx(600, abs=60)
+
+
+@pytest.mark.parametrize("write", ["claim", "settle", "recover"])
+def test_what_a_look_has_read_is_known_until_it_writes(
+    backend: PostgresBackend, write: str
+) -> None:
+    """From then on, and behind the look, all is asked anew.
+
+    Broken once by keeping it over a claim, and beyond a look that ended in an error.
+    """
+    backend.fill(*(ready(f"T{number}") for number in range(5)), wip_limits={"builder": 9})
+    queue, far = backend.open(), backend.open(FAR)
+
+    def on() -> set[str]:
+        return {lease.task_id for lease in queue.live()}
+
+    claimed(far)
+    backend.clock.step(61)
+    mine = claimed(queue).lease
+    acts: dict[str, Callable[[], object]] = {
+        "claim": lambda: claimed(queue),
+        "settle": lambda: queue.settle(mine, Result(Outcome.SUCCESS)),
+        "recover": lambda: queue.recover(queue.stale()[0]),
+    }
+    with queue.look():
+        known, other = on(), claimed(far).lease
+        assert on() == known
+        assert acts[write]()
+        assert other.task_id in on()
+        assert claimed(far).lease.task_id in on()
+    with pytest.raises(ZeroDivisionError), queue.look():
+        raise ZeroDivisionError
+    far.settle(other, Result(Outcome.SUCCESS))
+    assert other.task_id not in on()
+
+
+def test_a_wait_that_came_from_another_host_within_a_look_is_not_shortened(
+    on_postgres: Callable[..., PostgresBackend], tmp_path: Path
+) -> None:
+    """What is counted is added to what is there, not to what was there when the look began.
+
+    Broken once by forgetting the look's answers only when the settling was told.
+    """
+    backend = on_postgres(tmp_path, credential="acme")
+    backend.fill(ready("T1"))
+    queue, far, now = backend.open(), backend.open(FAR), backend.clock.wall
+    queue.watch(["builder"])
+    lease = claimed(queue).lease
+    with queue.look():
+        far.memory.waits.write("acme", throttle.State(now + 3600, 1, now, "far"))
+        queue.settle(lease, Result(Outcome.THROTTLED, retry_after=60.0))
+    assert queue.memory.waits.read("acme").until == now + 3600
 
 
 # --- several who write at once -------------------------------------------------------------------

@@ -25,6 +25,7 @@ from tests.faults.away import (
     Way,
 )
 from tests.postgres import Server
+from tests.queues import FAR
 from tests.workspace import PATIENCE, wait_for
 
 LEASE = 4  # seconds that one lives under load
@@ -302,3 +303,54 @@ def test_a_server_that_is_away_for_longer_than_a_lease_loses_nothing(
     assert sorted(ws.runs()) == sorted(f"T{number}" for number in range(many)), ws.log()
     assert set(ws.settled()) <= {"success", "released"}
     assert ws.settled().count("success") == many
+
+
+#: A worker has looked since the lease has run out.
+LOOKED = """SELECT 1 FROM pg_stat_activity, rolecall.task WHERE query LIKE '%%rolecall.claim(%%'
+    AND query_start > heartbeat_at + make_interval(secs => ttl)"""
+
+
+def test_a_server_that_hangs_for_longer_than_a_lease_while_workers_sleep_loses_nothing(
+    server: Server, make: Make
+) -> None:
+    """They get their answer in time, and it is of a lease that has run out.
+
+    But its attempt has a result in hand. It is written, and the agent has run once. Broken once by
+    recovering at once what had run out.
+    """
+    ws = make(server, None, HELD, lease_ttl=LEASE, interval=600)
+    ws.add(TASK)
+    ws.start(*BUILDER)
+    ws.up()
+    attempt = ws.holder()
+    server.freeze()
+    frozen = time.monotonic()
+    (ws.path / "go").touch()
+    wait_for(lambda: ws.count("cannot settle yet"), f"a result in hand: {ws.log()}")
+    wait_for(lambda: time.monotonic() > frozen + LEASE, "its lease has run out")
+    os.kill(attempt, signal.SIGSTOP)  # so that the worker is the first to come
+    server.thaw()
+    wait_for(lambda: ws.ask(LOOKED), ws.log())
+    os.kill(attempt, signal.SIGCONT)
+    wait_for(ws.settled, ws.log())
+    wait_for(lambda: not ws.tree() and not ws.leases(), ws.log())
+    assert (ws.runs(), ws.settled(), ws.attempts()) == (["T1"], ["success"], 0), ws.log()
+    assert ws.status() == DONE
+
+
+def test_a_worker_in_the_foreground_waits_for_who_may_renew(server: Server, make: Make) -> None:
+    """Of two leases that ran out one is renewed meanwhile; the other's task is done at once.
+
+    Broken once by recovering both, and once by leaving both to a worker that looks again.
+    """
+    ws = make(server, None, lease_ttl=600, wip_limit=9)
+    ws.add(TASK, {**TASK, "id": "T2"})
+    with ws.opened(me=FAR) as far:
+        leases = [claim.lease for _ in range(2) if (claim := far.claim("builder", "far"))]
+        ws.ask("UPDATE rolecall.task SET heartbeat_at = heartbeat_at - INTERVAL '1h'")
+        worker = ws.start(*BUILDER, "--once")
+        looked = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'SELECT problem FROM%%'"
+        wait_for(lambda: ws.ask(looked), ws.log())
+        far.renew(leases[0])
+    assert worker.wait(PATIENCE) == 1  # it was an error, of whoever had it
+    assert (ws.runs(), ws.status("T2"), ws.leases()) == (["T2"], DONE, ["T1"]), ws.log()

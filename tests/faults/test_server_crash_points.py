@@ -28,7 +28,7 @@ SCENES = (
 )
 #: What has to be among the steps.
 KINDS = (
-    "^worker: .*PostgresQueue.stale > ask #1 before",
+    "^worker: .*PostgresQueue.stale > .* ask #1 before",
     "^worker: .*PostgresQueue.claim > .* ask #1 before",
     "^worker: .*Attempts.settle_for .* ask #1 before",
     "^attempt: .*PostgresQueue.take_over > .* ask #1 before",

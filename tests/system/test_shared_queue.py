@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from daemon.attending import RETURN
 from tests.fleet import build
 from tests.machines import Many, Member, reachable, switched_on
 from tests.postgres import Server
@@ -27,6 +28,7 @@ WIP = 3
 TASKS, LATER = 300, 90  # of these, so many come when all machines are there again
 AWAY = 60  # of the test in which the server is away
 TTL = 10  # seconds that a lease lives
+OVER = TTL + RETURN  # until somebody else has what a lost machine had
 OUTAGE = 20.0  # seconds
 PASSWORD = "kept in ~/.pgpass alone"  # noqa: S105  # of a server that the test starts
 #: Says in the machine's own record what it does, by the one clock of the test bed. It takes one of
@@ -280,7 +282,7 @@ def test_three_machines_share_a_queue_through_a_cut_and_a_power_cut(shared: Shar
         assert shared.that_know_the_password("one") == ["./.pgpass"]
         one.machine.cut()
         shared.let_go("one", on_one[0])
-        wait_for(lambda: shared.done(*on_one), "what one had is done by two", TTL + PATIENCE)
+        wait_for(lambda: shared.done(*on_one), "what one had is done by two", OVER + PATIENCE)
         one.machine.heal()
         shared.wait_more("one")
         wait_for(lambda: shared.lost("one") >= {*on_one}, "one's late results refused")
@@ -289,7 +291,7 @@ def test_three_machines_share_a_queue_through_a_cut_and_a_power_cut(shared: Shar
         # Two loses its power, with all that may be at work in its hands.
         on_two = shared.hold("two", WIP)
         two.machine.kill()
-        wait_for(lambda: shared.done(*on_two), "what two had is done by one", TTL + PATIENCE)
+        wait_for(lambda: shared.done(*on_two), "what two had is done by one", OVER + PATIENCE)
         assert shared.recovered("one") >= {*on_two}
         two.machine.up("--ssh", shown=())
         reachable(many, "two")

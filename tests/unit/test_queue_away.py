@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from pytest_mock import MockerFixture
 
 from daemon import __main__ as command
-from daemon.attending import RETRY
+from daemon import launch
+from daemon.attending import RETRY, RETURN, Attempts
 from daemon.config import Config
 from daemon.errors import QueueUnreachable, QueueUnreadable, RolecallError
 from daemon.evidence import own_paths
@@ -21,14 +23,14 @@ from daemon.fleet.connection import Local
 from daemon.fleet.here import Fleet, UsageError
 from daemon.inventory import Host, Inventory
 from daemon.log import Log
-from daemon.model import Lease
-from daemon.queue import Stale, Waker
+from daemon.model import Lease, Move
+from daemon.queue import Queue, Stale, Waker
 from daemon.queue.file import FileQueue
 from daemon.service import Notifier
 from daemon.wake import Signals
 from daemon.worker import Mode, Worker
 from tests.console import git_init
-from tests.queues import FileBackend
+from tests.queues import FAR, FileBackend
 
 URL = "postgresql://db.example/sprint"
 INTERVAL = 3600.0
@@ -61,8 +63,12 @@ class Away(FileQueue):
 @pytest.fixture
 def worker(tmp_path: Path) -> Worker:
     """One whose queue is away."""
-    config = FileBackend(tmp_path, interval=INTERVAL).config
-    queue = Away(config)
+    return worker_of(Away(FileBackend(tmp_path, interval=INTERVAL).config))
+
+
+def worker_of(queue: Queue) -> Worker:
+    """A builder that is not told of anything."""
+    config = queue.config
     return Worker(
         config,
         ["builder"],
@@ -97,6 +103,85 @@ def test_who_gets_no_answer_asks_again_soon(
     worker.watch.close()
     least, most = between
     assert least < worker.look_at - time.monotonic() <= most
+
+
+class Seen(FileQueue):
+    """Leases that are as the test has them."""
+
+    found: tuple[Stale, ...] | RolecallError = ()
+
+    def stale(self) -> list[Stale]:
+        if isinstance(self.found, RolecallError):
+            raise self.found
+        self.recovered = list[str]()
+        return [*self.found]
+
+    def recover(self, stale: Stale) -> tuple[Move, ...]:
+        self.recovered.append(stale.task_id)
+        return ()
+
+    def claim(self, *_: object, **__: object) -> None:
+        raise QueueUnreachable("no answer")
+
+
+def gone(task_id: str, why: str, token: int = 1) -> Stale:
+    lease = Lease(task_id, "builder", "far:builder", "2026-01-01T00:00:00Z", 60.0, "", token, 1)
+    return Stale(lease._replace(**FAR._asdict()), task_id, why)
+
+
+def test_what_has_run_out_on_a_server_is_recovered_when_it_was_seen_so_for_a_while(
+    tmp_path: Path, mocker: MockerFixture
+) -> None:
+    """The worker looks just then. What died or vanished needs no second look.
+
+    It counts anew where the lease was renewed, is another's, or nobody answered in between.
+    Broken once by leaving out each of these, and by looking again at the next interval.
+    """
+    config = FileBackend(tmp_path).config._replace(queue=URL)
+    log = Log(config.paths.logs, "builder", "me", form="none")
+    queue, now = Seen(config), mocker.patch("time.monotonic", return_value=0.0)
+    start = launch.start
+    keys: dict[str, Any] = {"environ": {}, "unit_log": "", "start": start, "foreground": False}
+    attempts = Attempts(config, queue, log, **keys)
+
+    def looked(moment: float, *found: Stale) -> list[str]:
+        queue.found, attempts.look_at, now.return_value = found, math.inf, moment
+        attempts.recover()
+        return queue.recovered
+
+    late = gone("T1", "expired")
+    assert looked(0, late, gone("T2", "died"), gone("T3", "vanished")) == ["T2", "T3"]
+    assert attempts.look_at == attempts.doubt() == RETURN
+    assert looked(RETURN - 1, late, gone("T4", "expired")) == []
+    assert attempts.look_at == RETURN
+    assert looked(RETURN, late, gone("T4", "expired")) == ["T1"]
+    assert attempts.look_at == 2 * RETURN - 1
+    assert looked(100) == []
+    assert looked(200, late) == []
+    assert looked(201, gone("T1", "expired", token=2)) == []
+    assert looked(200 + RETURN, late) == []
+    renewed = late._replace(lease=late.lease._replace(heartbeat_at="2026-01-01T00:01:00Z"))
+    assert looked(200 + 2 * RETURN, renewed) == []
+    assert looked(300, late) == []
+    queue.found = QueueUnreachable("no answer")
+    with pytest.raises(QueueUnreachable):
+        attempts.recover()
+    assert looked(300 + RETURN, late) == []
+    assert looked(300 + 2 * RETURN, late) == ["T1"]
+
+
+def test_a_server_that_went_away_within_a_look_was_away(tmp_path: Path) -> None:
+    """What was seen to have run out counts from its return.
+
+    Broken once by forgetting it only where the leases themselves could not be read.
+    """
+    queue = Seen(FileBackend(tmp_path, interval=INTERVAL).config._replace(queue=URL))
+    worker = worker_of(queue)
+    queue.found = (gone("T1", "expired"),)
+    worker.look()
+    worker.watch.close()
+    assert worker.is_away
+    assert worker.attempts.doubted == {}
 
 
 def test_who_hands_over_leaves_though_the_queue_is_away(worker: Worker) -> None:
