@@ -21,7 +21,7 @@ from daemon.queue.listening import Waits, Watch
 from daemon.queue.memory import Memory
 from daemon.queue.outbox import Teller
 from daemon.queue.session import ANSWER, Between, Call, Session
-from daemon.queue.tables import ALL_LEASES, HELD, SOONEST, Tables, boottime, holder
+from daemon.queue.tables import ALL_LEASES, HELD, SOONEST, Seen, Tables, boottime, holder
 from daemon.queue.transfer import SHOWN, Imported, Incoming
 from daemon.queue.update import Update
 from daemon.queue.winning import Winning
@@ -132,6 +132,10 @@ class PostgresQueue:
     def has_children(self, task_id: str) -> bool:
         """Whether any task names this one as its parent, or stands in it."""
         return self.tables.has_children(task_id)
+
+    def last_number(self) -> int:
+        """The largest number in an id of ours (T001, T002, ...); 0 where there is none."""
+        return self.tables.last_number()
 
     def read_lease(self, task_id: str) -> Lease | None:
         """The task's lease; None where there is none."""
@@ -320,7 +324,7 @@ class PostgresQueue:
                 raise RolecallError(str(error), hint="nothing was added") from None
             update.moves += intake.told(update.new, "added")
 
-        return self.update(change)
+        return self._update(change, lambda: self.tables.near(intake.named(tasks)))
 
     def update(
         self, change: Callable[[Update], None], only: Collection[str] | None = None
@@ -329,8 +333,13 @@ class PostgresQueue:
 
         ``change`` may be called again, on newer tasks. What it raises leaves all as it was.
         """
+        return self._update(change, lambda: self.tables.seen(only))
+
+    def _update(
+        self, change: Callable[[Update], None], look: Callable[[], Seen]
+    ) -> tuple[Move, ...]:
         for _ in range(RESTARTS):
-            _, tasks, leases, places = self.tables.seen(only)
+            _, tasks, leases, places = look()
             draft = Draft(tasks, leases, places)
             change(draft)
             new = rows.apart(draft.new)
