@@ -423,6 +423,5 @@ class PostgresQueue:
 
     def tell(self, moves: Sequence[Move]) -> None:
         """Tell what was written."""
-        for move in moves:
-            if self.teller:
-                self.teller.move(move)
+        if self.teller:
+            self.teller.tell(moves)
