@@ -14,6 +14,7 @@ from typing import Any
 from daemon import process
 from daemon.config import Config
 from daemon.errors import LeaseLost, RolecallError
+from daemon.index import uncollected
 from daemon.model import Claim, Lease, Move, Outcome, Result, format_time
 from daemon.process import Identity
 from daemon.queue import Snapshot, Stale, intake, migrating, rows, staleness
@@ -375,6 +376,7 @@ class PostgresQueue:
         made = rows.whole(document, tops)
         return (rows.text(made, indent=2) + "\n").encode()
 
+    @uncollected()
     def load(self, data: bytes, name: str, *, replace: bool = False) -> Imported:
         """Take the tasks of another queue's text in; see ``Queue.load``."""
         incoming = Incoming.of(data, name)

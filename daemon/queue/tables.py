@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from daemon import process
-from daemon.index import Tasks
+from daemon.index import Tasks, uncollected
 from daemon.lifecycle import ENDED
 from daemon.model import Lease, format_time
 from daemon.process import Identity
@@ -80,6 +80,7 @@ class Tables:
         self.session, self.me = session, me
         self._expired: set[tuple[str, int]] = set()
 
+    @uncollected()
     def seen(self, only: Collection[str] | None = None) -> Seen:
         """Everything, or single tasks, as they are now. Raises QueueUnreachable."""
         if only is None:
