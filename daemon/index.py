@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import compress
 from operator import is_not
 from typing import Any, NamedTuple
@@ -35,6 +37,18 @@ def status_of(task: dict[str, Any]) -> str:
     """The task's status; "" for what is no word."""
     status = task.get("status")
     return status if isinstance(status, str) else ""
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Python's collector of cycles waits: a large queue would call it in vain, again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def place_of(key: Any, ordered: Sequence[Any]) -> int:

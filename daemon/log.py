@@ -13,11 +13,13 @@ import os
 import select
 import stat
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from daemon.model import Move, format_time
 
 ROTATE_BYTES = 5 * 1024 * 1024  # one older file is kept beside the present one
+PART = 16 * 1024  # characters that are written at once, where there are as many to be told
 LOCK_WAIT = 0.2  # seconds; an append takes some microseconds
 HEARD = 0.2  # seconds that a reader, or the journal, may take for a line: a lock may be held
 DEAF = 5.0  # seconds for which one that took longer is not waited for again
@@ -29,13 +31,26 @@ PRIORITIES = {"error": 3, "warning": 4, "info": 6}
 
 def escape(text: str) -> str:
     """Control characters made visible: titles and remote output must not drive a terminal."""
+    if text.isprintable():
+        return text
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
 
 
+def append(lines: Iterable[tuple[str, str]]) -> None:
+    """Add lines to the files that they are for, in order; many of them in few writes."""
+    waiting: dict[str, str] = {}
+    for path, line in lines:
+        waiting[path] = waiting.get(path, "") + line
+        if len(waiting[path]) >= PART:
+            _append(path, waiting.pop(path))
+    for path, text in waiting.items():
+        _append(path, text)
+
+
 def _append(path: str, line: str) -> None:
-    """Add a whole line to a file that several processes append to and rotate, or nothing."""
+    """Add whole lines to a file that several processes append to and rotate, or nothing."""
     # A pipe that somebody laid there must not block us; reading is for the last line's end.
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     data = line.encode(errors="backslashreplace")
@@ -86,7 +101,7 @@ def _is(path: str, descriptor: int) -> bool:
 
 
 def _add(descriptor: int, data: bytes, *, alone: bool) -> int:
-    """Write a line behind the last one; the file's size then."""
+    """Write lines behind the last one; the file's size then."""
     size = os.fstat(descriptor).st_size
     if size and os.pread(descriptor, 1, size - 1) != b"\n":
         data = b"\n" + data  # half a line of somebody else's stays one by itself
@@ -132,8 +147,13 @@ class Log:
     def _file(self, role: str) -> str:
         return os.path.join(self._folder, f"{role}.log")
 
-    def move(self, move: Move, owner: str = "") -> None:
-        """Tell one state change of one task, in the name of another owner where one is given."""
+    def tell(self, moves: Iterable[Move], owner: str = "") -> None:
+        """Tell state changes of tasks, in the name of another owner where one is given."""
+        append(line for move in moves for line in self.lines(move, owner))
+        self._follow()
+
+    def lines(self, move: Move, owner: str = "") -> Iterator[tuple[str, str]]:
+        """Tell one, but for its lines in files: those, each with the file's path."""
         ours = ("role", "outcome", "attempt", "token", "seconds")
         facts = {key: found for key in ours if (found := getattr(move, key)) not in ("", None, 0)}
         facts |= {"task": move.task_id, "from": move.source or None, "to": move.target}
@@ -148,10 +168,14 @@ class Log:
             details.append(f"{move.seconds:.1f} s")
         told = ", ".join(detail for detail in details if detail)
         text += f" ({told})" * bool(told) + f": {move.why}" * bool(move.why)
-        self.say(text, **facts, **({"owner": owner} if owner else {}))
+        return self._told(text, **facts, **({"owner": owner} if owner else {}))
 
     def say(self, text: str, level: str = "info", **facts: Any) -> None:
         """Tell something else that changed: started, stopping, a queue that cannot be read."""
+        append(self._told(text, level, **facts))
+        self._follow()
+
+    def _told(self, text: str, level: str = "info", **facts: Any) -> Iterator[tuple[str, str]]:
         now = format_time(time.time())
         role = str(facts.get("role") or self._role)
         event = {"time": now, "level": level, "owner": self.owner, "role": role, **facts}
@@ -161,15 +185,14 @@ class Log:
         told = native and self._to_journal(text, level, event)
         to_files = not ((told or self._journal) and self._kept)
         if self._stderr_is_file and role == self._role:
-            _append(self._file(role), as_json if self._form == "json" else plain)
-            self._follow()
+            yield self._file(role), as_json if self._form == "json" else plain
         else:
             if not told and self._form != "none":
                 self._to_stderr(self._line(text, level, plain, as_json))
             if to_files:
-                _append(self._file(role), plain)
+                yield self._file(role), plain
         if to_files:
-            _append(self._events, as_json)
+            yield self._events, as_json
 
     def _line(self, text: str, level: str, plain: str, as_json: str) -> str:
         """What standard error gets: the journal has its own times, and reads a priority."""
@@ -203,7 +226,7 @@ class Log:
     def _follow(self) -> None:
         """Have standard error be the role's log also after that was rotated."""
         try:
-            if not _is(self._file(self._role), 2):
+            if self._stderr_is_file and not _is(self._file(self._role), 2):
                 flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
                 fresh = os.open(self._file(self._role), flags, 0o600)
                 os.dup2(fresh, 2)

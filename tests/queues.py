@@ -6,7 +6,7 @@ import json
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -44,9 +44,9 @@ class Told:
         self.moves: list[Move] = []
         self.owners: list[str] = []
 
-    def move(self, move: Move, owner: str = "") -> None:
-        self.moves.append(move)
-        self.owners.append(owner or self.owner)
+    def tell(self, moves: Sequence[Move], owner: str = "") -> None:
+        self.moves += moves
+        self.owners += [owner or self.owner] * len(moves)
 
 
 class Backend(ABC):

@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ class Nobody:
 
     owner = "soak"
 
-    def move(self, move: Move, owner: str = "") -> None:  # noqa: ARG002  # the Teller's form
+    def tell(self, moves: Sequence[Move], owner: str = "") -> None:  # noqa: ARG002  # the Teller's form
         return
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import sys
-from collections.abc import Collection
 from typing import Any
 
 from daemon.config import Config
@@ -15,9 +13,9 @@ from daemon.fleet.here import UsageError
 from daemon.fleet.output import escape
 from daemon.fleet.telling import Events
 from daemon.lifecycle import START, STARTS
+from daemon.queue.intake import number_of
 from daemon.queue.opening import open_queue
 
-GENERATED = re.compile(r"T(\d{1,9})")
 TRIES = 5  # of finding an id that nobody takes in the meantime
 
 
@@ -46,17 +44,14 @@ def read_tasks(path: str) -> list[dict[str, Any]]:
     return tasks
 
 
-def next_id(taken: Collection[str]) -> str:
-    """The id after the largest of ours: T001, T002, ..."""
-    numbers = [int(match[1]) for each in taken if (match := GENERATED.fullmatch(each))]
-    return f"T{max(numbers, default=0) + 1:03d}"
+def complete(task: dict[str, Any], last: int) -> dict[str, Any]:
+    """The task with an id and a status, in the order in which people read tasks.
 
-
-def complete(task: dict[str, Any], taken: Collection[str]) -> dict[str, Any]:
-    """The task with an id and a status, in the order in which people read tasks."""
+    Without an id of its own it gets the one after the last of ours: T001, T002, ...
+    """
     kind = task.get("type")
     defaults = {
-        "id": task.get("id") or next_id(taken),
+        "id": task.get("id") or f"T{last + 1:03d}",
         "title": task.get("title"),
         "type": kind,
         "status": task.get("status") or STARTS.get(str(kind), START),
@@ -102,11 +97,11 @@ def add(config: Config, tasks: list[dict[str, Any]]) -> list[str]:
     events = Events(config)
     queue = open_queue(config, teller=events)
     for left in reversed(range(TRIES)):
-        snapshot = queue.snapshot()
-        taken = set(snapshot.tasks.by_id)
+        last = queue.last_number()
         completed: list[dict[str, Any]] = []
         for task in tasks:
-            completed.append(complete(task, taken | {str(each["id"]) for each in completed}))
+            completed.append(complete(task, last))
+            last = max(last, number_of(str(completed[-1]["id"])))
         generated = {
             str(full["id"])
             for full, task in zip(completed, tasks, strict=True)
@@ -115,7 +110,7 @@ def add(config: Config, tasks: list[dict[str, Any]]) -> list[str]:
         try:
             queue.add(completed)
         except RolecallError:
-            if not left or not generated & (set(queue.snapshot().tasks.by_id) - taken):
+            if not left or generated.isdisjoint(queue.snapshot(generated).tasks.by_id):
                 raise
         else:
             return [_added(config, task) for task in completed] + [

@@ -16,7 +16,7 @@ from daemon.fleet.agents import span
 from daemon.fleet.here import UsageError, one_of
 from daemon.fleet.output import Style, as_json, escape, table, value_text
 from daemon.fleet.waiting import KINDS, PROBLEMS, Standing, View, Wait, standing
-from daemon.index import Tasks
+from daemon.index import Tasks, uncollected
 from daemon.lifecycle import ENDED, PARKED, attempts_of
 from daemon.model import Lease, format_time
 from daemon.queue import Pause, Queue
@@ -59,6 +59,7 @@ def _free_slots(config: Config, leases: Iterable[Lease]) -> dict[str, int]:
 class Board:
     """One workspace's queue, read once."""
 
+    @uncollected()
     def __init__(self, config: Config, *, now: float | None = None) -> None:
         self.config = config
         queue = open_queue(config)

@@ -14,11 +14,12 @@ from daemon.errors import RolecallError
 from daemon.fleet import mergedriver, runs, server, worktrees
 from daemon.fleet.connection import Local
 from daemon.fleet.finding import FAIL, OK, WARN, Finding
-from daemon.index import Tasks
+from daemon.index import Tasks, status_of
 from daemon.queue.file import FileQueue
 from daemon.transient import ROOT
 
 OTHER = "invoke init --workspace DIR; or run: [] for this host"
+NONE = "without status"
 
 
 def workspace(config: Config, connection: Local) -> Iterator[Finding]:
@@ -77,12 +78,11 @@ def init_hint(config: Config, connection: Local) -> str:
     return f"invoke init --workspace {workspace}"
 
 
-def _count(tasks: Tasks, path: str) -> str:
+def _count(statuses: Counter[str], path: str) -> str:
     """How many tasks there are, and in which statuses; the most first."""
-    found = Counter(str(entry.task.get("status", "without status")) for entry in tasks.entries)
-    told = ", ".join(f"{number} {status}" for status, number in found.most_common())
-    noun = "task" if len(tasks.entries) == 1 else "tasks"
-    return f"{len(tasks.entries)} {noun} in {path}" + f": {told}" * bool(told)
+    told = ", ".join(f"{number} {each or NONE}" for each, number in statuses.most_common())
+    noun = "task" if statuses.total() == 1 else "tasks"
+    return f"{statuses.total()} {noun} in {path}" + f": {told}" * bool(told)
 
 
 def _untaken(config: Config, tasks: Tasks) -> Iterator[Finding]:
@@ -120,7 +120,8 @@ def _file(config: Config, connection: Local, mountinfo: str) -> Iterator[Finding
             yield Finding("queue", FAIL, what, problem.hint or "mend the file by hand")
         else:
             problems = snapshot.tasks.problems
-            count = _count(snapshot.tasks, path)
+            statuses = Counter(status_of(entry.task) for entry in snapshot.tasks.entries)
+            count = _count(statuses, path)
             if problems:
                 what = f"{count}, and {len(problems)} that are skipped: {problems[0]}"
                 yield Finding("queue", WARN, what, "invoke queue.check")

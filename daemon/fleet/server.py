@@ -6,6 +6,7 @@ import os
 import shlex
 import stat
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,9 @@ from daemon.fleet import leftover
 from daemon.fleet.connection import Local
 from daemon.fleet.finding import FAIL, OK, WARN, Finding
 from daemon.queue import database
-from daemon.queue.opening import open_queue
 
 if TYPE_CHECKING:
     from psycopg import Connection
-
-    from daemon.index import Tasks
 
 CLOCKS = 5.0  # seconds by which two clocks may differ before it is worth a word
 VERIFIED = "?sslmode=verify-full at the end of queue, and the CA in ~/.postgresql/root.crt there"
@@ -30,9 +28,9 @@ CALLS = ("claim", "take_over", "renew", "settle")
 
 
 def findings(
-    config: Config, connection: Local, count: Callable[[Tasks, str], str]
+    config: Config, connection: Local, count: Callable[[Counter[str], str], str]
 ) -> Iterator[Finding]:
-    """Whether workers here can use it; ``count`` words what is in it."""
+    """Whether workers here can use it; ``count`` words how many tasks are in which statuses."""
     yield from _passed(config)
     try:
         yield from _passfile(config, connection)
@@ -40,13 +38,7 @@ def findings(
             _row(made, "select set_config('statement_timeout', '10s', false)")
             yield from _reached(made)
             yield from _rights(made)
-            name = made.info.dbname
-        queue = open_queue(config)
-        try:
-            tasks = queue.snapshot().tasks
-        finally:
-            queue.close()
-        yield _filled(tasks, count(tasks, name))
+            yield _filled(made, count)
         if left := leftover.problem(config):
             yield Finding("queue", WARN, left, leftover.HINT)
     except RolecallError as error:
@@ -57,9 +49,11 @@ def findings(
         yield Finding("queue", FAIL, problem.what, hint)
 
 
-def _filled(tasks: Tasks, counted: str) -> Finding:
-    if tasks.problems:
-        what = f"{counted}, and {len(tasks.problems)} that are skipped: {tasks.problems[0]}"
+def _filled(made: Connection[Any], count: Callable[[Counter[str], str], str]) -> Finding:
+    (statuses,), (many, first) = _row(made, STATUSES), _row(made, SKIPPED)
+    counted = count(Counter(statuses), made.info.dbname)
+    if many:
+        what = f"{counted}, and {many} that are skipped: {first}"
         return Finding("queue", WARN, what, "invoke queue.check")
     return Finding("queue", OK, counted)
 
@@ -120,6 +114,14 @@ def _reached(made: Connection[Any]) -> Iterator[Finding]:
         yield Finding("clock", WARN, f"{what} the server's", hint)
 
 
+STATUSES = (
+    "select coalesce(json_object_agg(status, many order by first), '{}') from ("
+    "select status, count(*) as many, min(place) as first from rolecall.task"
+    " where id is not null group by status) as counted"
+)
+SKIPPED = (
+    "select count(*), (array_agg(problem order by place))[1] from rolecall.task where id is null"
+)
 PID = "select pg_backend_pid(), extract(epoch from clock_timestamp())::float8"
 GSS = "select coalesce((select encrypted from pg_stat_gssapi where pid = pg_backend_pid()), false)"
 

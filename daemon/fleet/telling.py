@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import pwd
+from collections.abc import Sequence
 
 from daemon.config import Config
 from daemon.fleet.connection import Local
 from daemon.fleet.output import escape
 from daemon.fleet.supervisor import SYSTEMD, supervisor_name
 from daemon.fleet.units import service
-from daemon.log import Log
+from daemon.log import Log, append
 from daemon.model import Move
 
 
@@ -29,18 +30,21 @@ class Events:
     def __init__(self, config: Config) -> None:
         self.owner = who()
         self.lines: list[str] = []
-        self._config = config
+        self._config, self._logs = config, dict[str, Log]()
         self._journal = supervisor_name(Local(), config) == SYSTEMD
 
-    def move(self, move: Move, owner: str = "") -> None:
-        """Tell one move; one of another owner is not for our terminal."""
-        config, role = self._config, self._role(move)
-        unit = service(config.unit_prefix, role) if self._journal else ""
-        Log(config.paths.logs, role, self.owner, form="none", unit=unit).move(move, owner)
+    def tell(self, moves: Sequence[Move], owner: str = "") -> None:
+        """Tell moves; those of another owner are not for our terminal."""
+        append(line for move in moves for line in self._log(self._role(move)).lines(move, owner))
         if not owner:
-            source = f"{move.source} -> " if move.source else ""
-            why = f": {move.why}" if move.why else ""
-            self.lines.append(escape(f"{move.task_id}: {source}{move.target}{why}"))
+            self.lines += map(_line, moves)
+
+    def _log(self, role: str) -> Log:
+        if role not in self._logs:
+            unit = service(self._config.unit_prefix, role) if self._journal else ""
+            logs = self._config.paths.logs
+            self._logs[role] = Log(logs, role, self.owner, form="none", unit=unit)
+        return self._logs[role]
 
     def _role(self, move: Move) -> str:
         """Whose story it belongs to: who held the task, or claims it; else it goes to the first."""
@@ -50,3 +54,9 @@ class Events:
                 if status == role.holds or status in role.claims:
                     return name
         return next(iter((*self._config.run, *roles)))
+
+
+def _line(move: Move) -> str:
+    source = f"{move.source} -> " if move.source else ""
+    why = f": {move.why}" if move.why else ""
+    return escape(f"{move.task_id}: {source}{move.target}{why}")

@@ -13,6 +13,8 @@ from daemon.lifecycle import (
     PARKED,
     PLANNED,
     SATISFIED,
+    START,
+    STARTS,
     Machine,
     Rules,
     Transition,
@@ -26,7 +28,7 @@ from daemon.lifecycle import (
     wip,
     wip_limit,
 )
-from daemon.model import Lease, parse_time
+from daemon.model import Lease, is_task_id, parse_time
 from daemon.queue import Pause
 
 
@@ -84,6 +86,11 @@ class Standing(NamedTuple):
 
 
 PROBLEMS = frozenset({"cycle", "unknown", "cancelled", "unclaimed"})
+#: Dependencies that are never satisfied as they are: the worst first.
+NEVER = {
+    "unknown": "no task has that id",
+    "cancelled": "what is cancelled is never satisfied",
+}
 KINDS = (
     *("ended", "held", "claimable", "moves", "dependency", "wip", "slots", "paused", "backoff"),
     *("credential", "budget", "lease", "children", "parked", "id"),
@@ -187,8 +194,8 @@ class _Judge:
             return Wait(entry, self.holders[status].name, "held", self._hold(task, status))
         rules = self.claimers.get(status)
         name = rules.name if rules else ""
-        if (needs := self._needs(entry)) is not None and (rules or status == "blocked"):
-            return Wait(entry, name, *needs)
+        if (needs := self._needs(entry, name)) is not None and (rules or status == "blocked"):
+            return needs
         if rules:
             return self._help(Wait(entry, name, *self._claim(entry, rules)))
         if status == PLANNED:
@@ -231,22 +238,35 @@ class _Judge:
         holder = self.holders[status].name
         return f"a person holds it: it counts for {holder}'s WIP, and nothing moves it by itself"
 
-    def _needs(self, entry: Entry) -> tuple[str, str] | None:
-        """The dependencies that keep it waiting, with the worst of their kinds."""
+    def _needs(self, entry: Entry, role: str) -> Wait | None:
+        """Its standing where dependencies keep it waiting: by the worst of their kinds."""
         waiting = list(waits_for(entry.task, self.view.tasks, self.view.leases))
         if not waiting:
             return None
-        if way := self.cycles.get(entry.task["id"]):
-            return "cycle", _circle(way)
-        statuses = {status for _, status in waiting}
+        own = entry.task["id"]
+        if way := self.cycles.get(own):
+            return Wait(entry, role, "cycle", _circle(way))
         text = f"waits for {', '.join(f'{name} ({status})' for name, status in waiting)}"
         if not isinstance(entry.task.get("dependencies"), list):
-            return "unknown", "dependencies is no list of ids"
-        if "unknown" in statuses:
-            return "unknown", f"{text}: no task has that id"
-        if "cancelled" in statuses:
-            return "cancelled", f"{text}: what is cancelled is never satisfied"
-        return "dependency", text
+            text = "dependencies is no list of ids"
+            return Wait(entry, role, "unknown", text, hint=self._way_out(own, ""))
+        for kind, why in NEVER.items():
+            for name, status in waiting:
+                if status == kind:
+                    hint = self._way_out(own, name)
+                    return Wait(entry, role, kind, f"{text}: {why}", hint=hint)
+        return Wait(entry, role, "dependency", text)
+
+    def _way_out(self, own: str, needed: str) -> str:
+        """What to type where a task waits for one that is cancelled, or not there."""
+        found = self.view.tasks.by_id.get(needed)
+        if found is None and not is_task_id(needed):
+            return f"invoke queue.cancel {own}, then add it anew"
+        typed = f'invoke queue.add --id {needed} --title "..."'
+        if found is not None:
+            start = STARTS.get(str(found.task.get("type")), START)
+            typed = f"invoke queue.retry {needed} --status {start}"
+        return f"{typed}, or invoke queue.cancel {own}"
 
     def _claim(self, entry: Entry, rules: Rules) -> tuple[str, str]:
         view = self.view

@@ -129,6 +129,9 @@ class Queue(Protocol):
     def has_children(self, task_id: str) -> bool:
         """Whether any task names this one as its parent, or stands in it."""
 
+    def last_number(self) -> int:
+        """The largest number in an id of ours (T001, T002, ...); 0 where there is none."""
+
     def claim(
         self, role: str, owner: str, *, ignore_wip: bool = False, dry_run: bool = False
     ) -> Claim | None:

@@ -115,6 +115,11 @@ class FileQueue:
         text = self.ledger.read()
         return 0 if text is None else len(text.tasks.in_status(*statuses))
 
+    def last_number(self) -> int:
+        """The largest number in an id of ours (T001, T002, ...); 0 where there is none."""
+        text = self.ledger.read()
+        return max(map(intake.number_of, text.tasks.by_id), default=0) if text else 0
+
     def has_children(self, task_id: str) -> bool:
         """Whether any task names this one as its parent, or stands in it."""
         text = self.ledger.read()

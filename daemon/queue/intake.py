@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -26,6 +27,8 @@ OURS = (
     "git_changed",
     "updated_at",
 )
+#: An id of ours, for a task that comes without one.
+NUMBERED = re.compile(r"T(\d{1,9})")
 PARENTS = ("parent", "parent_task")
 #: What a task that has to wait is given by mistake: it would not wait, and nobody would notice.
 MEANT = dict.fromkeys(("depends", "depends_on", "deps", "blocked_by", "requires"), "dependencies")
@@ -92,6 +95,26 @@ def of_agent(
     return found
 
 
+def number_of(task_id: str) -> int:
+    """The number in an id that is one of ours; 0 for any other."""
+    found = NUMBERED.fullmatch(task_id)
+    return int(found[1]) if found else 0
+
+
+def named(new: Iterable[object]) -> set[str]:
+    """The ids that new tasks have, and those that they name: what a check looks up in the queue.
+
+    Beside that it looks at what these wait for, one behind another, up to what has ended.
+    (And at the parent that a new task inherits, but only where one of them waits for that.)
+    """
+    return {
+        each
+        for task in _flat(new)
+        for each in (task.get("id"), *map(task.get, PARENTS), *dependencies(task))
+        if is_task_id(each)
+    }
+
+
 def _without_nothing(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
@@ -134,8 +157,8 @@ def _agent_may_not(
     parent = next((task[key] for key in PARENTS if task.get(key)), "")
     if parent and parent not in known:
         return f"a parent that is not in the queue: {parent:.80}"
-    for needed in dependencies(task):
-        if isinstance(needed, str) and needed not in known:
+    for needed in (each for each in dependencies(task) if isinstance(each, str)):
+        if needed not in known:
             return f"a dependency that is not in the queue: {needed:.80}"
         if needed in cancelled:
             return f"a dependency that is cancelled, and so never satisfied: {needed:.80}"

@@ -29,8 +29,8 @@ class Teller(Protocol):
 
     owner: str
 
-    def move(self, move: Move, owner: str = "") -> None:
-        """Tell one move, of another owner where one is named."""
+    def tell(self, moves: Sequence[Move], owner: str = "") -> None:
+        """Tell moves in order, of another owner where one is named."""
 
 
 class Note(NamedTuple):
@@ -97,9 +97,8 @@ class Outbox:
             self._write(NOTHING)
 
     def _tell(self, moves: Sequence[Move], owner: str) -> None:
-        for move in moves:
-            if self.teller:
-                self.teller.move(move, owner)
+        if self.teller:
+            self.teller.tell(moves, owner)
 
     def _write(self, data: bytes) -> None:
         try:

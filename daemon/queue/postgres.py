@@ -15,6 +15,7 @@ from typing import Any
 from daemon import process
 from daemon.config import Config
 from daemon.errors import LeaseLost, RolecallError
+from daemon.index import uncollected
 from daemon.model import Claim, Lease, Move, Outcome, Result, format_time
 from daemon.process import Identity
 from daemon.queue import Snapshot, Stale, intake, migrating, rows, staleness
@@ -22,7 +23,7 @@ from daemon.queue.listening import Waits, Watch
 from daemon.queue.memory import Memory
 from daemon.queue.outbox import Teller
 from daemon.queue.session import ANSWER, Between, Call, Session
-from daemon.queue.tables import ALL_LEASES, HELD, SOONEST, STRANGE, Tables, boottime, holder
+from daemon.queue.tables import ALL_LEASES, HELD, SOONEST, STRANGE, Seen, Tables, boottime, holder
 from daemon.queue.transfer import SHOWN, Imported, Incoming
 from daemon.queue.update import Update
 from daemon.queue.winning import Winning
@@ -142,6 +143,10 @@ class PostgresQueue:
     def has_children(self, task_id: str) -> bool:
         """Whether any task names this one as its parent, or stands in it."""
         return self.tables.has_children(task_id)
+
+    def last_number(self) -> int:
+        """The largest number in an id of ours (T001, T002, ...); 0 where there is none."""
+        return self.tables.last_number()
 
     def read_lease(self, task_id: str) -> Lease | None:
         """The task's lease; None where there is none."""
@@ -326,7 +331,7 @@ class PostgresQueue:
                 raise RolecallError(str(error), hint="nothing was added") from None
             update.moves += intake.told(update.new, "added")
 
-        return self.update(change)
+        return self._update(change, lambda: self.tables.near(intake.named(tasks)))
 
     def update(
         self, change: Callable[[Update], None], only: Collection[str] | None = None
@@ -335,8 +340,13 @@ class PostgresQueue:
 
         ``change`` may be called again, on newer tasks. What it raises leaves all as it was.
         """
+        return self._update(change, lambda: self.tables.seen(only))
+
+    def _update(
+        self, change: Callable[[Update], None], look: Callable[[], Seen]
+    ) -> tuple[Move, ...]:
         for _ in range(RESTARTS):
-            _, tasks, leases, places = self.tables.seen(only)
+            _, tasks, leases, places = look()
             draft = Draft(tasks, leases, places)
             change(draft)
             new = rows.apart(draft.new)
@@ -372,6 +382,7 @@ class PostgresQueue:
         made = rows.whole(document, tops)
         return (rows.text(made, indent=2) + "\n").encode()
 
+    @uncollected()
     def load(self, data: bytes, name: str, *, replace: bool = False) -> Imported:
         """Take the tasks of another queue's text in; see ``Queue.load``."""
         incoming = Incoming.of(data, name)
@@ -424,6 +435,5 @@ class PostgresQueue:
         # The server tells everybody who waits for tasks of a status, but not who wrote it.
         if self._awaited and any({move.source, move.target} & self._awaited for move in moves):
             self.session.remind()
-        for move in moves:
-            if self.teller:
-                self.teller.move(move)
+        if self.teller:
+            self.teller.tell(moves)

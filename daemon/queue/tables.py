@@ -10,7 +10,8 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from daemon import process
-from daemon.index import Tasks
+from daemon.index import Tasks, uncollected
+from daemon.lifecycle import ENDED
 from daemon.model import Lease, format_time
 from daemon.process import Identity
 from daemon.queue import rows
@@ -30,6 +31,21 @@ SINGLE: str = f"""SELECT place, NULL, document, ours, version, problem, {LEASE}
 ALL_LEASES: str = f"SELECT {LEASE} FROM rolecall.task WHERE owner IS NOT NULL"
 #: In parts: no answer of the server may take as long as all of it would over a slow line.
 EVERYTHING: str = f"""SELECT {TASK}, task.version, task.problem, {LEASE} FROM rolecall.task
+    WHERE place > $1 ORDER BY place LIMIT {PART}"""
+#: These, and all that they wait for, one behind another, up to what has ended; each with the
+#: document of the one that it stands in. From one to the next by an index: a plan that joins whole
+#: tables would do so at each step of the way.
+NEAR: str = f"""WITH RECURSIVE near (id) AS (
+        SELECT unnest($2::text[])
+        UNION SELECT needed.id FROM near,
+            LATERAL (SELECT place FROM rolecall.task
+                WHERE task.id = near.id AND status <> ALL ($3) OFFSET 0) AS open,
+            LATERAL (SELECT id FROM rolecall.needs WHERE place = open.place OFFSET 0) AS needed
+    )
+    SELECT task.* FROM near, LATERAL (
+        SELECT place, (SELECT document FROM rolecall.task above WHERE above.place = task.parent),
+            document, ours, version, problem, {LEASE}
+        FROM rolecall.task WHERE task.id = near.id OFFSET 0) AS task
     WHERE place > $1 ORDER BY place LIMIT {PART}"""
 DOCUMENT: str = "SELECT document FROM rolecall.queue"
 HELD: str = (
@@ -90,6 +106,7 @@ class Tables:
             answers.update(zip(new, self.session.calls(*new), strict=True))
         return [answers[each] for each in asked]
 
+    @uncollected()
     def seen(self, only: Collection[str] | None = None) -> Seen:
         """Everything, or single tasks, as they are now. Raises QueueUnreachable."""
         if only is None:
@@ -99,16 +116,33 @@ class Tables:
             ((document,),), found = self.session.calls(Call(DOCUMENT), Call(SINGLE, [names]))
         entries, _ = rows.together(rows.Row(*row[:4]) for row in found)
         tasks = Tasks(entries)
-        leases = {row[6]: self.lease(row[6:]) for row in found if row[8] is not None}
-        return Seen(document, tasks, leases, [(row[0], row[4]) for row in found])
+        return Seen(document, tasks, self._held(found), _places(found))
+
+    def _held(self, found: list[list[Any]]) -> dict[str, Lease]:
+        return {row[6]: self.lease(row[6:]) for row in found if row[8] is not None}
+
+    def near(self, names: Collection[str]) -> Seen:
+        """These tasks, and all that they wait for, one behind another, up to what has ended.
+
+        It is what new tasks have to fit, where these are those that they name (``intake.named``).
+        """
+        document, found = self._parts(NEAR, [sorted(names), sorted(ENDED)])
+        entries, _ = rows.together(rows.Row(row[0], None, *row[2:4]) for row in found)
+        own = [_own_id(row[1]) for row in found]
+        tasks = Tasks(each._replace(parent=own[each.index]) for each in entries)
+        return Seen(document, tasks, self._held(found), _places(found))
 
     def everything(self) -> tuple[str, list[list[Any]]]:
         """The document and the rows of all tasks, of one moment."""
+        return self._parts(EVERYTHING)
+
+    def _parts(self, query: str, values: Sequence[object] = ()) -> tuple[str, list[list[Any]]]:
+        """The document and the rows that a query gives in parts, behind a place; of one moment."""
         found: list[list[Any]] = []
         with self.session.transaction():
             self.session.call("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             ((document,),) = self.session.call(DOCUMENT)
-            while more := self.session.call(EVERYTHING, [found[-1][0] if found else 0]):
+            while more := self.session.call(query, [found[-1][0] if found else 0, *values]):
                 found += more
         return document, found
 
@@ -122,6 +156,12 @@ class Tables:
         """Whether any task names this one as its parent, or stands in it."""
         query = "SELECT FROM rolecall.family WHERE parent = $1 LIMIT 1"
         return bool(self.session.call(query, [rows.plain(task_id)]))
+
+    def last_number(self) -> int:
+        """The largest number in an id of ours (T001, T002, ...); 0 where there is none."""
+        query = "SELECT max(substring(id FROM '^T([0-9]{1,9})$')::bigint) FROM rolecall.task"
+        ((largest,),) = self.session.call(query)
+        return largest or 0
 
     def lease(self, row: Sequence[Any]) -> Lease:
         """The lease that a row of the columns ``LEASE`` is."""
@@ -196,6 +236,16 @@ class Tables:
             UNION ALL SELECT {TASK} FROM rolecall.task JOIN family ON task.parent = family.place
             ) SELECT * FROM family ORDER BY place"""
         return [first, *(rows.Row(*row) for row in self.session.call(query, [place]))]
+
+
+def _places(found: list[list[Any]]) -> list[tuple[int, int]]:
+    return [(row[0], row[4]) for row in found]
+
+
+def _own_id(document: str | None) -> str | None:
+    """What the task of the document says that its id is; None where it says none."""
+    own = json.loads(document).get("id") if document else None
+    return own if isinstance(own, str) else None
 
 
 def boottime() -> float:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from daemon.errors import QueueUnreadable, RolecallError
-from daemon.index import Tasks
+from daemon.index import Tasks, uncollected
 from daemon.queue import durable, jsonedit, jsontext, rereading
 from daemon.queue.lease import Found
 from daemon.queue.outbox import Outbox
@@ -65,7 +63,7 @@ class Text(NamedTuple):
             os.close(fd)
         if last is not None and data == last.data:
             return last._replace(path=path, found=found, racy=racy)
-        with _uncollected():
+        with uncollected():
             return cls(path, found, racy, *_understood(data, path, last))
 
     def moved_in(self) -> Text:
@@ -107,18 +105,6 @@ def _understood(
         return document, data, Tasks(document.entries)
     document = rereading.parse(data, path, last.document)
     return document, data, last.tasks.with_entries(document.entries)
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Python's collector of cycles waits: a large queue would call it in vain, again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _bytes(fd: int, size: int) -> bytes:

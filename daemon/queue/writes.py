@@ -12,7 +12,7 @@ from daemon import lifecycle
 from daemon.errors import LeaseLost, RolecallError
 from daemon.index import Entry, Tasks
 from daemon.model import Lease, Move, Outcome, Result
-from daemon.queue import folder, lock, rows, settling
+from daemon.queue import folder, intake, lock, rows, settling
 from daemon.queue.session import Between, Unwritable
 from daemon.queue.update import Update
 
@@ -158,9 +158,12 @@ class Writes:
     def _drafted(self, lease: Lease, result: Result) -> tuple[Draft, Entry, Lease]:
         """What to change, the task in it, and the lease with what a person wishes by now."""
         known = self._known.get((lease.task_id, lease.token))
-        if result.add_tasks:  # they have to fit into the whole queue
-            _, tasks, leases, rows_ = self.tables.seen()
+        if result.add_tasks:  # they have to fit into what is there
+            near = {lease.task_id, *intake.named(result.add_tasks)}
+            _, tasks, leases, rows_ = self.tables.near(near)
             draft = Draft(tasks, leases, rows_)
+            now = leases.get(lease.task_id, lease)
+            lease = lease._replace(wish=now.wish, wished_by=now.wished_by)
         else:
             if known is None:
                 known, lease = self._seen(lease)

@@ -88,6 +88,20 @@ def test_an_attempt_is_asked_and_settles_so(
     assert queue.live() == []
 
 
+def test_what_an_attempt_would_add_keeps_no_wish_from_it(backend: Backend) -> None:
+    """Asked after its last renewal: it finds the wish as it settles, whatever it brings.
+
+    Broken once by looking at all of a database for the new tasks, and not at the lease among it.
+    """
+    backend.fill(ready("T1"))
+    queue = backend.open()
+    lease = claimed(queue).lease
+    asking.cancel(backend.open(), "T1", ANN)
+    move = queue.settle(lease, Result(Outcome.SUCCESS, add_tasks=({"id": "N"},)))[0]
+    assert (move.target, move.why) == ("cancelled", f"cancelled by {ANN}")
+    assert len(backend.document()["tasks"]) == 1
+
+
 @pytest.mark.parametrize("wish", ["cancel", "release"])
 def test_a_dead_attempt_is_recovered_as_was_asked(backend: Backend, wish: str) -> None:
     """Whoever recovers it, the person's wish holds: it is no error, and counts nothing."""

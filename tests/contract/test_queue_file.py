@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -123,7 +123,7 @@ def test_a_planner_s_own_claim_closes_no_story(backend: FileBackend) -> None:
 class Dying(Told):
     """A teller whose process dies before it has told anything."""
 
-    def move(self, move: Move, owner: str = "") -> None:  # noqa: ARG002  # as it is called
+    def tell(self, moves: Sequence[Move], owner: str = "") -> None:  # noqa: ARG002  # as it is called
         os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -131,6 +131,25 @@ def test_a_ready_host(doctor: Doctor, fay: str) -> None:
     assert queue == Finding("queue", "ok", f"0 tasks in {database}")
 
 
+def test_what_is_in_the_queue_is_counted(doctor: Doctor, tmp_path: Path) -> None:
+    """By status, the most first, at any depth, as of a file; what is skipped is told of."""
+    done = {"id": "T2", "status": "done", "subtasks": [{"id": "T3", "status": "done"}]}
+    tasks = [{"id": "T1", "status": "ready"}, done, {"id": "T4"}, {"id": "T5", "status": 7}]
+    file = FileBackend(tmp_path / "file")
+    for strange in ([], [{"id": "../x"}, {"id": "T1"}]):
+        data = json.dumps({"tasks": [*tasks, *strange]})
+        with closing(open_queue(doctor.config._replace(queue=doctor.url))) as queue:
+            queue.load(data.encode(), "a file", replace=True)
+        file.save(data)
+        found = doctor.one("queue")
+        told = found.what.replace(urlsplit(doctor.url).path[1:], str(file.path))
+        assert [found._replace(what=told)] == [
+            each for each in clone.queue(file.config, Local(), "/dev/null") if each.check == "queue"
+        ]
+        assert found.what.split(": ")[1].startswith("2 done, 2 without status, 1 ready")
+        assert found.state == ("warn" if strange else "ok")
+
+
 def test_the_owner_of_the_schema_may_more_than_workers_need(doctor: Doctor) -> None:
     """That works, and is worth a word."""
     found = doctor.look()

@@ -78,6 +78,28 @@ def test_what_can_never_be_satisfied_is_a_problem(
     assert f"T1: {text}" in look(backend).problems
 
 
+@pytest.mark.parametrize(
+    ("needed", "hint"),
+    [
+        (["GONE"], 'invoke queue.add --id GONE --title "...", or invoke queue.cancel T1'),
+        (["S"], "invoke queue.retry S --status needs_plan, or invoke queue.cancel T1"),
+        (["S", "GONE"], 'invoke queue.add --id GONE --title "...", or invoke queue.cancel T1'),
+        (["../x"], "invoke queue.cancel T1, then add it anew"),
+        ("S", "invoke queue.cancel T1, then add it anew"),
+    ],
+    ids=str,
+)
+def test_what_is_never_satisfied_has_a_way_out(
+    backend: FileBackend, needed: Any, hint: str
+) -> None:
+    """The check and the task's own page say what to type."""
+    backend.fill(task("T1", dependencies=needed), task("S", "cancelled", type="Story"))
+    found = look(backend)
+    assert found.find("T1").hint == hint
+    assert f" -> {hint}" in board.check(found, PLAIN)
+    assert f" -> {hint}" in board.show(found, found.find("T1"), PLAIN)
+
+
 def test_a_task_that_depends_on_itself_is_a_cycle(backend: FileBackend) -> None:
     """The shortest cycle there is."""
     backend.fill(task("T1", dependencies=["T1"]))

@@ -78,6 +78,7 @@ def test_what_says_nothing_is_left_out() -> None:
         ([{"id": "N1", "parent": "gone"}], "a parent that is not in the queue: gone"),
         ([{"id": "N1", "dependencies": ["gone"]}], "a dependency that is not in the queue: gone"),
         ([{"id": "N1", "dependencies": "DONE"}], "dependencies that are no list"),
+        ([{"id": "N1", "dependencies": [["DONE"]]}], "dependencies that are no list of ids"),
         ([{"id": "N1", "dependencies": ["GONE"]}], "cancelled, and so never satisfied: GONE"),
         (
             [{"id": "N1", "depends_on": ["DONE"]}],
@@ -101,7 +102,7 @@ def test_what_says_nothing_is_left_out() -> None:
             "each other: N2 -> N2",
         ),
     ],
-    ids=range(26),
+    ids=range(27),
 )
 def test_a_wrong_task_refuses_all(new: list[Any], why: str) -> None:
     """With what is wrong, in words that the next prompt shows to an agent."""

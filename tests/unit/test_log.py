@@ -25,7 +25,7 @@ def test_a_move_is_a_line_and_a_json_object(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The same facts in both files, and on stderr."""
-    Log(str(tmp_path), "builder", "h:builder").move(MOVE)
+    Log(str(tmp_path), "builder", "h:builder").tell([MOVE])
     line = (tmp_path / "builder.log").read_text()
     assert line.endswith("builder T1: ready -> in_progress (attempt 1, token 4, 2.0 s): claimed\n")
     assert capfd.readouterr().err == line
@@ -70,7 +70,7 @@ def test_what_lasts_is_said_once(tmp_path: Path) -> None:
 
 def test_a_move_is_told_in_the_name_of_its_role(tmp_path: Path) -> None:
     """A process of several roles (--once) leaves each role's story in that role's log."""
-    Log(str(tmp_path), "all", "h").move(MOVE)
+    Log(str(tmp_path), "all", "h").tell([MOVE])
     assert " builder T1: " in (tmp_path / "builder.log").read_text()
     assert not (tmp_path / "all.log").exists()
 
@@ -85,6 +85,17 @@ def test_rotates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(len(each.read_text()) for each in tmp_path.glob("builder.log*")) < 500
 
 
+def test_many_moves_are_told_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is a line of its own, whole; the file rotates on the way, and no line is lost by it."""
+    monkeypatch.setattr(log, "ROTATE_BYTES", 40_000)
+    ids = [f"T{number}" for number in range(300)]
+    said = Log(str(tmp_path), "builder", "h", form="none")
+    said.tell([Move(each, "", "", "ready", "imported") for each in ids])
+    parts = [(tmp_path / f"events.jsonl{end}").read_text() for end in (".1", "")]
+    assert [json.loads(line)["task"] for part in parts for line in part.splitlines()] == ids
+    assert len((tmp_path / "builder.log").read_text().splitlines()) == len(ids)
+
+
 def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     """Logging is never the reason for a worker to end."""
     (tmp_path / "file").write_text("")
@@ -94,7 +105,7 @@ def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
 def test_a_new_task_comes_from_nowhere(tmp_path: Path) -> None:
     """Every event of a task has the keys ``from`` and ``to``; a dead one's is told in its name."""
     said = Log(str(tmp_path), "builder", "h")
-    said.move(Move("T1", "", "", "ready", "added"), "the dead")
+    said.tell([Move("T1", "", "", "ready", "added")], "the dead")
     event = json.loads((tmp_path / "events.jsonl").read_text())
     assert (event["task"], event["from"], event["to"], event["owner"]) == (
         "T1",
@@ -273,6 +284,6 @@ def test_a_journal_that_does_not_read_stops_nobody(
         said = Log(str(tmp_path), "builder", "h", form="none", unit="agent-builder.service")
         count = 1000
         for _ in range(count):
-            said.move(MOVE)
+            said.tell([MOVE])
     told = (tmp_path / "events.jsonl").read_text().splitlines()
     assert 0 < len(told) < count

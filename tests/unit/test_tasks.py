@@ -326,6 +326,22 @@ def test_a_queue_out_and_in(operator: Operator, tmp_path: Path) -> None:
     assert operator.queue.read_bytes() == out.read_bytes()
 
 
+def test_an_import_is_told_task_by_task(operator: Operator, tmp_path: Path) -> None:
+    """All of them in order in the events, each in the log of the role whose story it is."""
+    statuses = ["ready", "done", "testing", "ready", "needs_adapt", "ready"]
+    tasks = [{"id": f"T{n}", "status": status} for n, status in enumerate(statuses)]
+    (tmp_path / "more.json").write_text(json.dumps({"tasks": tasks}))
+    assert operator.invoke("queue.import", str(tmp_path / "more.json")).returncode == 0
+    logs = operator.workspace / ".agent-daemon-logs"
+    events = [json.loads(line) for line in (logs / "events.jsonl").read_text().splitlines()]
+    assert [(each["task"], each["to"]) for each in events] == [
+        (each["id"], each["status"]) for each in tasks
+    ]
+    for role, ids in (("builder", "T0 T3 T5"), ("tester", "T2"), ("refiner", "T4")):
+        lines = (logs / f"{role}.log").read_text().splitlines()
+        assert [line.split()[2] for line in lines] == [f"{each}:" for each in ids.split()]
+
+
 def test_the_list_is_filtered(operator: Operator) -> None:
     """By status, role, type and standing; a word that nothing has is an error with a hint."""
     operator.write_queue(
