@@ -78,9 +78,10 @@ demo: setup
 bench: setup
 	@$(BIN)/python -m tests.bench
 
-# As long as SECONDS says; SEED (it is printed) makes the same choices again.
-soak: setup
-	@$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),$(SOAK_SECONDS),60) $(if $(SEED),--seed $(SEED))
+# As long as SECONDS says; SEED (it is printed) makes the same choices again. QUEUE=postgres: on a server.
+soak: setup $(if $(filter postgres,$(call typed,QUEUE)),postgres pgserver)
+	@$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),$(SOAK_SECONDS),60) $(if $(SEED),--seed $(SEED)) \
+	  --queue $(or $(call typed,QUEUE),file)
 
 # After a change of the dependencies in pyproject.toml; needs pip-tools. What several locks name, they
 # name alike: each is made within the bounds of those before it.

@@ -1,34 +1,19 @@
-"""A random killer for as long as you like: ``make soak SECONDS=600 SEED=7``.
-
-Several workers of three roles share one queue. At random moments they, their attempts and agents
-are killed, frozen, told to stop or to leave; leases are removed, the queue is edited by hand and
-saved half-way. All the time the promises are looked at: no task is worked on twice at once, no
-role has more at work than its WIP limit, the queue can be read without a lock. In the end all has
-to be done and nothing left. Prints a table; the exit status is 1 if any promise was broken.
-"""
+"""One soak, whatever the queue is: who is hit, and what is looked at meanwhile and in the end."""
 
 from __future__ import annotations
 
-import argparse
-import fcntl
-import json
-import os
 import random
-import shutil
 import signal
-import sys
-import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from daemon import process, tree
-from daemon.config import load
-from daemon.model import Move
-from daemon.queue.file import FileQueue
+from daemon.model import Lease, Move
+from daemon.queue import Queue
 from tests.workspace import Workspace, wait_for
 
 LIMITS = {"builder": 2, "tester": 2, "integrator": 1}
@@ -36,6 +21,8 @@ HOLDS = {"builder": "in_progress", "tester": "testing", "integrator": "integrati
 WORKERS = ("builder", "builder", "tester", "tester", "integrator")
 KINDS = ("quick", "failing", "forking", "stubborn", "slow")
 UNFINISHED = 8  # tasks that are kept in the queue while the killer is at work
+PARKED = ("P0", "P1", "P2")  # tasks that no role works on
+STATUSES = ("needs_manual", "blocked", "cancelled")  # that a person gives these
 CALM = 120.0  # seconds that all may take to be done once the killing is over
 #: The locks are held until the last process of the attempt is dead. A flock(1) that the killer
 #: happens to hit is no answer.
@@ -76,21 +63,25 @@ class Nobody:
         return
 
 
-class Soak:
-    """One workspace, its workers, and who disturbs them."""
+class Unreadable(Exception):
+    """What an onlooker could not read; the text says why."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.ws, self.random = Workspace(folder), random.Random(seed)  # noqa: S311  # chance
+
+class Soak(ABC):
+    """One workspace, its workers, and who disturbs them. How its queue is disturbed, heirs know."""
+
+    def __init__(self, ws: Workspace, seed: int) -> None:
+        self.ws, self.random = ws, random.Random(seed)  # noqa: S311  # chance
         self.workers: dict[int, Any] = {}
         self.figures: Counter[str] = Counter()
         self.violations: list[str] = []
         self.later: list[tuple[float, Callable[[], object]]] = []
         self.frozen: dict[process.Stat, float] = {}  # until when
-        self.added = 0
-        self.half_written = 0  # odd while it is
+        self.added = self.never_done = 0
+        self.breaks = 0  # of the queue; odd while nobody can read it, by a doing of ours
         self.undone: set[tuple[str, int]] | None = None  # holds that an old buffer may have undone
         self.over = threading.Event()
-        (folder / "marks").mkdir()
+        (ws.path / "marks").mkdir()
         self.ws.write_config(
             **{
                 role: {
@@ -111,8 +102,32 @@ class Soak:
                 for role, limit in LIMITS.items()
             }
         )
-        self.ws.write_queue(*({"id": f"P{n}", "status": "needs_manual"} for n in range(3)))
-        self.queue = FileQueue(load(str(self.ws.config)), teller=Nobody())
+        self.queue = self.made(*({"id": name, "status": "needs_manual"} for name in PARKED))
+
+    # --- what kind of queue it is ----------------------------------------------------------------
+
+    @abstractmethod
+    def made(self, *tasks: dict[str, Any]) -> Queue:
+        """The queue, with these tasks."""
+
+    @abstractmethod
+    def acts(self) -> list[Callable[[], None]]:
+        """What is done to the queue beside the 20 signals; each as often as it is named."""
+
+    @abstractmethod
+    def seen(self) -> dict[str, str]:
+        """The statuses of its tasks, as an onlooker finds them. Raises Unreadable."""
+
+    @abstractmethod
+    def leases(self) -> list[Lease]:
+        """Those that there are; while the queue is broken, those of before."""
+
+    def remains(self) -> list[str]:
+        """What the queue has left that nobody needs any more."""
+        return []
+
+    def is_broken(self) -> bool:
+        return self.breaks % 2 == 1
 
     # --- what is looked at all the time ----------------------------------------------------------
 
@@ -120,20 +135,26 @@ class Soak:
         """Read the queue without a lock, again and again, and compare it with what is promised."""
         while not self.over.wait(0.002):
             self.thaw()
-            before = self.half_written
+            before = self.breaks
+            if self.is_broken():
+                continue
             try:
-                tasks = json.loads(self.ws.queue.read_bytes())["tasks"]
-            except (OSError, ValueError) as error:
-                if before % 2 == 0 and before == self.half_written:
+                tasks = self.seen()
+            except Unreadable as error:
+                if before == self.breaks:
                     self.violations.append(f"the queue could not be read: {error}")
                 continue
             self.figures["reads without a lock"] += 1
-            at_work = Counter(task["status"] for task in tasks)
-            full = [role for role, n in LIMITS.items() if at_work[HOLDS[role]] > n]
-            if self.undone is None:
-                self.violations += [f"{role}: more tasks than its WIP limit" for role in full]
-            elif not full and not self.undone & set(self.leases()):
-                self.undone = None
+            self.compare(tasks)
+
+    def compare(self, tasks: dict[str, str]) -> None:
+        """Whether what an onlooker saw is as promised."""
+        at_work = Counter(tasks.values())
+        full = [role for role, n in LIMITS.items() if at_work[HOLDS[role]] > n]
+        if self.undone is None:
+            self.violations += [f"{role}: more tasks than its WIP limit" for role in full]
+        elif not full and not self.undone & self.holds():
+            self.undone = None
 
     def thaw(self) -> None:
         """Let go on who was frozen for long enough: the killer itself may wait for its lock."""
@@ -156,18 +177,18 @@ class Soak:
 
     # --- who can be hit --------------------------------------------------------------------------
 
-    def leases(self) -> list[tuple[str, int]]:
-        return [(each.task_id, each.token) for each in self.queue.leases.every().leases.values()]
+    def holds(self) -> set[tuple[str, int]]:
+        return {(lease.task_id, lease.token) for lease in self.leases()}
 
     def worker(self) -> process.Stat | None:
         return self.one_of(list(self.workers))
 
     def attempt(self) -> process.Stat | None:
-        every = self.queue.leases.every().leases.values()
-        return self.one_of([lease.pid for lease in every if lease.pid not in self.workers])
+        every = [lease.pid for lease in self.leases()]
+        return self.one_of([pid for pid in every if pid not in self.workers])
 
     def agent(self) -> process.Stat | None:
-        attempts = {lease.pid for lease in self.queue.leases.every().leases.values()}
+        attempts = {lease.pid for lease in self.leases()}
         return self.one_of([pid for pid in self.ws.tree() if pid not in attempts])
 
     def one_of(self, pids: list[int]) -> process.Stat | None:
@@ -187,73 +208,6 @@ class Soak:
             if name == "STOP":
                 self.frozen[target] = time.monotonic() + self.random.choice([0.1, 0.5, 5.0])
 
-    def remove_a_lease(self) -> None:
-        """Remove a lease; not while holds are undone, for then nothing bars a second attempt."""
-        found = self.leases()
-        if found and self.undone is None:
-            path = self.ws.path / ".leases" / f"{self.random.choice(found)[0]}.json"
-            path.unlink(missing_ok=True)
-            self.figures["leases removed"] += 1
-
-    def edit_by_hand(self) -> None:
-        """Change the status of a task that no role works on."""
-        if self.is_half_written():
-            return
-        with self.locked():
-            document = self.ws.document()
-            task = self.random.choice(document["tasks"][:3])
-            task["status"] = self.random.choice(["needs_manual", "blocked", "cancelled"])
-            task["blocker"] = "a person"
-            self.ws.write_queue(*document["tasks"])
-        self.figures["edits by hand"] += 1
-
-    def save_an_old_buffer(self) -> None:
-        """Save the whole file as it was some moments ago, without a lock."""
-        if self.undone is None and not self.is_half_written():
-            text = self.ws.queue.read_text()
-            self.later.append(
-                (time.monotonic() + self.random.uniform(0, 0.3), lambda: self.save(text))
-            )
-
-    def save(self, text: str) -> None:
-        before = set(self.leases())
-        self.undone = before
-        if self.is_half_written():
-            return
-        aside = self.ws.queue.with_suffix(".mine")
-        aside.write_text(text)
-        aside.rename(self.ws.queue)
-        self.undone = before | set(self.leases())
-        self.figures["old buffers saved"] += 1
-
-    def save_half(self) -> None:
-        """Leave the file half-written for a moment. Nobody of ours writes it meanwhile."""
-        if self.is_half_written():
-            return
-        with self.locked():
-            text = self.ws.queue.read_text()
-            self.half_written += 1
-            self.ws.queue.write_text(text[: len(text) // 2])
-        self.later.append(
-            (time.monotonic() + self.random.uniform(0.1, 0.5), lambda: self.mend(text))
-        )
-
-    def mend(self, text: str) -> None:
-        self.ws.queue.write_text(text)
-        self.half_written += 1
-        self.figures["half-written saves"] += 1
-
-    def is_half_written(self) -> bool:
-        return self.half_written % 2 == 1
-
-    def locked(self) -> Any:
-        """The queue's lock, as a careful person takes it with flock(1)."""
-        path = self.ws.path / ".locks" / "queue.lock"
-        path.parent.mkdir(exist_ok=True)
-        file = path.open("a")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        return file
-
     # --- what goes on ----------------------------------------------------------------------------
 
     def keep_workers(self) -> None:
@@ -272,10 +226,9 @@ class Soak:
 
     def feed(self) -> None:
         """Keep so many unfinished tasks in the queue."""
-        if self.is_half_written():
+        if self.is_broken():
             return
-        done = sum(task["status"] == "done" for task in self.ws.document()["tasks"])
-        new = UNFINISHED - (self.added - done)
+        new = UNFINISHED - len(self.unfinished())
         tasks = [
             {"id": f"T{self.added + n}-{self.random.choice(KINDS)}", "status": "ready"}
             for n in range(new)
@@ -302,11 +255,14 @@ class Soak:
             self.over.set()
             watcher.join()
             self.do_what_is_due(all_of_it=True)
-            self.ws.end()
+            self.end()
+
+    def end(self) -> None:
+        """Nothing of it runs any more."""
+        self.ws.end()
 
     def disturb(self, until: float) -> None:
-        acts = [self.signal] * 20 + [self.edit_by_hand] * 4 + [self.remove_a_lease] * 2
-        acts += [self.save_half, self.save_an_old_buffer]
+        acts = [self.signal] * 20 + self.acts()
         feed_at = act_at = 0.0
         while (now := time.monotonic()) < until:
             self.keep_workers()
@@ -328,7 +284,9 @@ class Soak:
             self.keep_workers()
             self.look_at_agents()
             time.sleep(0.05)
-        self.violations += [f"never done: {task}" for task in self.unfinished()]
+        never = self.unfinished()
+        self.never_done = len(never)
+        self.violations += [f"never done: {task}" for task in never]
         workers = [started for _, started in self.workers.values()]
         wait_for(lambda: all(map(is_ready, workers)), "the workers are ready")
         for started in workers:
@@ -336,52 +294,39 @@ class Soak:
         statuses = [started.wait(30) for started in workers]
         self.violations += [f"a worker ended with {status}" for status in statuses if status]
         self.violations += [f"left: {each}" for each in self.left()]
+        self.violations += [f"twice: {each}" for each, n in Counter(self.begun()).items() if n > 1]
         self.look_at_agents()
 
-    def unfinished(self) -> list[Any]:
-        every = self.ws.document()["tasks"][3:]
-        return [task for task in every if task["status"] != "done"]
+    def unfinished(self) -> list[str]:
+        return [
+            f"{name} ({status})"
+            for name, status in self.seen().items()
+            if status != "done" and name not in PARKED
+        ]
 
     def left(self) -> list[str]:
         """Processes and files that nobody needs any more, and words that nobody should see."""
         found = [f"process {pid}" for pid in self.ws.tree()]
-        found += [f".leases/{name}" for name in self.ws.leases()]
-        found += [name for name in os.listdir(self.ws.queue.parent) if name != self.ws.queue.name]
+        found += [f"the lease of {lease.task_id}" for lease in self.leases()]
+        found += self.remains()
         found += [line for line in self.ws.log().splitlines() if line.startswith("Traceback")]
         return found
 
+    def runs(self) -> list[str]:
+        """What agents wrote of themselves."""
+        return (self.ws.path / "runs").read_text().splitlines()
+
+    def begun(self) -> list[str]:
+        """The attempts whose agents began; none has two."""
+        return [line for line in self.runs() if line.startswith("begin")]
+
     def table(self) -> str:
-        runs = (self.ws.path / "runs").read_text().split("\n")
         rows = [*sorted(self.figures.items())]
         rows += [
             ("tasks added", self.added),
-            ("tasks done", self.added - len(self.unfinished())),
-            ("attempts whose agent began", sum(line.startswith("begin") for line in runs)),
-            ("agents that came to their own end", sum(line.startswith("end") for line in runs)),
+            ("tasks done", self.added - self.never_done),
+            ("attempts whose agent began", len(self.begun())),
+            ("agents that came to their own end", len(self.runs()) - len(self.begun())),
             ("violations", len(self.violations)),
         ]
         return "\n".join(f"| {name:<34} | {number:>7} |" for name, number in rows)
-
-
-def main() -> int:
-    """Run one soak in a folder of its own."""
-    parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(3)))
-    given = parser.parse_args()
-    print(f"seed {given.seed}, {given.seconds:g} s", flush=True)
-    folder = Path(tempfile.mkdtemp(prefix="soak-"))
-    soak = Soak(folder, given.seed)
-    soak.run(given.seconds)
-    print(soak.table())
-    for each in soak.violations[:50]:
-        print(f"violated: {each}")
-    if soak.violations:
-        print(f"kept for you to look at: {folder}")
-        return 1
-    shutil.rmtree(folder)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
