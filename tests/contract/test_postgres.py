@@ -508,7 +508,7 @@ WRITES = [
     "DELETE FROM rolecall.needs",
     "DELETE FROM rolecall.family",
     "SELECT rolecall.move(1, 'T1', 'ready', 'done')",
-    "SELECT rolecall.put(1, 0, '{}', NULL)",
+    "SELECT rolecall.put(1, '{}')",
     "SELECT rolecall.append('[]', '{}')",
     "SELECT rolecall.put_behind('[]', '{}')",
     "SELECT rolecall.move_on(true, true)",

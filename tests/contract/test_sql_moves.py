@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from daemon import lifecycle
 from daemon.errors import LeaseLost, RolecallError
 from daemon.index import Entry, Tasks, status_of
-from daemon.model import Claim, Lease, Outcome, Result, format_time
+from daemon.model import Claim, Lease, Outcome, Result, format_time, is_task_id
 from daemon.queue import Queue, asking, rows
 from daemon.queue.jsontext import flat
 from tests.model import ENDED, TABLE
@@ -117,8 +117,9 @@ def counted(found: Tasks) -> Iterator[tuple[Any, ...]]:
     usable = {name: status_of(entry.task) for name, entry in found.by_id.items()}
     for entry in found.every:
         needed = lifecycle.dependencies(entry.task)
-        waiting = len(needed) - len(plain(needed))
-        waiting += sum(usable.get(each) not in lifecycle.SATISFIED for each in {*plain(needed)})
+        ids = [each for each in needed if is_task_id(each)]
+        waiting = len(needed) - len(ids)
+        waiting += sum(usable.get(each) not in lifecycle.SATISFIED for each in {*ids})
         name = entry.task["id"] if found.is_usable(entry) else None
         family = lifecycle.children(found, {name})[name] if name else []
         children = [status_of(child.task) for child in family]

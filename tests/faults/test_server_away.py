@@ -89,7 +89,7 @@ def test_an_attempt_that_cannot_renew_ends_its_tree_before_its_lease_does(
     Broken once by waiting ANSWER for each renewal; and once by an error for what was nobody's
     fault.
     """
-    ws = make(server, way, HELD)
+    ws = make(server, way, HELD, interval=600)
     if when == "in a renewal":  # the first one follows the agent's start
         way.at("renew", lambda: way.swallowed.add("down"))
     ws.add(TASK)
