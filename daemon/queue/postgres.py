@@ -168,8 +168,6 @@ class PostgresQueue:
         [[[soonest]]] = self.tables.ask(Call(SOONEST, (rules.claims,)))
         if soonest is not None:
             times.append(now + soonest)
-        if role in self.winning.again:
-            times.append(now + self.winning.again[role])
         # A lease that is given out later may run out before our interval does.
         shortest = min(each.lease_ttl for each in self.config.roles.values())
         if shortest < self.config.roles[role].interval:

@@ -16,7 +16,6 @@ from daemon.queue.writes import Known, moved
 if TYPE_CHECKING:
     from daemon.queue.postgres import PostgresQueue
 
-AGAIN, LONGEST = 1.0, 60.0  # seconds until a look that writers under way made unsure is repeated
 OWN = 1000  # claims that are remembered as known to their process
 CLAIM: str = """SELECT * FROM rolecall.claim(
     $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"""
@@ -25,7 +24,6 @@ CLAIM: str = """SELECT * FROM rolecall.claim(
 class Found(NamedTuple):
     """The server's answer to a claim; without a document, nothing was won."""
 
-    again: bool
     place: int
     document: str | None
     ours: dict[str, Any]
@@ -46,8 +44,6 @@ class Winning:
         self.machine, self.memory = queue.machine, queue.memory
         self.writes = queue.writes
         self.passed: tuple[str, ...] = ()
-        #: Of the roles that have to look again soon: in how many seconds.
-        self.again: dict[str, float] = {}
         #: Claims of this process that came back to it, the last ones.
         self._mine: dict[tuple[str, int], None] = {}
         self._claimed_at = 0.0  # of ``boottime``
@@ -74,7 +70,6 @@ class Winning:
             found = Found(
                 *self.session.call(CLAIM, self._asked(role, owner, ignore_wip, passed))[0]
             )
-            self._wait(role, found)
             claim = self._won(role, owner, found)
             if claim is None:
                 self._in_doubt = False
@@ -95,13 +90,6 @@ class Winning:
                 continue
             self.queue.tell(prepared.moves)
             return prepared
-
-    def _wait(self, role: str, found: Found) -> None:
-        """Wait less long where others were writing: their ends may concern us, and not be told."""
-        if found.again:
-            self.again[role] = min(2 * self.again.get(role, AGAIN / 2), LONGEST)
-        else:
-            self.again.pop(role, None)
 
     def _asked(self, role: str, owner: str, ignore_wip: bool, passed: Sequence[str]) -> list[Any]:  # noqa: FBT001  # passed on
         rules, own, me = self.machine.roles[role], self.queue.config.roles[role], self.queue.me
@@ -127,7 +115,7 @@ class Winning:
 
     def _won(self, role: str, owner: str, found: Found) -> Claim | None:
         """What the server's answer to a claim says; its folder is not made yet."""
-        _, place, document, ours, token, version, attempt, started, source, moves, moment = found
+        place, document, ours, token, version, attempt, started, source, moves, moment = found
         if document is None:
             return None
         (entry, *_), _ = rows.together(self.tables.family(place, document, ours))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,3 +132,43 @@ def test_what_moves_by_itself_has_no_end(backend: PostgresBackend) -> None:
     assert moved == {f"B{i}" for i in range(many)}
     statuses = {task["status"] for task in backend.document()["tasks"]}
     assert statuses == {"done", "ready", "needs_manual"}
+
+
+def test_nobody_is_told_where_nobody_waits(backend: PostgresBackend) -> None:
+    """Who notifies commits one after the other. Broken once by telling whenever anything moves."""
+    backend.fill(READY)
+    backend.sql('LISTEN "rolecall.ready"')  # nobody of ours
+    queue = backend.open()
+    claim = queue.claim("builder", "me")
+    assert claim is not None
+    queue.settle(claim.lease, Result(Outcome.RELEASED))
+    assert list(backend.hand.notifies(timeout=0)) == []
+    queue.watch(["builder"])
+    assert queue.claim("builder", "me") is not None
+    other = backend.open(FAR)
+    other.add([{"id": "T2", "status": "ready"}])
+    assert [each.channel for each in backend.hand.notifies(timeout=0)] == ["rolecall.ready"]
+
+
+def test_who_begins_to_wait_sees_what_others_were_writing(
+    backend: PostgresBackend, forked: Callable[[Callable[[], object]], int]
+) -> None:
+    """They tell nobody, for nobody waited: so their end is waited for.
+
+    Broken once by not doing so.
+    """
+    backend.fill({"id": "T1", "status": "testing"})
+    ((place, version),) = backend.sql("SELECT place, version FROM rolecall.task")
+    change = {"place": place, "version": version, "status": "ready", "attempts": 0, "ours": {}}
+
+    def look() -> None:
+        queue = backend.open()
+        queue.watch(["builder"])
+        assert queue.claim("builder", "me") is not None
+
+    with backend.hand.transaction():
+        query = "SELECT became FROM rolecall.change(%s, '[]', '{}', true, true)"
+        assert backend.sql(query, json.dumps([change])) == [("settled",)]
+        pid = forked(look)
+        wait_for(lambda: backend.is_met(pid), "the one who begins to wait")
+    assert os.waitpid(pid, 0)[1] == 0

@@ -27,6 +27,11 @@ revoke execute on all functions in schema rolecall from public;
 grant usage on schema rolecall to rolecall_worker, rolecall_operator;
 grant select on all tables in schema rolecall to rolecall_worker, rolecall_operator;
 """
+OLD = """\
+create function rolecall.older() returns trigger language plpgsql as
+$$ begin raise exception 'an older one'; end $$;
+create trigger older before update on rolecall.task for each row execute function rolecall.older();
+"""
 BRIEF = Patience(lock=0.1, pause=0.0, tries=2)
 Folder = Callable[..., str]
 
@@ -68,6 +73,28 @@ def test_each_migration_is_applied_once(connection: Connection[Any], folder: Fol
     assert connection.execute("select id, rolecall.work() from rolecall.task").fetchall() == [
         ("T1", 1)
     ]
+
+
+def test_functions_are_those_of_the_newest_version(
+    connection: Connection[Any], folder: Folder
+) -> None:
+    """Those of an older one are gone, and with them what hung on them; the tables stay."""
+    old = Path(folder(Path(migrating.SQL, "001.sql").read_text(), grants=""))
+    (old / "functions.sql").write_text(OLD)
+    migrating.migrate(connection, str(old))
+    connection.execute(
+        "insert into rolecall.task (place, id, document, status, start, stuck)"
+        " values (1, 'T1', '{}', 'ready', 'ready', false)"
+    )
+    with pytest.raises(errors.RaiseException, match="an older one"):
+        connection.execute("update rolecall.task set status = 'done'")
+    migrating.migrate(connection)
+    assert migrating.version(connection) == migrating.newest()
+    assert connection.execute("select to_regproc('rolecall.older')").fetchone() == (None,)
+    connection.execute("update rolecall.task set status = 'done'")
+    row = connection.execute("select status, version from rolecall.task").fetchone()
+    assert row == ("done", 1)  # by the new trigger
+    assert migrating.migrate(connection) == []
 
 
 def test_two_at_once_do_nothing_twice(database: str, folder: Folder) -> None:

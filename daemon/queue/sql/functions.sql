@@ -29,11 +29,17 @@ LANGUAGE sql IMMUTABLE AS $$ SELECT status IN ('done', 'completed', 'cancelled')
 CREATE FUNCTION rolecall.waiting(status text) RETURNS bigint
 LANGUAGE sql IMMUTABLE AS $$ SELECT hashtextextended('rolecall waits ' || status, 0) $$;
 
--- From now on, this session waits for these. It LISTENs already, and looks afterwards.
+-- And whoever may tell them holds this one, shared, until its transaction has ended.
+CREATE FUNCTION rolecall.telling() RETURNS bigint
+LANGUAGE sql IMMUTABLE AS $$ SELECT hashtextextended('rolecall tells', 0) $$;
+
+-- From now on, this session waits for tasks of these statuses: it LISTENs already, and looks next.
 CREATE FUNCTION rolecall.await(statuses text[]) RETURNS void
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM pg_advisory_lock_shared(rolecall.waiting(status)) FROM unnest(statuses) status;
+    -- Who began before and does not know of it has ended now, so that the look sees what was done.
+    PERFORM pg_advisory_xact_lock(rolecall.telling());
 END $$;
 
 CREATE FUNCTION rolecall.is_awaited(status text) RETURNS boolean
@@ -43,15 +49,17 @@ LANGUAGE sql VOLATILE AS $$
 $$;
 
 -- Tell those who wait that tasks of this status may be claimable now, or that there may be room. Only
--- where there are any: transactions that notify commit one after the other. Called behind a write of
--- the transaction: whoever begins to wait later finds it under way (see claim's ``again``).
+-- where there are any: transactions that notify commit one after the other.
 CREATE FUNCTION rolecall.tell(status text) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
     IF rolecall.is_awaited(status) THEN
-        PERFORM pg_notify(('rolecall.' || status)::name::text, '');  -- as LISTEN cuts it
+        PERFORM rolecall.notify(status);
     END IF;
 END $$;
+
+CREATE FUNCTION rolecall.notify(status text) RETURNS void
+LANGUAGE sql AS $$ SELECT pg_notify(('rolecall.' || status)::name::text, '') $$;  -- as LISTEN cuts it
 
 -- What a change of a task's status means to those who wait for it, and to its parents.
 CREATE FUNCTION rolecall.follow(at bigint, an_id text, old_status text, new_status text) RETURNS void
@@ -80,6 +88,9 @@ BEGIN
             UPDATE rolecall.task
             SET open_children = open_children - over, good_children = good_children + more
             WHERE place = each.place;
+            -- A claim passes over what is locked just now.
+            PERFORM rolecall.tell(t.status) FROM rolecall.task t
+            WHERE t.place = each.place AND t.free AND t.owner IS NULL;
         END LOOP;
     END IF;
 END $$;
@@ -95,8 +106,9 @@ BEGIN
         owner = NULL, role = NULL, host = NULL, started_at = NULL, ttl = NULL,
         heartbeat_at = NULL, lease = NULL, wish = NULL, wished_by = NULL
     WHERE place = NEW.place;
+    PERFORM pg_advisory_xact_lock_shared(rolecall.telling());
     PERFORM rolecall.follow(NEW.place, NEW.id, OLD.status, NEW.status);
-    PERFORM rolecall.tell(each) FROM unnest(ARRAY[OLD.status, NEW.status]) each;
+    PERFORM rolecall.notify(each) FROM unnest(ARRAY[OLD.status, NEW.status]) each;
     RETURN NULL;
 END $$;
 
@@ -118,6 +130,9 @@ BEGIN
         OR EXISTS (
             SELECT FROM rolecall.task WHERE status = 'planning_complete' AND open_children = 0
                 AND good_children > 0 AND id IS NOT NULL AND close_stories);
+    IF more THEN
+        PERFORM pg_advisory_xact_lock_shared(rolecall.telling());
+    END IF;
     WHILE more AND cardinality(moves) < 500 LOOP
         more := false;
         FOR each IN
@@ -156,28 +171,38 @@ BEGIN
     PERFORM rolecall.tell(target);
 END $$;
 
--- The first task, by priority, of any of these statuses; locked, like the first of each of the others.
+-- The first task, by priority, of any of these statuses, which is locked then.
 CREATE FUNCTION rolecall.first_of(statuses text[], clock timestamptz, but_not text[]) RETURNS bigint
 LANGUAGE plpgsql AS $$
+DECLARE
+    best record;
+    passed text[] := but_not;
 BEGIN
-    RETURN (SELECT first.place FROM unnest(statuses) each, LATERAL (
-            SELECT t.place, t.priority FROM rolecall.task t
+    LOOP
+        SELECT first.place, first.id, first.status INTO best FROM unnest(statuses) each, LATERAL (
+            SELECT t.place, t.id, t.status, t.priority FROM rolecall.task t
             WHERE t.status = each AND t.free AND t.owner IS NULL
-                AND (t.free_at IS NULL OR t.free_at <= clock) AND t.id <> ALL (but_not)
-            ORDER BY t.status, t.free, t.priority, t.place LIMIT 1 FOR UPDATE SKIP LOCKED
+                AND (t.free_at IS NULL OR t.free_at <= clock) AND t.id <> ALL (passed)
+            ORDER BY t.status, t.free, t.priority, t.place LIMIT 1
         ) first
-        ORDER BY first.priority, first.place LIMIT 1);
+        ORDER BY first.priority, first.place LIMIT 1;
+        EXIT WHEN best.place IS NULL;
+        PERFORM FROM rolecall.task t
+        WHERE t.place = best.place AND t.status = best.status AND t.free AND t.owner IS NULL
+            AND (t.free_at IS NULL OR t.free_at <= clock) FOR UPDATE SKIP LOCKED;
+        EXIT WHEN FOUND;
+        passed := passed || best.id;
+    END LOOP;
+    RETURN best.place;
 END $$;
 
 -- Win the role's next task. One at a time of those that hold in the same status: so that the WIP
 -- limit is exact. It need not last before the attempt's take_over, which comes before its agent.
--- ``again``: there is none, but others are writing, of whose ends nobody may be told: those who began
--- before we waited, and those who hold what this look passed over.
 CREATE FUNCTION rolecall.claim(
     a_role text, a_claims text[], a_holds text, a_limit integer, a_slots integer,
     an_owner text, a_host text, a_ttl double precision, a_lease jsonb, but_not text[],
     ignore_wip boolean, unblock boolean, close_stories boolean,
-    OUT again boolean, OUT place bigint, OUT document text, OUT ours jsonb, OUT token bigint, OUT version bigint,
+    OUT place bigint, OUT document text, OUT ours jsonb, OUT token bigint, OUT version bigint,
     OUT attempt bigint, OUT started_at text, OUT source text, OUT moves jsonb, OUT moment double precision
 )
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -185,7 +210,6 @@ DECLARE
     clock timestamptz := rolecall.now();
     now_at text := rolecall.in_words(clock);
     most integer;
-    seen pg_snapshot;
     done text[];
 BEGIN
     moves := '[]';
@@ -234,9 +258,7 @@ BEGIN
         INTO place, document, ours, token, version, attempt, started_at, source, moment;
         EXIT WHEN FOUND OR pass = 2;
         moves := rolecall.move_on(unblock, close_stories);
-        seen := pg_current_snapshot();
     END LOOP;
-    again := place IS NULL AND pg_snapshot_xmin(seen) < pg_snapshot_xmax(seen);
 END $$;
 
 -- A claim's token is raised where the host has a run folder of that number already.
@@ -316,12 +338,15 @@ DECLARE
     base bigint := rolecall.put_behind(facts, documents);
 BEGIN
     -- Nobody may move those that are counted below before this is done.
-    PERFORM FROM rolecall.task t WHERE t.id IN (
-        SELECT n.id FROM rolecall.needs n WHERE n.place > base) AND t.place <= base
-    ORDER BY t.place FOR SHARE;
-    PERFORM FROM rolecall.task t JOIN rolecall.family f USING (place)
-    WHERE f.parent IN (SELECT id FROM rolecall.task WHERE place > base) AND t.place <= base
-    ORDER BY t.place FOR SHARE OF t;
+    -- (A claim passes over what is locked just now: those who may claim are told afterwards.)
+    PERFORM rolecall.tell(locked.status) FROM (
+        SELECT t.status FROM rolecall.task t WHERE t.id IN (
+            SELECT n.id FROM rolecall.needs n WHERE n.place > base) AND t.place <= base
+        ORDER BY t.place FOR SHARE) locked;
+    PERFORM rolecall.tell(locked.status) FROM (
+        SELECT t.status FROM rolecall.task t JOIN rolecall.family f USING (place)
+        WHERE f.parent IN (SELECT id FROM rolecall.task WHERE place > base) AND t.place <= base
+        ORDER BY t.place FOR SHARE OF t) locked;
     -- The new ones wait for what is not satisfied, or not there.
     UPDATE rolecall.task t SET waiting = t.waiting + counted.many
     FROM (
@@ -376,7 +401,7 @@ BEGIN
         lease = NULL, wish = NULL, wished_by = NULL
     WHERE t.place = at;
     PERFORM rolecall.follow(at, was.id, was.status, change ->> 'status');
-    PERFORM rolecall.tell(was.status), rolecall.tell(change ->> 'status');
+    PERFORM rolecall.tell(change ->> 'status');
 END $$;
 
 -- Write what an attempt came to. ``how``: own, or for one that is gone died, expired or vanished.
@@ -393,8 +418,10 @@ DECLARE
     at bigint;
     is_kin boolean;  -- others wait for it, or it has a parent
     t record;
+    held text;
 BEGIN
     moves := '[]';
+    held := pg_advisory_xact_lock_shared(rolecall.telling())::text;
     UPDATE rolecall.task w SET
         status = target, attempts = some_attempts, free_at = to_timestamp(a_time),
         settled = (array_prepend(a_write, w.settled))[1:4],
@@ -455,7 +482,9 @@ DECLARE
 BEGIN
     moves := '[]';
     became := 'changed';
+    PERFORM pg_advisory_xact_lock_shared(rolecall.telling());
     FOR each IN SELECT c FROM jsonb_array_elements(changes) c ORDER BY (c ->> 'place')::bigint LOOP
+        PERFORM rolecall.tell(status) FROM rolecall.task WHERE place = (each ->> 'place')::bigint;
         PERFORM FROM rolecall.task
         WHERE place = (each ->> 'place')::bigint AND version = (each ->> 'version')::bigint FOR UPDATE;
         IF NOT FOUND THEN
