@@ -343,7 +343,7 @@ def test_a_worker_in_the_foreground_waits_for_who_may_renew(server: Server, make
 
     Broken once by recovering both, and once by leaving both to a worker that looks again.
     """
-    ws = make(server, None, lease_ttl=600, wip_limit=9)
+    ws = make(server, None, lease_ttl=600, wip_limit=9, backoff={"base": 0, "cap": 0})
     ws.add(TASK, {**TASK, "id": "T2"})
     with ws.opened(me=FAR) as far:
         leases = [claim.lease for _ in range(2) if (claim := far.claim("builder", "far"))]
