@@ -6,6 +6,7 @@ What decides who has a task happens in the server's own functions (``sql/``), by
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -168,6 +169,8 @@ class PostgresQueue:
         [[[soonest]]] = self.tables.ask(Call(SOONEST, (rules.claims,)))
         if soonest is not None:
             times.append(now + soonest)
+        if self.session.unsure < math.inf:
+            times.append(now + self.session.unsure - time.monotonic())
         # A lease that is given out later may run out before our interval does.
         shortest = min(each.lease_ttl for each in self.config.roles.values())
         if shortest < self.config.roles[role].interval:

@@ -101,13 +101,18 @@ def columns(task: dict[str, Any]) -> Facts:
     }
 
 
+def status(task: dict[str, Any]) -> str:
+    """The status that its column holds."""
+    found = status_of(task)
+    return plain(found) if len(found) <= LONGEST else ""
+
+
 def standing(task: dict[str, Any]) -> Facts:
     """Those of them that a settling changes."""
     times = (parse_time(task.get("not_before")), _hand_expiry(task))
     free = max((each for each in times if each is not None), default=None)
-    status = status_of(task)
     return {
-        "status": plain(status) if len(status) <= LONGEST else "",
+        "status": status(task),
         "free_at": None if free is None else min(max(0.0, free), LAST),
         "attempts": lifecycle.attempts_of(task),
     }

@@ -27,6 +27,7 @@ from daemon.queue.database import hint_of
 ANSWER = 10.0  # seconds in which the server has to answer; without one it counts as gone
 CONNECT = 5  # seconds for one address of the server
 FIRST, CAP = 0.2, 5.0  # seconds between tries of what failed, which double
+SURE = 1.0  # seconds until the server is told once more that something is listened for
 AGAIN = 5  # times that a call is made anew which met others' (a deadlock)
 #: Of the session: nobody's defaults may change what a claim sees, or let a lock wait for ever.
 #: Plans are made once, and go by indexes however many tasks there were then; compiling them (jit)
@@ -144,6 +145,7 @@ class Session:
         self.url, self.name, self.greet, self.answer = url, name, greet, answer
         self.channels: set[str] = set()
         self._announced: list[Call] = []
+        self.unsure = math.inf  # when the server is to be told once more, of time.monotonic()
         self.number = 0  # of the connection: how many there were
         self._making: _Making | None = None
         self._owner: psycopg.Connection | None = None  # of the line, which it would close
@@ -324,7 +326,8 @@ class Session:
         if self._line is None and self._inside:
             raise QueueUnreachable("the connection was lost", where=self.url)
         line = self._line or self._connect()
-        if self.channels != self._heard_of and not (self._greeting or self._inside):
+        is_due = self.channels != self._heard_of or time.monotonic() >= self.unsure
+        if is_due and not (self._greeting or self._inside):
             self._listen(line)
         return line
 
@@ -390,8 +393,9 @@ class Session:
             for channel in sorted(self.channels - self._heard_of):
                 name = channel.replace('"', '""')
                 self._asked(line, [Call(f'LISTEN "{name}"')])
-            self._asked(line, self._announced)
+            told = self._asked(line, self._announced)
             self._heard_of = {*self.channels}
+            self.unsure = math.inf if told == [[[True]]] * len(told) else time.monotonic() + SURE
         except Refused as refused:
             raise self._error(refused) from None
 
@@ -411,7 +415,7 @@ class Session:
     def listen(self, channels: Iterable[str], announced: Call) -> None:
         """Be told of these from the next call on, whatever connection it makes.
 
-        ``announced`` is asked behind it, so that the server knows.
+        ``announced`` is asked behind it, so that the server knows: once more, until it says true.
         """
         self.channels |= {*channels}
         self._announced.append(announced)

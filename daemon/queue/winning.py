@@ -16,9 +16,10 @@ from daemon.queue.writes import Known, moved
 if TYPE_CHECKING:
     from daemon.queue.postgres import PostgresQueue
 
+SCHEMA = 2  # the version whose ``claim`` is called here
 OWN = 1000  # claims that are remembered as known to their process
 CLAIM: str = """SELECT * FROM rolecall.claim(
-    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"""
+    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"""
 
 
 class Found(NamedTuple):
@@ -95,6 +96,7 @@ class Winning:
         rules, own, me = self.machine.roles[role], self.queue.config.roles[role], self.queue.me
         self._claimed_at = boottime()
         return [
+            SCHEMA,
             role,
             rules.claims,
             rules.holds,

@@ -202,7 +202,7 @@ class Writes:
             row["version"],
             how,
             lease.pid,
-            entry.task.get("status"),
+            rows.status(entry.task),
             row["status"],
             row["attempts"],
             row["free_at"],

@@ -340,12 +340,33 @@ def test_a_role_takes_the_first_task_of_all_the_statuses_that_it_claims(
         assert move.target == before.task["status"]
 
 
+def test_who_claims_what_has_ended_begins_it_anew(backend: PostgresBackend) -> None:
+    """What depends on it waits again, and its parent counts it as open, until it is settled.
+
+    Broken once: claims told nobody, settlings did.
+    """
+    backend.fill(
+        {"id": "S", "status": "planned"},
+        {"id": "T0", "status": "done", "parent": "S"},
+        {"id": "T1", "status": "ready", "dependencies": ["T0"]},
+    )
+    queue: Any = backend.open()
+    rules = queue.machine.roles["builder"]._replace(claims=("done",), on_success="completed")
+    queue.machine.roles["builder"] = rules
+    claim = queue.claim("builder", "me")
+    check(backend)
+    queue.settle(claim.lease, Result(Outcome.SUCCESS))
+    check(backend)
+    assert backend.sql("SELECT waiting FROM rolecall.task WHERE id = 'T1'") == [(0,)]
+
+
 # --- at once -------------------------------------------------------------------------------------
 
 USERS, TASKS, DEEDS = 6, 40, 40
 
 
-@pytest.mark.parametrize("first", ["the move", "the new one"])
+@pytest.mark.parametrize("is_first", [True, False], ids=["it", "the new one"])
+@pytest.mark.parametrize("how", ["move", "settling"])
 @pytest.mark.parametrize(
     "new",
     [
@@ -358,21 +379,32 @@ def test_a_task_that_comes_while_another_ends_counts_it(
     backend: PostgresBackend,
     forked: Callable[[Callable[[], object]], int],
     new: dict[str, Any],
-    first: str,
+    how: str,
+    *,
+    is_first: bool,
 ) -> None:
-    """Whoever comes second waits for the first one's commit, and sees what it did."""
+    """Whoever comes second waits for the first one's commit, and sees what it did.
+
+    Broken once by a settling that asked who waits for it as it began.
+    """
     backend.fill({"id": "T0", "status": "testing", "parent": "S"})
 
+    ends = {
+        "move": "SELECT rolecall.move(place, id, status, 'done') FROM rolecall.task"
+        " WHERE id = 'T0'",
+        "settling": "SELECT became FROM rolecall.task, rolecall.settle(id, token, '', 'x', version,"
+        " 'own', 0, status, 'done', 0, NULL, '{\"status\": \"done\"}', '[]', '{}', false, false)"
+        " WHERE id = 'T0'",
+    }
+
     def end() -> None:
-        backend.sql(
-            "SELECT rolecall.move(place, id, status, 'done') FROM rolecall.task WHERE id = 'T0'"
-        )
+        backend.sql(ends[how])
 
     def append() -> None:
         made = rows.apart([new])
         backend.sql("SELECT rolecall.append(%s, %s)", json.dumps(made.facts), made.documents)
 
-    one, other = (end, append) if first == "the move" else (append, end)
+    one, other = (end, append) if is_first else (append, end)
     with backend.hand.transaction():
         one()
         pid = forked(other)

@@ -4,10 +4,18 @@
 
 DO $$
 DECLARE
-    each regprocedure;
+    each record;
 BEGIN
-    FOR each IN SELECT oid FROM pg_proc WHERE pronamespace = 'rolecall'::regnamespace LOOP
-        EXECUTE format('DROP FUNCTION IF EXISTS %s CASCADE', each);
+    FOR each IN
+        SELECT tgname FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
+        WHERE tgrelid = 'rolecall.task'::regclass AND pronamespace = 'rolecall'::regnamespace
+    LOOP
+        EXECUTE format('DROP TRIGGER %I ON rolecall.task', each.tgname);
+    END LOOP;
+    FOR each IN
+        SELECT oid::regprocedure AS name FROM pg_proc WHERE pronamespace = 'rolecall'::regnamespace
+    LOOP
+        EXECUTE format('DROP FUNCTION %s', each.name);
     END LOOP;
 END $$;
 
@@ -34,12 +42,20 @@ CREATE FUNCTION rolecall.telling() RETURNS bigint
 LANGUAGE sql IMMUTABLE AS $$ SELECT hashtextextended('rolecall tells', 0) $$;
 
 -- From now on, this session waits for tasks of these statuses: it LISTENs already, and looks next.
-CREATE FUNCTION rolecall.await(statuses text[]) RETURNS void
+-- False, where others have been writing for a second who began before: to be called again soon.
+CREATE FUNCTION rolecall.await(statuses text[]) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM pg_advisory_lock_shared(rolecall.waiting(status)) FROM unnest(statuses) status;
-    -- Who began before and does not know of it has ended now, so that the look sees what was done.
-    PERFORM pg_advisory_xact_lock(rolecall.telling());
+    -- Who does not know of it yet is to end, so that the look sees what was done. (Whoever waited for
+    -- this lock itself would keep others from it.)
+    FOR again IN 1..100 LOOP
+        IF pg_try_advisory_xact_lock(rolecall.telling()) THEN
+            RETURN true;
+        END IF;
+        PERFORM pg_sleep(0.01);
+    END LOOP;
+    RETURN false;
 END $$;
 
 CREATE FUNCTION rolecall.is_awaited(status text) RETURNS boolean
@@ -198,7 +214,9 @@ END $$;
 
 -- Win the role's next task. One at a time of those that hold in the same status: so that the WIP
 -- limit is exact. It need not last before the attempt's take_over, which comes before its agent.
+-- ``a_schema``: the version that the caller knows; one of another is told that there is no such function.
 CREATE FUNCTION rolecall.claim(
+    a_schema integer,
     a_role text, a_claims text[], a_holds text, a_limit integer, a_slots integer,
     an_owner text, a_host text, a_ttl double precision, a_lease jsonb, but_not text[],
     ignore_wip boolean, unblock boolean, close_stories boolean,
@@ -208,57 +226,63 @@ CREATE FUNCTION rolecall.claim(
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     clock timestamptz := rolecall.now();
-    now_at text := rolecall.in_words(clock);
+    an_id text;
     most integer;
     done text[];
 BEGIN
+    IF a_schema <> 2 THEN
+        RAISE undefined_function USING MESSAGE = 'the schema is version 2';
+    END IF;
     moves := '[]';
+    started_at := rolecall.in_words(clock);
+    -- What moves by itself does so first; with all that it waits for, before others wait for us.
+    IF unblock AND EXISTS (
+            SELECT FROM rolecall.task b WHERE b.status = 'blocked' AND b.free AND NOT b.stuck)
+        OR close_stories AND EXISTS (
+            SELECT FROM rolecall.task p WHERE p.status = 'planning_complete' AND p.open_children = 0
+                AND p.good_children > 0 AND p.id IS NOT NULL) THEN
+        moves := rolecall.move_on(unblock, close_stories);
+    END IF;
     -- A SET of the function itself would end before the commit. take_over, which comes before the
     -- agent, waits for the disk, and so makes the claim last.
     SELECT CASE WHEN NOT ignore_wip THEN coalesce((q.wip_limits ->> a_role)::integer, a_limit) END,
         ARRAY[set_config('synchronous_commit', 'off', true),
-            pg_advisory_xact_lock(hashtextextended('rolecall ' || a_holds, 0))::text]
+            pg_advisory_xact_lock(hashtextextended('rolecall holds ' || a_holds, 0))::text]
     INTO most, done FROM rolecall.queue q;
-    FOR pass IN 1..2 LOOP
-        -- Each WHEN and what it asks is only looked at where those above it do not hold.
-        UPDATE rolecall.task t SET
-            status = a_holds, token = t.token + 1, version = t.version + 1,
-            owner = an_owner, role = a_role, host = a_host, started_at = now_at,
-            ttl = a_ttl, heartbeat_at = clock, lease = a_lease, wish = NULL, wished_by = NULL,
-            ours = t.ours || jsonb_build_object(
-                'status', a_holds, 'agent', a_role, 'token', t.token + 1, 'updated_at', now_at,
-                'lease', jsonb_build_object(
-                    'owner', an_owner, 'token', t.token + 1, 'started_at', now_at)
-                    || CASE WHEN cardinality(a_claims) > 1
-                        THEN jsonb_build_object('from', t.status) ELSE '{}' END)
-        WHERE t.place = CASE
-            -- What moves by itself does so first.
-            WHEN pass = 1 AND unblock AND EXISTS (
-                SELECT FROM rolecall.task b WHERE b.status = 'blocked' AND b.free AND NOT b.stuck) THEN NULL
-            WHEN pass = 1 AND close_stories AND EXISTS (
-                SELECT FROM rolecall.task p WHERE p.status = 'planning_complete'
-                    AND p.open_children = 0 AND p.good_children > 0 AND p.id IS NOT NULL) THEN NULL
-            -- No room: tasks in the held status count, with a lease or without.
-            WHEN (SELECT count(*) >= most OR count(*) FILTER (WHERE held.role = a_role
-                    AND held.host = a_host
-                    AND held.heartbeat_at + make_interval(secs => held.ttl) > clock) >= a_slots
-                FROM (SELECT h.role, h.host, h.heartbeat_at, h.ttl FROM rolecall.task h
-                    WHERE h.status = a_holds AND h.owner IS NOT NULL
-                    UNION ALL SELECT NULL, NULL, NULL, NULL FROM rolecall.task h
-                    WHERE h.status = a_holds AND h.owner IS NULL LIMIT most) held) THEN NULL
-            WHEN cardinality(a_claims) > 1 THEN (SELECT rolecall.first_of(a_claims, clock, but_not))
-            ELSE (
-                SELECT c.place FROM rolecall.task c
-                WHERE c.status = a_claims[1] AND c.free AND c.owner IS NULL
-                    AND (c.free_at IS NULL OR c.free_at <= clock) AND c.id <> ALL (but_not)
-                ORDER BY c.status, c.free, c.priority, c.place LIMIT 1 FOR UPDATE SKIP LOCKED)
-            END
-        RETURNING t.place, t.document, t.ours, t.token, t.version, t.attempts + 1, now_at,
-            coalesce(t.ours #>> '{lease,from}', a_claims[1]), extract(epoch FROM clock)
-        INTO place, document, ours, token, version, attempt, started_at, source, moment;
-        EXIT WHEN FOUND OR pass = 2;
-        moves := rolecall.move_on(unblock, close_stories);
-    END LOOP;
+    -- Each WHEN and what it asks is only looked at where those above it do not hold.
+    UPDATE rolecall.task t SET
+        status = a_holds, token = t.token + 1, version = t.version + 1,
+        owner = an_owner, role = a_role, host = a_host, started_at = claim.started_at,
+        ttl = a_ttl, heartbeat_at = clock, lease = a_lease, wish = NULL, wished_by = NULL,
+        ours = t.ours || jsonb_build_object(
+            'status', a_holds, 'agent', a_role, 'token', t.token + 1, 'updated_at', claim.started_at,
+            'lease', jsonb_build_object(
+                'owner', an_owner, 'token', t.token + 1, 'started_at', claim.started_at)
+                || CASE WHEN cardinality(a_claims) > 1
+                    THEN jsonb_build_object('from', t.status) ELSE '{}' END)
+    WHERE t.place = CASE
+        -- No room: tasks in the held status count, with a lease or without.
+        WHEN (SELECT count(*) >= most OR count(*) FILTER (WHERE held.role = a_role
+                AND held.host = a_host
+                AND held.heartbeat_at + make_interval(secs => held.ttl) > clock) >= a_slots
+            FROM (SELECT h.role, h.host, h.heartbeat_at, h.ttl FROM rolecall.task h
+                WHERE h.status = a_holds AND h.owner IS NOT NULL
+                UNION ALL SELECT NULL, NULL, NULL, NULL FROM rolecall.task h
+                WHERE h.status = a_holds AND h.owner IS NULL LIMIT most) held) THEN NULL
+        WHEN cardinality(a_claims) > 1 THEN (SELECT rolecall.first_of(a_claims, clock, but_not))
+        ELSE (
+            SELECT c.place FROM rolecall.task c
+            WHERE c.status = a_claims[1] AND c.free AND c.owner IS NULL
+                AND (c.free_at IS NULL OR c.free_at <= clock) AND c.id <> ALL (but_not)
+            ORDER BY c.status, c.free, c.priority, c.place LIMIT 1 FOR UPDATE SKIP LOCKED)
+        END
+    RETURNING t.place, t.id, t.document, t.ours, t.token, t.version, t.attempts + 1,
+        coalesce(t.ours #>> '{lease,from}', a_claims[1]), extract(epoch FROM clock)
+    INTO place, an_id, document, ours, token, version, attempt, source, moment;
+    IF rolecall.ended(source) THEN
+        PERFORM pg_advisory_xact_lock_shared(rolecall.telling());
+        PERFORM rolecall.follow(place, an_id, source, a_holds);
+    END IF;
 END $$;
 
 -- A claim's token is raised where the host has a run folder of that number already.
@@ -383,6 +407,9 @@ BEGIN
     ) counted
     WHERE t.place = counted.place;
     PERFORM rolecall.tell(s) FROM (
+        SELECT DISTINCT t.status AS s FROM rolecall.task t JOIN rolecall.family f ON f.parent = t.id
+        WHERE f.place > base AND t.place <= base AND t.free AND t.owner IS NULL) parents;
+    PERFORM rolecall.tell(s) FROM (
         SELECT DISTINCT status AS s FROM rolecall.task WHERE place > base) fresh;
 END $$;
 
@@ -416,7 +443,7 @@ CREATE FUNCTION rolecall.settle(
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     at bigint;
-    is_kin boolean;  -- others wait for it, or it has a parent
+    is_kin boolean := false;  -- it ends, and others wait for it, or it has a parent
     t record;
     held text;
 BEGIN
@@ -428,17 +455,22 @@ BEGIN
         ours = w.ours || change, version = w.version + 1,
         owner = NULL, role = NULL, host = NULL, started_at = NULL, ttl = NULL, heartbeat_at = NULL,
         lease = NULL, wish = NULL, wished_by = NULL
-    WHERE w.id = an_id AND w.version = a_version AND w.token = a_token AND CASE how
+    WHERE w.id = an_id AND w.version = a_version AND w.token = a_token AND w.status = source
+        AND CASE how
         WHEN 'own' THEN w.owner IS NULL OR w.started_at = a_start
         WHEN 'vanished' THEN w.owner IS NULL
         WHEN 'died' THEN w.started_at = a_start AND (w.lease ->> 'pid')::bigint = from_pid
         WHEN 'expired' THEN w.started_at = a_start
             AND w.heartbeat_at + make_interval(secs => w.ttl) <= rolecall.now() END
-    RETURNING w.place, EXISTS (SELECT FROM rolecall.needs n WHERE n.id = an_id)
-        OR EXISTS (SELECT FROM rolecall.family f WHERE f.place = w.place)
-    INTO at, is_kin;
+    RETURNING w.place INTO at;
     IF FOUND THEN
         became := 'settled';
+        -- (A question of its own: what others have appended who held the row before is not to be missed.)
+        IF rolecall.ended(source) <> rolecall.ended(target)
+            OR rolecall.satisfied(source) <> rolecall.satisfied(target) THEN
+            is_kin := EXISTS (SELECT FROM rolecall.needs n WHERE n.id = an_id)
+                OR EXISTS (SELECT FROM rolecall.family f WHERE f.place = at);
+        END IF;
         IF is_kin THEN
             PERFORM rolecall.follow(at, an_id, source, target);
         END IF;
@@ -554,3 +586,5 @@ BEGIN
         ON CONFLICT (name) DO UPDATE SET value = excluded.value;
     END IF;
 END $$;
+
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA rolecall FROM PUBLIC;  -- grants.sql says who may
