@@ -16,7 +16,8 @@ import pytest
 from daemon import process
 from daemon.errors import LeaseLost, QueueUnreachable, RolecallError
 from daemon.model import Outcome, Result, format_time
-from daemon.queue import asking, rows, throttle
+from daemon.queue import asking, migrating, rows, throttle
+from daemon.queue.winning import SCHEMA
 from tests.contract.test_queue import claimed, ready
 from tests.queues import FAR, PostgresBackend, Told
 from tests.unit.test_queue_away import worker_of
@@ -598,3 +599,17 @@ def test_an_operator_s_login_does_what_people_do(
     for write in WRITES:
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             operator.sql(write)
+
+
+def test_who_knows_another_schema_claims_nothing(backend: PostgresBackend) -> None:
+    """A session that was there before a migration is told so at its next claim, and greets anew."""
+    assert migrating.newest() == SCHEMA
+    backend.fill({"id": "T1", "status": "ready"})
+    query = (
+        "SELECT place FROM rolecall.claim(%s, 'builder', '{ready}', 'in_progress', 1, 1, 'me',"
+        " 'here', 60, '{}', '{}', false, false, false)"
+    )
+    with pytest.raises(psycopg.errors.UndefinedFunction):
+        backend.sql(query, SCHEMA - 1)
+    ((place,),) = backend.sql(query, SCHEMA)
+    assert place is not None
