@@ -487,7 +487,7 @@ def export(
     limit: str | None = None,
     inventory: str | None = None,
 ) -> None:
-    """Write the queue out as it is, every byte."""
+    """Write the queue out as it is: of a file every byte."""
     from daemon.fleet import here, transfer
 
     for line in transfer.export(here.fleet(inventory, limit).queue_config(workspace), to):
