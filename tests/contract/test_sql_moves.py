@@ -360,6 +360,21 @@ def test_who_claims_what_has_ended_begins_it_anew(backend: PostgresBackend) -> N
     assert backend.sql("SELECT waiting FROM rolecall.task WHERE id = 'T1'") == [(0,)]
 
 
+def test_a_settling_moves_what_a_person_has_made_movable(backend: PostgresBackend) -> None:
+    """Whatever the attempt's own task means to it. Broken once by asking only where it meant much."""
+    backend.fill(
+        {"id": "T0", "status": "ready"},
+        {"id": "S", "status": "planning_complete"},
+        {"id": "T1", "status": "testing", "parent": "S"},
+    )
+    queue = backend.open()
+    claim = queue.claim("builder", "me")
+    assert claim is not None
+    backend.sql("UPDATE rolecall.task SET status = 'done' WHERE id = 'T1'")
+    _, move = queue.settle(claim.lease, Result(Outcome.SUCCESS))
+    assert (move.task_id, move.target) == ("S", "done")
+
+
 # --- at once -------------------------------------------------------------------------------------
 
 USERS, TASKS, DEEDS = 6, 40, 40

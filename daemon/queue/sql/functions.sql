@@ -233,16 +233,9 @@ BEGIN
     IF a_schema <> 2 THEN
         RAISE undefined_function USING MESSAGE = 'the schema is version 2';
     END IF;
-    moves := '[]';
     started_at := rolecall.in_words(clock);
     -- What moves by itself does so first; with all that it waits for, before others wait for us.
-    IF unblock AND EXISTS (
-            SELECT FROM rolecall.task b WHERE b.status = 'blocked' AND b.free AND NOT b.stuck)
-        OR close_stories AND EXISTS (
-            SELECT FROM rolecall.task p WHERE p.status = 'planning_complete' AND p.open_children = 0
-                AND p.good_children > 0 AND p.id IS NOT NULL) THEN
-        moves := rolecall.move_on(unblock, close_stories);
-    END IF;
+    moves := rolecall.move_on(unblock, close_stories);
     -- A SET of the function itself would end before the commit. take_over, which comes before the
     -- agent, waits for the disk, and so makes the claim last.
     SELECT CASE WHEN NOT ignore_wip THEN coalesce((q.wip_limits ->> a_role)::integer, a_limit) END,
@@ -481,9 +474,7 @@ BEGIN
         IF facts <> '[]' THEN
             PERFORM rolecall.append(facts, documents);
         END IF;
-        IF is_kin OR facts <> '[]' OR target IN ('blocked', 'planning_complete') THEN
-            moves := rolecall.move_on(unblock, close_stories);
-        END IF;
+        moves := rolecall.move_on(unblock, close_stories);
         RETURN;
     END IF;
     SELECT place, status, token, settled, owner, started_at, ttl, heartbeat_at, lease
