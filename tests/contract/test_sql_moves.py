@@ -361,7 +361,10 @@ def test_who_claims_what_has_ended_begins_it_anew(backend: PostgresBackend) -> N
 
 
 def test_a_settling_moves_what_a_person_has_made_movable(backend: PostgresBackend) -> None:
-    """Whatever the attempt's own task means to it. Broken once by asking only where it meant much."""
+    """Whatever the attempt's own task means to it.
+
+    Broken once by looking only where that meant something to others.
+    """
     backend.fill(
         {"id": "T0", "status": "ready"},
         {"id": "S", "status": "planning_complete"},
