@@ -11,11 +11,6 @@ from daemon.queue.session import Call, Session
 from daemon.queue.tables import Tables
 
 
-def channel(status: str) -> str:
-    """What whoever waits for tasks of a status listens on."""
-    return f"rolecall.{status}"
-
-
 class Waits(NamedTuple):
     """The waits of credentials, kept for all hosts of the queue."""
 
@@ -43,7 +38,7 @@ class Watch:
 
     def __init__(self, session: Session, statuses: Collection[str]) -> None:
         self.session = session
-        channels = ["rolecall", *map(channel, statuses)]
+        channels = ["rolecall", *(f"rolecall.{each}" for each in statuses)]
         session.listen(channels, Call("SELECT rolecall.await($1)", [sorted(statuses)]))
 
     @property

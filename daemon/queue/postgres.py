@@ -130,8 +130,9 @@ class PostgresQueue:
 
     def _barred(self, lease: Lease) -> str:
         who = "a worker" if lease.role in self.machine.roles else f"a worker of {lease.role}"
-        told = "its attempt died" if self.tables.gone(lease) == "died" else "its lease ran out"
-        return f"{told}: the next look of {who} recovers it"
+        if self.tables.gone(lease) == "died":
+            return f"its attempt died: the next look of {who} recovers it"
+        return f"its lease ran out: {who} that has seen it so for a while recovers it"
 
     def problems(self) -> tuple[str, ...]:
         """What was found wrong with single tasks at the last look, for a person."""

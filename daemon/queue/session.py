@@ -522,7 +522,7 @@ def _rows(found: pq.abc.PGresult, readers: Sequence[Callable[[bytes], Any]]) -> 
 
 
 def _written(value: object) -> bytes | None:
-    """A value as the server reads it; a list is one of texts. Bytes are so already."""
+    """A value as the server reads it; a list is one of texts."""
     return WRITE.get(type(value), _as_text)(value)
 
 
@@ -537,7 +537,6 @@ def _as_array(values: Any) -> bytes:
 
 WRITE: dict[type, Callable[[Any], bytes | None]] = {
     str: str.encode,
-    bytes: lambda value: value,
     bool: lambda value: b"t" if value else b"f",
     type(None): lambda _: None,
     list: _as_array,

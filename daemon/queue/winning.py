@@ -57,8 +57,7 @@ class Winning:
             if not self._may(role):
                 return None
             with self.session.transaction(undone=True):
-                asked = self._asked(role, owner, ignore_wip, ())
-                claim = self._won(role, owner, self._ask(asked))
+                claim = self._won(role, owner, self._ask(role, owner, ignore_wip, ()))
             return claim and claim._replace(moves=())
         self._end_doubt()
         with self._budget(role):
@@ -68,9 +67,7 @@ class Winning:
         passed: list[str] = []  # those whose files are in the way, or whose own budget is spent
         while True:
             self._in_doubt = True
-            found = Found(
-                *self.session.call(CLAIM, self._asked(role, owner, ignore_wip, passed))[0]
-            )
+            found = self._ask(role, owner, ignore_wip, passed)
             claim = self._won(role, owner, found)
             if claim is None:
                 self._in_doubt = False
@@ -92,10 +89,10 @@ class Winning:
             self.queue.tell(prepared.moves)
             return prepared
 
-    def _asked(self, role: str, owner: str, ignore_wip: bool, passed: Sequence[str]) -> list[Any]:  # noqa: FBT001  # passed on
+    def _ask(self, role: str, owner: str, ignore_wip: bool, passed: Sequence[str]) -> Found:  # noqa: FBT001  # passed on
         rules, own, me = self.machine.roles[role], self.queue.config.roles[role], self.queue.me
         self._claimed_at = boottime()
-        return [
+        values = [
             SCHEMA,
             role,
             rules.claims,
@@ -111,9 +108,7 @@ class Winning:
             self.machine.unblock,
             self.machine.close_stories,
         ]
-
-    def _ask(self, asked: Sequence[Any]) -> Found:
-        return Found(*self.session.call(CLAIM, asked)[0])
+        return Found(*self.session.call(CLAIM, values)[0])
 
     def _won(self, role: str, owner: str, found: Found) -> Claim | None:
         """What the server's answer to a claim says; its folder is not made yet."""

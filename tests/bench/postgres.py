@@ -237,6 +237,8 @@ def blocks(
     keys = [(size, name) for size in places for name in WAYS]
     found: dict[tuple[int, str], list[Block]] = {key: [] for key in keys}
     with ExitStack() as stack:
+        for place in places.values():
+            stack.enter_context(listening(place))
         crews = {
             (size, name): stack.enter_context(crew(partial(steps, name, places[size]), processes))
             for size, name in keys
@@ -252,6 +254,18 @@ def blocks(
                     block = measured(server, crews[size, name], sizes.block)
                     found[size, name].append(block)
     return found
+
+
+@contextmanager
+def listening(place: Place) -> Iterator[None]:
+    """Somebody waits for the tasks, as wherever there are workers: what is settled is told."""
+    way = Ours(place)
+    way.listen()
+    way.queue.live()  # connects
+    try:
+        yield
+    finally:
+        way.queue.close()
 
 
 def steps(name: str, place: Place, channel: socket.socket) -> None:
